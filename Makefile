@@ -1,0 +1,53 @@
+# pocketsam: `make help` lists what there is.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		>/dev/null 2>&1 && { echo $$p; break; }; done)
+BIN := .venv/bin
+RUN := $(BIN)/pocketsam
+
+.DEFAULT_GOAL := help
+.PHONY: help install test test-all check demo bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed ## make .venv with everything, at the pinned versions
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "pocketsam needs Python 3.11, 3.12 or 3.13 with venv;" \
+		"on Debian, Ubuntu and Raspberry Pi OS: sudo apt install python3 python3-venv" >&2; exit 1; }
+	@if ! test -x $(BIN)/python || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv --clear .venv; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation --editable '.[dev]'
+	@touch $@
+
+test: install ## run the tests (minutes)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install ## run the tests, the slow ones too
+	$(BIN)/python -m pytest
+
+check: install ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/types && mkdir -p build/types/pocketsam
+	@ln -s $(CURDIR)/pocketsam/*.py $(CURDIR)/models $(CURDIR)/export $(CURDIR)/runtime build/types/pocketsam
+	MYPYPATH=build/types $(BIN)/mypy --package pocketsam
+
+demo: install ## export, verify and segment a photograph with it
+	$(BIN)/python -m pocketsam export seeded --target onnx --precision fp32 --output demo/bundle --force
+	$(BIN)/python -c "from skimage import data, io; io.imsave('demo/photo.png', data.astronaut())"
+	$(RUN) segment demo/bundle demo/photo.png --point 220,120 --box 130,10,370,500 --output demo
+
+bench: install ## measure the demo's bundle on this machine
+	@test -d demo/bundle || $(MAKE) demo
+	$(RUN) bench demo/bundle
+
+lock: install ## write constraints.txt from what is installed in .venv
+	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" > constraints.txt
+
+clean: ## remove what the targets above made
+	rm -rf .venv build dist demo *.egg-info

@@ -1,0 +1,131 @@
+"""The two halves that are traced, and the stages inside them at which parity is checked.
+
+A stage is the output of a submodule, named by its path in the network. A converter may keep stages as
+named tensors inside its file, so that ``verify`` can say where a file first departs from PyTorch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pocketsam.models.mobile_sam import EMBED_DIM, MobileSam
+from pocketsam.runtime import contract as c
+
+
+class Encoder(nn.Module):
+    """``pixel_values`` to ``image_embeddings``."""
+
+    inputs = (c.PIXEL_VALUES,)
+    outputs = (c.IMAGE_EMBEDDINGS,)
+
+    def __init__(self, model: MobileSam) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        return (self.model.encode(pixel_values),)
+
+    def stages(self) -> list[str]:
+        """Names of the stages, in the order in which they are computed."""
+        encoder = self.model.image_encoder
+        names = ["patch_embed"]
+        for i, layer in enumerate(encoder.layers):
+            names += [f"layers.{i}.blocks.{j}" for j in range(len(layer.blocks))]
+            if layer.downsample is not None:
+                names.append(f"layers.{i}.downsample")
+        return [f"image_encoder.{name}" for name in names]
+
+    def example(self) -> dict[str, Tensor]:
+        """Inputs of the right shapes to trace with."""
+        side = self.model.image_size
+        return {c.PIXEL_VALUES: torch.zeros(1, 3, side, side)}
+
+
+class Decoder(nn.Module):
+    """A prompt and ``image_embeddings`` to ``iou_predictions`` and ``low_res_masks``.
+
+    ``has_mask_input`` is clipped to 0..1, since some tools send -1 for "none".
+    """
+
+    inputs = (c.IMAGE_EMBEDDINGS, c.POINT_COORDS, c.POINT_LABELS, c.MASK_INPUT, c.HAS_MASK_INPUT)
+    outputs = (c.IOU_PREDICTIONS, c.LOW_RES_MASKS)
+
+    def __init__(self, model: MobileSam) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, ...]:
+        low_res_masks, iou_predictions = self.model.decode(
+            image_embeddings, point_coords, point_labels, mask_input, has_mask_input.clamp(0, 1)
+        )
+        return iou_predictions, low_res_masks
+
+    def stages(self) -> list[str]:
+        """Names of the stages, in the order in which they are computed."""
+        transformer = self.model.mask_decoder.transformer
+        names = [
+            f"transformer.layers.{i}.{j}" for i in range(len(transformer.layers)) for j in (0, 1)
+        ]
+        return [f"mask_decoder.{name}" for name in (*names, "transformer.0", "output_upscaling")]
+
+    def example(self, prompts: int = 2, points: int = 3) -> dict[str, Tensor]:
+        """Inputs of the right shapes to trace with."""
+        cells = self.model.image_size // 16
+        return {
+            c.IMAGE_EMBEDDINGS: torch.zeros(1, EMBED_DIM, cells, cells),
+            c.POINT_COORDS: torch.zeros(prompts, points, 2),
+            c.POINT_LABELS: torch.ones(prompts, points),
+            c.MASK_INPUT: torch.zeros(prompts, 1, 4 * cells, 4 * cells),
+            c.HAS_MASK_INPUT: torch.zeros(prompts),
+        }
+
+
+Part = Encoder | Decoder
+PART_TYPES = {"encoder": Encoder, "decoder": Decoder}
+
+
+@contextmanager
+def tapped(part: Part) -> Iterator[dict[str, Tensor]]:
+    """While open, each forward pass leaves the stages' outputs in the dict, by name.
+
+    A submodule with several outputs has a stage for each, its number at the end of the name.
+    """
+    taps: dict[str, Tensor] = {}
+    wanted = set(part.stages())
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs = (
+                {f"{name}.{i}": x for i, x in enumerate(output)}
+                if isinstance(output, tuple)
+                else {name: output}
+            )
+            taps.update({key: value for key, value in outputs.items() if key in wanted})
+
+        return hook
+
+    handles = [m.register_forward_hook(keep(n)) for n, m in part.model.named_modules() if n]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def run(part: Part, feeds: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs a half in PyTorch on numpy arrays: (outputs, stages), both by name, as numpy arrays."""
+    with tapped(part) as taps:
+        results = part(*(torch.from_numpy(feeds[name]) for name in part.inputs))
+    outputs = {name: x.numpy() for name, x in zip(part.outputs, results, strict=True)}
+    return outputs, {name: taps[name].numpy() for name in part.stages()}

@@ -1,0 +1,263 @@
+"""PyTorch to ONNX, and back to something that runs.
+
+``convert`` writes one half, ``load`` opens one. Opset 20 is the first with a Gelu operator.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxsim
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from pocketsam.errors import ConversionError
+from pocketsam.export.parts import Decoder, Part, tapped
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.session import open_session
+
+OPSET = 20
+PRECISIONS = ("fp32",)
+SUFFIX = ".onnx"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def convert(part: Part, path: Path) -> dict[str, Any]:
+    """Writes one half as a self-contained ONNX file.
+
+    Returns:
+        What the manifest says of it: opset, whether it was simplified, MACs, inputs and outputs.
+
+    Raises:
+        ConversionError: the exporter failed, or its result does not run.
+    """
+    exported = _trace(part)
+    if isinstance(part, Decoder):
+        _append_upscaling(exported, part.model.image_size)
+    model, simplified = _simplify(exported, part)
+    _strip(model, part)
+    onnx.checker.check_model(model, full_check=True)
+    macs = count_macs(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return {
+        "opset": OPSET,
+        "simplified": simplified,
+        "macs": macs,
+        "stages": part.stages(),
+        "inputs": [_describe(value) for value in model.graph.input],
+        "outputs": [_describe(value) for value in model.graph.output],
+    }
+
+
+def load(
+    path: Path, stages: list[str] | None = None, threads: int | None = None
+) -> Callable[[Arrays], Arrays]:
+    """One callable, dict of arrays in, dict of arrays out.
+
+    Args:
+        path: an ONNX file.
+        stages: also return these tensors from inside the graph; in memory, the file stays as it is.
+        threads: as for the runtime's ``Segmenter``.
+    """
+    data = path.read_bytes()
+    if stages:
+        model = onnx.load_from_string(data)
+        model.graph.output.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in stages
+        )
+        data = model.SerializeToString()
+    session = open_session(data, str(path), threads=threads)
+    outputs = [output.name for output in session.get_outputs()]
+    inputs = {entry.name for entry in session.get_inputs()}
+
+    def call(feeds: Arrays) -> Arrays:
+        used = {name: array for name, array in feeds.items() if name in inputs}
+        return dict(zip(outputs, session.run(None, used), strict=True))
+
+    return call
+
+
+class _Tapped(torch.nn.Module):
+    """A half whose stages are outputs too: that is how their names come into the graph."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with tapped(self.part) as taps:
+            results = self.part(*inputs)
+        return (*results, *(taps[name] for name in self.part.stages()))
+
+
+def _trace(part: Part) -> onnx.ModelProto:
+    example = part.example()
+    shapes: tuple[dict[int, Any], ...] | None = None
+    if isinstance(part, Decoder):
+        prompts, points = torch.export.Dim("B"), torch.export.Dim("N")
+        dims = {
+            c.POINT_COORDS: {0: prompts, 1: points},
+            c.POINT_LABELS: {0: prompts, 1: points},
+            c.MASK_INPUT: {0: prompts},
+            c.HAS_MASK_INPUT: {0: prompts},
+        }
+        shapes = (tuple(dims.get(name, {}) for name in part.inputs),)  # type: ignore[assignment]
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
+            program = torch.onnx.export(
+                _Tapped(part).eval(),
+                tuple(example[name] for name in part.inputs),
+                input_names=list(part.inputs),
+                output_names=[*part.outputs, *part.stages()],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=shapes,
+            )
+    except Exception as error:  # the exporter raises whatever the op at fault raised
+        raise ConversionError(f"torch.onnx.export failed: {str(error).splitlines()[0]}") from error
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
+    assert program is not None
+    buffer = io.BytesIO()
+    program.save(buffer)
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _append_upscaling(model: onnx.ModelProto, image_size: int) -> None:
+    """Adds ``orig_im_size`` and ``masks``: the reference's ``mask_postprocessing``, in ONNX.
+
+    Low resolution to the canvas, the padding cropped, then to the original size. The crop is at least
+    one pixel (see ``contract.resized_shape``).
+    """
+    graph = model.graph
+
+    def const(name: str, values: Any, dtype: Any) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(values, dtype), name))
+        return name
+
+    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        graph.node.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    bilinear = {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}
+    side = const("canvas_side", image_size, np.float32)
+    longest = node("ReduceMax", [c.ORIG_IM_SIZE], "longest_side", keepdims=0)
+    scale = node("Div", [side, longest], "resize_scale")
+    scaled = node("Mul", [c.ORIG_IM_SIZE, scale], "scaled_size")
+    rounded = node(
+        "Floor", [node("Add", [scaled, const("half", 0.5, np.float32)], "plus")], "floor"
+    )
+    crop = node("Max", [rounded, const("one", 1, np.float32)], "crop_size")
+    crop_i64 = node("Cast", [crop], "crop_size_int64", to=TensorProto.INT64)
+    batch = node("Shape", [c.LOW_RES_MASKS], "prompts_and_masks", start=0, end=2)
+    canvas = node(
+        "Concat",
+        [batch, const("canvas_hw", [image_size, image_size], np.int64)],
+        "canvas_shape",
+        axis=0,
+    )
+    upscaled = node("Resize", [c.LOW_RES_MASKS, "", "", canvas], "canvas_masks", **bilinear)
+    starts, axes = const("crop_starts", [0, 0], np.int64), const("crop_axes", [2, 3], np.int64)
+    cropped = node("Slice", [upscaled, starts, crop_i64, axes], "cropped_masks")
+    original = node("Cast", [c.ORIG_IM_SIZE], "original_hw", to=TensorProto.INT64)
+    full = node("Concat", [batch, original], "original_shape", axis=0)
+    node("Resize", [cropped, "", "", full], c.MASKS, **bilinear)
+
+    graph.input.append(helper.make_tensor_value_info(c.ORIG_IM_SIZE, TensorProto.FLOAT, [2]))
+    masks = helper.make_tensor_value_info(c.MASKS, TensorProto.FLOAT, ["B", 4, "H", "W"])
+    graph.output.insert(0, masks)
+
+
+def _simplify(model: onnx.ModelProto, part: Part) -> tuple[onnx.ModelProto, bool]:
+    """onnxsim's result if it loads, runs and agrees; otherwise the model as it came.
+
+    onnxsim has written operators that the opset lacks, so its word is not taken for it.
+    """
+    feeds = {name: value.numpy() for name, value in part.example().items()}
+    feeds[c.ORIG_IM_SIZE] = np.float32([60, 80])
+    expected = _run_bytes(model, feeds)
+    try:
+        simplified, _ = onnxsim.simplify(model)
+        found = _run_bytes(simplified, feeds)
+    except Exception:  # onnxsim and onnxruntime raise what they like; the answer is the same
+        return model, False
+    same = found.keys() == expected.keys() and all(
+        np.allclose(found[name], expected[name], rtol=1e-3, atol=1e-3) for name in expected
+    )
+    return (simplified, True) if same else (model, False)
+
+
+def _run_bytes(model: onnx.ModelProto, feeds: Arrays) -> Arrays:
+    session = open_session(model.SerializeToString(), "converted model")
+    names = [output.name for output in session.get_outputs()]
+    used = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
+    return dict(zip(names, session.run(None, used), strict=True))
+
+
+def _strip(model: onnx.ModelProto, part: Part) -> None:
+    """Takes out the stages' status as outputs, and everything that tells of this machine or moment."""
+    wanted = [*((c.MASKS,) if isinstance(part, Decoder) else ()), *part.outputs]
+    outputs = {value.name: value for value in model.graph.output}
+    del model.graph.output[:]
+    model.graph.output.extend(outputs[name] for name in wanted)
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    model.producer_name, model.producer_version = "pocketsam", ""
+    model.graph.name = type(part).__name__.lower()
+    for number, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{number}"
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+
+
+def _describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return {"name": value.name, "shape": shape, "dtype": str(dtype)}
+
+
+def count_macs(model: onnx.ModelProto) -> int:
+    """Multiply-accumulates of the convolutions and matrix products, at B = 1 prompt of N = 2 points."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_value = {"B": 1, "N": 2}[dim.dim_param]
+    del fixed.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+    }
+    shapes.update({tensor.name: list(tensor.dims) for tensor in inferred.initializer})
+    total = 0
+    for node in inferred.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+            continue
+        first, second, out = (shapes[name] for name in (*node.input[:2], node.output[0]))
+        if node.op_type == "ConvTranspose":
+            total += int(np.prod(first)) * int(np.prod(second[1:]))
+        elif node.op_type == "Conv":
+            total += int(np.prod(out)) * int(np.prod(second[1:]))
+        else:
+            flipped = any(a.name == "transA" and a.i for a in node.attribute)
+            total += int(np.prod(out)) * first[0 if flipped else -1]
+    return total

@@ -1,0 +1,56 @@
+"""SAM's mask decoder (arXiv:2304.02643, fig. 14)."""
+
+import torch
+from torch import Tensor, nn
+
+from pocketsam.models.common import MLP, LayerNorm2d
+from pocketsam.models.transformer import TwoWayTransformer
+
+
+class MaskDecoder(nn.Module):
+    """Image embedding and prompts to masks: token 0 is the single mask, 1 to 3 the multimask ones."""
+
+    def __init__(self, channels: int, transformer: TwoWayTransformer, num_masks: int) -> None:
+        super().__init__()
+        self.num_masks = num_masks
+        self.transformer = transformer
+        self.iou_token = nn.Embedding(1, channels)
+        self.mask_tokens = nn.Embedding(num_masks, channels)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(channels, channels // 4, 2, 2),
+            LayerNorm2d(channels // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(channels // 4, channels // 8, 2, 2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(channels, channels, channels // 8, 3) for _ in range(num_masks)
+        )
+        self.iou_prediction_head = MLP(channels, channels, num_masks, 3)
+
+    def forward(
+        self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns (low_res_masks ``[B, 4, 4h, 4w]`` logits, iou_predictions ``[B, 4]``).
+
+        Args:
+            image_embeddings: ``[1, C, h, w]``.
+            image_pe: ``[1, C, h, w]``.
+            sparse: ``[B, N, C]``, N from 0 up.
+            dense: ``[B, C, h, w]``, or ``[1, C, h, w]`` shared by all prompts.
+        """
+        batch = sparse.shape[0]
+        height, width = image_embeddings.shape[-2:]
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(batch, -1, -1), sparse], dim=1)
+
+        image = (image_embeddings + dense).flatten(2).transpose(1, 2)  # [B or 1, h·w, C]
+        pe = image_pe.flatten(2).transpose(1, 2)
+        tokens, image = self.transformer(image, pe, tokens)
+
+        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))
+        weights = torch.stack(
+            [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
+        )  # [B, 4, C/8]
+        masks = (weights @ upscaled.flatten(2)).unflatten(2, (4 * height, 4 * width))
+        return masks, self.iou_prediction_head(tokens[:, 0])

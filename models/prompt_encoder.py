@@ -1,0 +1,81 @@
+"""SAM's prompt encoder (arXiv:2304.02643, section 3 and appendix A).
+
+There is one kind of sparse prompt here, the labelled point: a box is two points with the labels 2 and
+3, and the pad that SAM adds where there is no box is a point with the label -1. The result is the
+reference implementation's, and the graph is the one that every export needs.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pocketsam.models.common import LayerNorm2d
+
+
+class PositionEmbeddingRandom(nn.Module):
+    """Random Fourier features (Tancik et al. 2020, arXiv:2006.10739)."""
+
+    positional_encoding_gaussian_matrix: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """``[..., 2]`` (x, y), each in 0..1, to ``[..., 2·features]``."""
+        angles = 2 * math.pi * ((2 * coords - 1) @ self.positional_encoding_gaussian_matrix)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class PromptEncoder(nn.Module):
+    """Points, boxes and mask inputs to embeddings.
+
+    Args:
+        embed_dim: channels of all embeddings.
+        image_size: side of the square canvas in pixels; the embedding's side is a sixteenth of it.
+        mask_channels: hidden channels of the mask input's convolutions.
+    """
+
+    def __init__(self, embed_dim: int, image_size: int, mask_channels: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, embed_dim)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, mask_channels // 4, 2, 2),
+            LayerNorm2d(mask_channels // 4),
+            nn.GELU(),
+            nn.Conv2d(mask_channels // 4, mask_channels, 2, 2),
+            LayerNorm2d(mask_channels),
+            nn.GELU(),
+            nn.Conv2d(mask_channels, embed_dim, 1),
+        )
+        self.no_mask_embed = nn.Embedding(1, embed_dim)
+
+    def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """``[B, N, 2]`` in pixels of the canvas and ``[B, N]`` labels to ``[B, N, embed_dim]``.
+
+        Labels: 1 foreground, 0 background, 2 and 3 a box's first and second corner, -1 padding,
+        whose coordinates do not matter.
+        """
+        points = self.pe_layer((coords + 0.5) / self.image_size)
+        labels = labels.unsqueeze(-1)
+        for number, embedding in enumerate(self.point_embeddings):
+            points = points + embedding.weight * (labels == number)
+        return torch.where(labels == -1, self.not_a_point_embed.weight, points)
+
+    def embed_masks(self, masks: Tensor, has_mask: Tensor) -> Tensor:
+        """Mask logits ``[B, 1, S/4, S/4]`` and ``[B]`` flags in 0..1 to ``[B, embed_dim, S/16, S/16]``."""
+        has_mask = has_mask.view(-1, 1, 1, 1)
+        without = self.no_mask_embed.weight.view(1, -1, 1, 1)
+        return has_mask * self.mask_downscaling(masks) + (1 - has_mask) * without
+
+    def dense_pe(self) -> Tensor:
+        """Position encoding of the embedding's cells, ``[1, embed_dim, S/16, S/16]``."""
+        side = self.image_size // 16
+        matrix = self.pe_layer.positional_encoding_gaussian_matrix
+        centres = (torch.arange(side, dtype=matrix.dtype, device=matrix.device) + 0.5) / side
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        return self.pe_layer(torch.stack([x, y], dim=-1)).permute(2, 0, 1).unsqueeze(0)

@@ -1,0 +1,78 @@
+"""The errors of pocketsam. Each is raised with one sentence that names the file, key or value.
+
+::
+
+    PocketSamError                    exit 1
+    ├── CheckpointError               a checkpoint that cannot be read, or does not fit the network
+    ├── DownloadError                 a download that failed, or arrived damaged
+    ├── ImageError                    an image that cannot be read or used
+    ├── PromptError                   a point, box, label or mask input that cannot be used
+    ├── ProviderError                 an execution provider that is unknown or not present here
+    ├── ConversionError               a converter that failed, or wrote a file that does not run
+    ├── BundleError                   a directory that is no bundle, or one that this version cannot read
+    │   └── IntegrityError  exit 5    a bundle whose files are not those its manifest describes
+    ├── ParityError         exit 3    a file that does not compute what the checkpoint computes
+    └── MissingExtraError   exit 4    an optional dependency that is not installed
+
+A usage error of the command (an unknown option, a malformed value) exits with 2.
+"""
+
+
+class PocketSamError(Exception):
+    """Base of every error that pocketsam raises on purpose."""
+
+    exit_code = 1
+
+
+class CheckpointError(PocketSamError):
+    """A checkpoint cannot be read, or its tensors do not fit the network."""
+
+
+class DownloadError(PocketSamError):
+    """A download failed, or what arrived is not what was asked for."""
+
+
+class ImageError(PocketSamError):
+    """An image cannot be read or used."""
+
+
+class PromptError(PocketSamError, ValueError):
+    """A prompt cannot be used: its shape, range, labels or values."""
+
+
+class ProviderError(PocketSamError):
+    """An execution provider is unknown, or not present in this onnxruntime."""
+
+
+class ConversionError(PocketSamError):
+    """A converter failed, or wrote a file that does not load and run."""
+
+
+class BundleError(PocketSamError):
+    """A directory is not a bundle, or is one that this version cannot read."""
+
+
+class IntegrityError(BundleError):
+    """A bundle's files are not the ones that its manifest describes."""
+
+    exit_code = 5
+
+
+class ParityError(PocketSamError):
+    """An exported file does not compute what the checkpoint computes."""
+
+    exit_code = 3
+
+
+class MissingExtraError(PocketSamError):
+    """An optional dependency is missing.
+
+    Args:
+        package: the import that failed.
+        extra: the extra of pocketsam that brings it.
+    """
+
+    exit_code = 4
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'pocketsam[{extra}]'")

@@ -1,0 +1,113 @@
+"""Reading a bundle: the manifest, and the files it describes, each checked before it is used.
+
+A bundle comes from anywhere, so nothing in it is trusted: file names stay inside the directory, sizes
+and hashes must match, and a model may not refer to a file outside itself.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketsam.errors import BundleError, IntegrityError
+from pocketsam.runtime.contract import MANIFEST_NAME, SCHEMA_VERSION
+
+PARTS = ("encoder", "decoder")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest has been read and checked; its files are read by ``read``.
+
+    Attributes:
+        path: the directory.
+        manifest: the manifest as it stands in the file.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square canvas, in pixels."""
+        return int(self.manifest["image_size"])
+
+    def read(self, part: str) -> bytes:
+        """The bytes of one file: ``encoder``, ``decoder`` or ``golden``.
+
+        Raises:
+            IntegrityError: the file is missing, leaves the directory, or is not the one described.
+        """
+        entry = self.manifest[part]
+        path = self._inside(part, entry["file"])
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise IntegrityError(f"{path}: {error.strerror}") from None
+        if len(data) != entry["bytes"]:
+            raise IntegrityError(f"{path}: {len(data)} bytes, the manifest says {entry['bytes']}")
+        found = hashlib.sha256(data).hexdigest()
+        if found != entry["sha256"]:
+            raise IntegrityError(f"{path}: sha256 is {found}, the manifest says {entry['sha256']}")
+        # A tensor kept in another file names it under the key "location". The word occurs in no
+        # graph of ours, and any spelling of such a reference must contain it.
+        if path.suffix == ".onnx" and b"location" in data:
+            raise IntegrityError(f"{path}: refers to external data; a bundle's files stand alone")
+        return data
+
+    def _inside(self, part: str, name: str) -> Path:
+        path = self.path / name
+        if Path(name).name != name or path.is_symlink():
+            raise IntegrityError(
+                f"{self.path / MANIFEST_NAME}: {part} file {name!r} leaves the bundle"
+            )
+        return path
+
+
+def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
+    """Reads and checks the manifest of a bundle. Its files are checked when they are read.
+
+    Raises:
+        BundleError: not a bundle, or one written by a newer pocketsam.
+        IntegrityError: the manifest is damaged.
+    """
+    path = Path(directory)
+    manifest_path = path / MANIFEST_NAME
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{path}: not a bundle (no {MANIFEST_NAME})") from None
+    except OSError as error:
+        raise BundleError(f"{manifest_path}: {error.strerror}") from None
+    except ValueError as error:
+        raise IntegrityError(f"{manifest_path}: not JSON: {error}") from None
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if type(version) is not int or version < 1:
+        raise IntegrityError(f"{manifest_path}: has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{manifest_path}: schema version {version}, and this pocketsam reads up to "
+            f"{SCHEMA_VERSION}; upgrade pocketsam"
+        )
+    _check_fields(manifest, manifest_path)
+    return Bundle(path, manifest)
+
+
+def _check_fields(manifest: dict[str, Any], path: Path) -> None:
+    """Raises IntegrityError unless every field that the runtime reads has its type."""
+
+    def check(key: str, value: object, kind: type) -> None:
+        if type(value) is not kind:
+            raise IntegrityError(f"{path}: {key} is missing or not of type {kind.__name__}")
+
+    check("target", manifest.get("target"), str)
+    check("precision", manifest.get("precision"), str)
+    check("image_size", manifest.get("image_size"), int)
+    if manifest["image_size"] <= 0 or manifest["image_size"] % 64:
+        raise IntegrityError(f"{path}: image_size {manifest['image_size']} is no multiple of 64")
+    for part in (*PARTS, "golden"):
+        check(part, manifest.get(part), dict)
+        for key, kind in (("file", str), ("sha256", str), ("bytes", int)):
+            check(f"{part}.{key}", manifest[part].get(key), kind)

@@ -1,0 +1,38 @@
+"""What a bundle promises: file names, tensor names, preprocessing. Writer and reader share this page.
+
+The decoder's tensors are those of the reference implementation's ``SamOnnxModel``, with an axis B for
+independent prompts where the reference has 1. S is the image size (the side of the square canvas), N
+the number of points of a prompt, (H, W) the size of the original image.
+"""
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+GOLDEN_NAME = "golden.npz"
+
+PIXEL_VALUES = "pixel_values"  # [1, 3, S, S] RGB, normalised, zero-padded right and bottom
+IMAGE_EMBEDDINGS = "image_embeddings"  # [1, 256, S/16, S/16]
+
+POINT_COORDS = "point_coords"  # [B, N, 2] (x, y) in pixels of the canvas
+POINT_LABELS = "point_labels"  # [B, N] see the labels below
+MASK_INPUT = "mask_input"  # [B, 1, S/4, S/4] logits
+HAS_MASK_INPUT = "has_mask_input"  # [B] clipped to 0..1
+ORIG_IM_SIZE = "orig_im_size"  # [2] (H, W)
+MASKS = "masks"  # [B, 4, H, W] logits
+IOU_PREDICTIONS = "iou_predictions"  # [B, 4]
+LOW_RES_MASKS = "low_res_masks"  # [B, 4, S/4, S/4] logits
+
+LABEL_PAD, LABEL_BACKGROUND, LABEL_FOREGROUND, LABEL_BOX_FIRST, LABEL_BOX_SECOND = -1, 0, 1, 2, 3
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+MASK_THRESHOLD = 0.0
+
+
+def resized_shape(height: int, width: int, image_size: int) -> tuple[int, int]:
+    """(height, width) after scaling the longest side to ``image_size``.
+
+    As ``ResizeLongestSide.get_preprocess_shape`` of the reference, but never 0: there an image more
+    than twice ``image_size`` times as long as it is wide cannot be used at all.
+    """
+    scale = image_size / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))

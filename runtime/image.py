@@ -1,0 +1,97 @@
+"""Images in: files to RGB pixels, pixels to the encoder's input."""
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pocketsam.errors import ImageError
+from pocketsam.runtime.contract import PIXEL_MEAN, PIXEL_STD, resized_shape
+
+MAX_PIXELS = 100_000_000
+"""Images with more pixels are refused: their masks would not fit in a small device's memory."""
+
+
+def load_image(source: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
+    """Reads a file (or takes a PIL image) as RGB, the way a viewer shows it.
+
+    EXIF rotation is applied. Grayscale, palette, CMYK and 16-bit images are converted (16 bits keep
+    their upper 8). Transparent pixels are laid over white. Of an animation, the first frame.
+
+    Returns:
+        ``[H, W, 3]`` uint8.
+
+    Raises:
+        ImageError: missing, not an image, truncated, over ``MAX_PIXELS``, or of float pixels.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "image")
+    name = os.fspath(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is ours
+            with Image.open(name) as image:
+                return _to_rgb(image, name)
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not an image that Pillow can read") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: {error}") from None
+    # Pillow's decoders raise whatever their format suggests to them when a file is damaged.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise ImageError(f"{name}: cannot be read: {error}") from None
+
+
+def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width}x{height} pixels, more than {MAX_PIXELS:,}")
+    if image.mode == "F":
+        raise ImageError(
+            f"{name}: float pixels have no agreed range; convert to 8 or 16 bits first"
+        )
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits instead of scaling them
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"{name}: integer pixels outside 0..65535")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def check_pixels(image: Any) -> NDArray[np.uint8]:
+    """Returns the array, or raises ImageError unless it is ``[H, W, 3]`` uint8 and not empty."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        what = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ImageError(
+            f"image must be a uint8 array [H, W, 3], a PIL image or a path, not {what}"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ImageError(f"image must have the shape [H, W, 3], not {list(image.shape)}")
+    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise ImageError(f"image has {image.shape[1]}x{image.shape[0]} pixels, over {MAX_PIXELS:,}")
+    return image
+
+
+def preprocess(image: NDArray[np.uint8], image_size: int) -> NDArray[np.float32]:
+    """``[H, W, 3]`` uint8 RGB to the encoder's ``pixel_values`` ``[1, 3, S, S]`` float32.
+
+    Scales the longest side to S (Pillow's antialiased bilinear filter), normalises, pads with zeros on
+    the right and below: ``ResizeLongestSide`` and ``Sam.preprocess`` of the reference.
+    """
+    height, width = resized_shape(image.shape[0], image.shape[1], image_size)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    values = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)
+    mean = np.array(PIXEL_MEAN, np.float32).reshape(3, 1, 1)
+    std = np.array(PIXEL_STD, np.float32).reshape(3, 1, 1)
+    canvas = np.zeros((1, 3, image_size, image_size), np.float32)
+    canvas[0, :, :height, :width] = (values - mean) / std
+    return canvas

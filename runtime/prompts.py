@@ -1,0 +1,162 @@
+"""Prompts in: points, boxes and mask inputs in the original image's pixels, checked and turned into
+the decoder's ``point_coords`` and ``point_labels``.
+"""
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pocketsam.errors import PromptError
+from pocketsam.runtime.contract import (
+    LABEL_BOX_FIRST,
+    LABEL_BOX_SECOND,
+    LABEL_PAD,
+    resized_shape,
+)
+
+LABELS = (-1, 0, 1, 2, 3)
+
+
+def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[np.float32]:
+    """``values`` as float32 of the given shape (None: any length), finite; or PromptError."""
+    try:
+        array = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise PromptError(f"{name} is not an array of numbers") from None
+    fits = array.ndim == len(shape) and all(
+        want in (None, got) for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if n is None else str(n) for n in shape[1:])
+        raise PromptError(
+            f"{name} must have the shape [{wanted}] for each prompt, not {list(array.shape[1:])}"
+            if array.ndim and shape[0] in (None, len(array))
+            else f"{name} must hold {shape[0]} prompts, like the others, not {len(array)}"
+        )
+    if not np.isfinite(array).all():
+        raise PromptError(f"{name} contains NaN or infinity")
+    return array
+
+
+def _check_inside(
+    name: str, points: NDArray[np.float32], used: NDArray[np.bool_], size: tuple[int, int]
+) -> None:
+    """Raises PromptError if a used (x, y) lies outside 0..W, 0..H."""
+    height, width = size
+    outside = used & ((points < 0) | (points > (width, height))).any(axis=-1)
+    if outside.any():
+        x, y = points[outside][0]
+        raise PromptError(
+            f"{name} ({x:g}, {y:g}) lies outside the image of {width}x{height} pixels"
+        )
+
+
+def assemble(
+    point_coords: ArrayLike | None,
+    point_labels: ArrayLike | None,
+    boxes: ArrayLike | None,
+    original_size: tuple[int, int],
+    image_size: int,
+    batch: int | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """B prompts to the decoder's (``point_coords [B, M, 2]``, ``point_labels [B, M]``), float32.
+
+    The points come first, then the box's corners, or, where there are points but no box, one pad
+    point: the order and the count of the reference's ``PromptEncoder``.
+
+    Args:
+        point_coords: ``[B, N, 2]`` (x, y) in pixels of the original image.
+        point_labels: ``[B, N]``, each one of ``LABELS``; a point labelled -1 may lie anywhere.
+        boxes: ``[B, 4]`` (x0, y0, x1, y1).
+        original_size: (height, width).
+        image_size: side of the canvas.
+        batch: B where neither points nor boxes say it (a mask input alone, or no prompt at all).
+
+    Raises:
+        PromptError: a wrong shape, label or range, NaN, or points without labels.
+    """
+    if (point_coords is None) != (point_labels is None):
+        raise PromptError("point_coords and point_labels must be given together")
+    coords, labels = [], []
+    if point_coords is not None and point_labels is not None:
+        points = _array("point_coords", point_coords, (batch, None, 2))
+        batch, count = points.shape[:2]
+        kinds = _array("point_labels", point_labels, (batch, count))
+        wrong = ~np.isin(kinds, LABELS)
+        if wrong.any():
+            raise PromptError(f"point_labels contains {kinds[wrong][0]:g}; known are {LABELS}")
+        _check_inside("point", points, kinds != LABEL_PAD, original_size)
+        coords, labels = [points], [kinds]
+        if boxes is None:
+            coords.append(np.zeros((batch, 1, 2), np.float32))
+            labels.append(np.full((batch, 1), LABEL_PAD, np.float32))
+    if boxes is not None:
+        corners = _array("box", boxes, (batch, 4)).reshape(-1, 2, 2)
+        batch = len(corners)
+        _check_inside("box corner", corners, np.ones(corners.shape[:2], bool), original_size)
+        if (corners[:, 0] > corners[:, 1]).any():
+            raise PromptError("box must be (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1")
+        coords.append(corners)
+        labels.append(np.tile(np.float32([LABEL_BOX_FIRST, LABEL_BOX_SECOND]), (batch, 1)))
+    if not coords:
+        batch = 1 if batch is None else batch
+        return np.zeros((batch, 0, 2), np.float32), np.zeros((batch, 0), np.float32)
+
+    height, width = original_size
+    new_height, new_width = resized_shape(height, width, image_size)
+    # float64, as the reference scales: whole pixels stay exact.
+    scaled = np.concatenate(coords, axis=1) * np.float64([new_width / width, new_height / height])
+    return scaled.astype(np.float32), np.concatenate(labels, axis=1)
+
+
+def check_mask_input(mask_input: ArrayLike, batch: int | None, side: int) -> NDArray[np.float32]:
+    """``[B, 1, S/4, S/4]`` float32 logits of an earlier call, or PromptError."""
+    return _array("mask_input", mask_input, (batch, 1, side, side))
+
+
+def read_prompt_file(
+    path: str | os.PathLike[str],
+) -> tuple[list[tuple[float, float, int]], list[tuple[float, float, float, float]]]:
+    """Points (x, y, label) and boxes of a prompt file as samexporter and rembg write it.
+
+    ``[{"type": "point", "data": [x, y], "label": 1}, {"type": "rectangle", "data": [x0, y0, x1, y1]}]``
+
+    Raises:
+        PromptError: the file is missing, is not JSON, or holds something else.
+    """
+    name = os.fspath(path)
+    try:
+        with open(name, encoding="utf-8") as file:
+            entries = json.load(file)
+    except OSError as error:
+        raise PromptError(f"{name}: {error.strerror}") from None
+    except ValueError as error:
+        raise PromptError(f"{name}: not JSON: {error}") from None
+    if not isinstance(entries, list):
+        raise PromptError(f"{name}: must hold a list of prompts")
+    points: list[tuple[float, float, int]] = []
+    boxes: list[tuple[float, float, float, float]] = []
+    for number, entry in enumerate(entries):
+        try:
+            kind, data = entry["type"], [float(value) for value in entry["data"]]
+            if kind == "point":
+                x, y = data
+                points.append((x, y, int(entry["label"])))
+            elif kind == "rectangle":
+                x0, y0, x1, y1 = data
+                boxes.append((x0, y0, x1, y1))
+            else:
+                raise PromptError(f"{name}: prompt {number}: unknown type {kind!r}")
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, PromptError):
+                raise
+            raise PromptError(f"{name}: prompt {number}: {_expected(entry)}") from None
+    return points, boxes
+
+
+def _expected(entry: Any) -> str:
+    shown = json.dumps(entry)[:80]
+    return f'wants "type", "data" (2 numbers and "label", or 4 numbers), got {shown}'

@@ -1,0 +1,232 @@
+"""Masks from a bundle: encode an image once, prompt it many times."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from pocketsam.errors import BundleError, ImageError, PromptError
+from pocketsam.runtime import contract, image, prompts
+from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.masks import Upscaler
+from pocketsam.runtime.session import open_session
+
+DECODER_BATCH = 16
+"""Prompts per call of the decoder: about 40 MB of activations each at 1024."""
+
+
+class Segmenter:
+    """The runtime's counterpart of the reference's ``SamPredictor``, on onnxruntime.
+
+    Args:
+        bundle_dir: a directory that ``pocketsam export`` wrote.
+        providers: execution providers by name, best first: cpu, cuda, tensorrt, coreml, xnnpack.
+        threads: threads per operator; None leaves it to onnxruntime (one per physical core).
+
+    Raises:
+        BundleError, IntegrityError: the bundle cannot be used.
+        ProviderError: a provider is missing here.
+    """
+
+    def __init__(
+        self,
+        bundle_dir: str | os.PathLike[str],
+        providers: str | Sequence[str] = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        bundle = open_bundle(bundle_dir)
+        target = bundle.manifest["target"]
+        if target != "onnx":
+            raise BundleError(f"{bundle.path}: a bundle for {target}; this runtime runs onnx")
+        self.manifest: dict[str, Any] = bundle.manifest
+        self.image_size: int = bundle.image_size
+        self._encoder = open_session(
+            bundle.read("encoder"), f"{bundle.path}: encoder", providers, threads
+        )
+        self._decoder = open_session(
+            bundle.read("decoder"), f"{bundle.path}: decoder", providers, threads
+        )
+        # The graph can also upscale the masks; not asked for, it must not be computed.
+        self._run_options = ort.RunOptions()
+        self._run_options.only_execute_path_to_fetches = True
+        self.reset_image()
+
+    @property
+    def is_image_set(self) -> bool:
+        """Whether ``predict`` can be called."""
+        return self._embedding is not None
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """(height, width) of the image that is set."""
+        self._require_image()
+        return self._original_size
+
+    def set_image(
+        self,
+        image_or_path: NDArray[np.uint8] | Image.Image | str | os.PathLike[str],
+        image_format: str = "RGB",
+    ) -> None:
+        """Encodes an image; until the next call, prompts refer to it.
+
+        Args:
+            image_or_path: ``[H, W, 3]`` uint8, or a PIL image or a path (see ``load_image``).
+            image_format: channel order of an array, RGB or BGR.
+
+        Raises:
+            ImageError: the image cannot be read or used. The image set before stays set.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ImageError(f"image_format must be RGB or BGR, not {image_format!r}")
+        if isinstance(image_or_path, Image.Image | str | os.PathLike):
+            pixels = image.load_image(image_or_path)
+        else:
+            pixels = image.check_pixels(image_or_path)
+            if image_format == "BGR":
+                pixels = pixels[..., ::-1]
+        values = image.preprocess(pixels, self.image_size)
+        (embedding,) = self._encoder.run(
+            [contract.IMAGE_EMBEDDINGS], {contract.PIXEL_VALUES: values}
+        )
+        self._embedding = embedding
+        self._original_size = (pixels.shape[0], pixels.shape[1])
+        self._upscaler = Upscaler(self.image_size, self._original_size)
+
+    def reset_image(self) -> None:
+        """Forgets the image."""
+        self._embedding: NDArray[np.float32] | None = None
+        self._original_size = (0, 0)
+        self._upscaler: Upscaler | None = None
+
+    def get_image_embedding(self) -> NDArray[np.float32]:
+        """The embedding of the image that is set, ``[1, 256, S/16, S/16]`` float32."""
+        return self._require_image()[0].copy()
+
+    def predict(
+        self,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+        """Masks for one prompt: ``SamPredictor.predict`` of the reference.
+
+        Args:
+            point_coords: ``[N, 2]`` (x, y) in pixels of the original image.
+            point_labels: ``[N]``: 1 foreground, 0 background (2, 3: a box's corners; -1: padding).
+            box: ``[4]`` (x0, y0, x1, y1).
+            mask_input: ``[1, S/4, S/4]`` logits, usually of an earlier call.
+            multimask_output: three masks for an ambiguous prompt, or the single one.
+            return_logits: logits instead of booleans.
+
+        Returns:
+            masks ``[C, H, W]`` bool (or float32 logits) at the original image's size, scores ``[C]``
+            float32 (predicted IoU), low_res_masks ``[C, S/4, S/4]`` float32 logits; C is 3 or 1.
+
+        Raises:
+            PromptError: a prompt that cannot be used, or no image is set.
+        """
+
+        def one(values: ArrayLike | None) -> Any:
+            return None if values is None else [values]
+
+        masks, scores, low_res = self.predict_batch(
+            one(point_coords),
+            one(point_labels),
+            one(box),
+            one(mask_input),
+            multimask_output,
+            return_logits,
+        )
+        return masks[0], scores[0], low_res[0]
+
+    def predict_batch(
+        self,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        mask_inputs: ArrayLike | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+        """Masks for B independent prompts on one image; each result is that of ``predict``.
+
+        Args:
+            point_coords: ``[B, N, 2]``. Prompts of different lengths need separate calls: a pad point
+                is a token that the others attend to, so it would change their masks.
+            point_labels: ``[B, N]``.
+            boxes: ``[B, 4]``.
+            mask_inputs: ``[B, 1, S/4, S/4]``.
+            multimask_output, return_logits: as for ``predict``.
+
+        Returns:
+            masks ``[B, C, H, W]``, scores ``[B, C]``, low_res_masks ``[B, C, S/4, S/4]``.
+        """
+        scores, low_res = self.predict_low_res(
+            point_coords, point_labels, boxes, mask_inputs, multimask_output
+        )
+        _, upscaler = self._require_image()
+        masks = np.empty(
+            (*scores.shape, *self._original_size), np.float32 if return_logits else np.bool_
+        )
+        for index in np.ndindex(scores.shape):
+            logits = upscaler.logits(low_res[index])
+            masks[index] = logits if return_logits else logits > contract.MASK_THRESHOLD
+        return masks, scores, low_res
+
+    def predict_low_res(
+        self,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        mask_inputs: ArrayLike | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """``predict_batch`` without the full-size masks: (scores ``[B, C]``, low_res_masks)."""
+        embedding, _ = self._require_image()
+        side = self.image_size // 4
+        masks = None
+        if mask_inputs is not None:
+            masks = prompts.check_mask_input(mask_inputs, None, side)
+        coords, labels = prompts.assemble(
+            point_coords,
+            point_labels,
+            boxes,
+            self._original_size,
+            self.image_size,
+            batch=None if masks is None else len(masks),
+        )
+        total = len(coords)
+        has_mask = np.full(total, masks is not None, np.float32)
+        if masks is None:
+            masks = np.broadcast_to(np.float32(0), (total, 1, side, side))
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        scores, low_res = [], []
+        for start in range(0, total, DECODER_BATCH):
+            part = slice(start, start + DECODER_BATCH)
+            iou, low = self._decoder.run(
+                [contract.IOU_PREDICTIONS, contract.LOW_RES_MASKS],
+                {
+                    contract.IMAGE_EMBEDDINGS: embedding,
+                    contract.POINT_COORDS: coords[part],
+                    contract.POINT_LABELS: labels[part],
+                    contract.MASK_INPUT: np.ascontiguousarray(masks[part]),
+                    contract.HAS_MASK_INPUT: has_mask[part],
+                    contract.ORIG_IM_SIZE: np.float32(self._original_size),
+                },
+                self._run_options,
+            )
+            scores.append(iou[:, chosen])
+            low_res.append(low[:, chosen])
+        return np.concatenate(scores), np.concatenate(low_res)
+
+    def _require_image(self) -> tuple[NDArray[np.float32], Upscaler]:
+        if self._embedding is None or self._upscaler is None:
+            raise PromptError("no image is set; call set_image first")
+        return self._embedding, self._upscaler
