@@ -1,0 +1,1 @@
+"""Checkpoint to bundle: conversion, and proof by parity. Needs the extra ``[export]``."""

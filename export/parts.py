@@ -4,6 +4,7 @@ A stage is the output of a submodule, named by its path in the network. A conver
 named tensors inside its file, so that ``verify`` can say where a file first departs from PyTorch.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,13 +31,9 @@ class Encoder(nn.Module):
 
     def stages(self) -> list[str]:
         """Names of the stages, in the order in which they are computed."""
-        encoder = self.model.image_encoder
-        names = ["patch_embed"]
-        for i, layer in enumerate(encoder.layers):
-            names += [f"layers.{i}.blocks.{j}" for j in range(len(layer.blocks))]
-            if layer.downsample is not None:
-                names.append(f"layers.{i}.downsample")
-        return [f"image_encoder.{name}" for name in names]
+        wanted = re.compile(r"patch_embed|layers\.\d\.(blocks\.\d|downsample)")
+        names = [name for name, _ in self.model.image_encoder.named_modules()]
+        return [f"image_encoder.{name}" for name in names if wanted.fullmatch(name)]
 
     def example(self) -> dict[str, Tensor]:
         """Inputs of the right shapes to trace with."""
@@ -73,9 +70,7 @@ class Decoder(nn.Module):
     def stages(self) -> list[str]:
         """Names of the stages, in the order in which they are computed."""
         transformer = self.model.mask_decoder.transformer
-        names = [
-            f"transformer.layers.{i}.{j}" for i in range(len(transformer.layers)) for j in (0, 1)
-        ]
+        names = [f"transformer.layers.{i}.{j}" for i in range(len(transformer.layers)) for j in (0, 1)]
         return [f"mask_decoder.{name}" for name in (*names, "transformer.0", "output_upscaling")]
 
     def example(self, prompts: int = 2, points: int = 3) -> dict[str, Tensor]:
@@ -91,7 +86,7 @@ class Decoder(nn.Module):
 
 
 Part = Encoder | Decoder
-PART_TYPES = {"encoder": Encoder, "decoder": Decoder}
+PART_TYPES: dict[str, type[Part]] = {"encoder": Encoder, "decoder": Decoder}
 
 
 @contextmanager

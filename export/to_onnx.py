@@ -3,10 +3,9 @@
 ``convert`` writes one half, ``load`` opens one. Opset 20 is the first with a Gelu operator.
 """
 
-import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +55,24 @@ def convert(part: Part, path: Path) -> dict[str, Any]:
     }
 
 
-def load(
-    path: Path, stages: list[str] | None = None, threads: int | None = None
-) -> Callable[[Arrays], Arrays]:
+def load(data: bytes, name: str, stages: Sequence[str] = ()) -> Callable[[Arrays], Arrays]:
     """One callable, dict of arrays in, dict of arrays out.
 
     Args:
-        path: an ONNX file.
-        stages: also return these tensors from inside the graph; in memory, the file stays as it is.
-        threads: as for the runtime's ``Segmenter``.
+        data: an ONNX file.
+        name: what errors call it.
+        stages: also return these tensors from inside the graph, as far as it has them.
     """
-    data = path.read_bytes()
     if stages:
         model = onnx.load_from_string(data)
+        there = {output for node in model.graph.node for output in node.output}
         model.graph.output.extend(
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in stages
+            helper.make_tensor_value_info(stage, TensorProto.FLOAT, None)
+            for stage in stages
+            if stage in there
         )
         data = model.SerializeToString()
-    session = open_session(data, str(path), threads=threads)
+    session = open_session(data, name)
     outputs = [output.name for output in session.get_outputs()]
     inputs = {entry.name for entry in session.get_inputs()}
 
@@ -128,10 +127,9 @@ def _trace(part: Part) -> onnx.ModelProto:
         raise ConversionError(f"torch.onnx.export failed: {str(error).splitlines()[0]}") from error
     finally:
         logging.getLogger("torch.onnx").setLevel(level)
-    assert program is not None
-    buffer = io.BytesIO()
-    program.save(buffer)
-    return onnx.load_from_string(buffer.getvalue())
+    assert program is not None  # it is None only where a path is given
+    model: onnx.ModelProto = program.model_proto
+    return model
 
 
 def _append_upscaling(model: onnx.ModelProto, image_size: int) -> None:
@@ -155,9 +153,7 @@ def _append_upscaling(model: onnx.ModelProto, image_size: int) -> None:
     longest = node("ReduceMax", [c.ORIG_IM_SIZE], "longest_side", keepdims=0)
     scale = node("Div", [side, longest], "resize_scale")
     scaled = node("Mul", [c.ORIG_IM_SIZE, scale], "scaled_size")
-    rounded = node(
-        "Floor", [node("Add", [scaled, const("half", 0.5, np.float32)], "plus")], "floor"
-    )
+    rounded = node("Floor", [node("Add", [scaled, const("half", 0.5, np.float32)], "plus")], "floor")
     crop = node("Max", [rounded, const("one", 1, np.float32)], "crop_size")
     crop_i64 = node("Cast", [crop], "crop_size_int64", to=TensorProto.INT64)
     batch = node("Shape", [c.LOW_RES_MASKS], "prompts_and_masks", start=0, end=2)
@@ -185,7 +181,7 @@ def _simplify(model: onnx.ModelProto, part: Part) -> tuple[onnx.ModelProto, bool
     onnxsim has written operators that the opset lacks, so its word is not taken for it.
     """
     feeds = {name: value.numpy() for name, value in part.example().items()}
-    feeds[c.ORIG_IM_SIZE] = np.float32([60, 80])
+    feeds[c.ORIG_IM_SIZE] = np.array([60, 80], np.float32)
     expected = _run_bytes(model, feeds)
     try:
         simplified, _ = onnxsim.simplify(model)

@@ -1,0 +1,1 @@
+"""The network, in PyTorch, and its checkpoints. Imports nothing of export or runtime."""

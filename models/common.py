@@ -1,5 +1,7 @@
 """Layers that more than one part of the network uses."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,9 +28,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, depth: int) -> None:
         super().__init__()
         widths = [inputs, *[hidden] * (depth - 1), outputs]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -63,11 +63,11 @@ class PromptEncoder(nn.Module):
         points = self.pe_layer((coords + 0.5) / self.image_size)
         labels = labels.unsqueeze(-1)
         for number, embedding in enumerate(self.point_embeddings):
-            points = points + embedding.weight * (labels == number)
+            points = points + embedding.get_parameter("weight") * (labels == number)
         return torch.where(labels == -1, self.not_a_point_embed.weight, points)
 
     def embed_masks(self, masks: Tensor, has_mask: Tensor) -> Tensor:
-        """Mask logits ``[B, 1, S/4, S/4]`` and ``[B]`` flags in 0..1 to ``[B, embed_dim, S/16, S/16]``."""
+        """Logits ``[B, 1, S/4, S/4]`` and flags ``[B]`` in 0..1 to ``[B, embed_dim, S/16, S/16]``."""
         has_mask = has_mask.view(-1, 1, 1, 1)
         without = self.no_mask_embed.weight.view(1, -1, 1, 1)
         return has_mask * self.mask_downscaling(masks) + (1 - has_mask) * without

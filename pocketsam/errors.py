@@ -3,14 +3,14 @@
 ::
 
     PocketSamError                    exit 1
-    ├── CheckpointError               a checkpoint that cannot be read, or does not fit the network
+    ├── CheckpointError               a checkpoint that is unreadable, or does not fit the network
     ├── DownloadError                 a download that failed, or arrived damaged
     ├── ImageError                    an image that cannot be read or used
     ├── PromptError                   a point, box, label or mask input that cannot be used
     ├── ProviderError                 an execution provider that is unknown or not present here
     ├── ConversionError               a converter that failed, or wrote a file that does not run
-    ├── BundleError                   a directory that is no bundle, or one that this version cannot read
-    │   └── IntegrityError  exit 5    a bundle whose files are not those its manifest describes
+    ├── BundleError                   a directory that is no bundle, or one this version cannot read
+    │   └── IntegrityError  exit 5    a bundle whose files are not those of its manifest
     ├── ParityError         exit 3    a file that does not compute what the checkpoint computes
     └── MissingExtraError   exit 4    an optional dependency that is not installed
 

@@ -60,9 +60,7 @@ class Bundle:
     def _inside(self, part: str, name: str) -> Path:
         path = self.path / name
         if Path(name).name != name or path.is_symlink():
-            raise IntegrityError(
-                f"{self.path / MANIFEST_NAME}: {part} file {name!r} leaves the bundle"
-            )
+            raise IntegrityError(f"{self.path / MANIFEST_NAME}: {part} file {name!r} leaves the bundle")
         return path
 
 

@@ -51,9 +51,7 @@ def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: {width}x{height} pixels, more than {MAX_PIXELS:,}")
     if image.mode == "F":
-        raise ImageError(
-            f"{name}: float pixels have no agreed range; convert to 8 or 16 bits first"
-        )
+        raise ImageError(f"{name}: float pixels have no agreed range; convert to 8 or 16 bits first")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits instead of scaling them
         values = np.asarray(image).astype(np.int64)
@@ -71,9 +69,7 @@ def check_pixels(image: Any) -> NDArray[np.uint8]:
     """Returns the array, or raises ImageError unless it is ``[H, W, 3]`` uint8 and not empty."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         what = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ImageError(
-            f"image must be a uint8 array [H, W, 3], a PIL image or a path, not {what}"
-        )
+        raise ImageError(f"image must be a uint8 array [H, W, 3], a PIL image or a path, not {what}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ImageError(f"image must have the shape [H, W, 3], not {list(image.shape)}")
     if image.shape[0] * image.shape[1] > MAX_PIXELS:

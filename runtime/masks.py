@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 from pocketsam.runtime.contract import resized_shape
 
 
-def _taps(
-    inputs: int, outputs: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+def _taps(inputs: int, outputs: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """Bilinear interpolation of one axis, ``align_corners=False``: per output its two inputs, and the
     weight of the second. float32 throughout, as torch computes it.
     """
@@ -18,7 +16,7 @@ def _taps(
     centres = (np.arange(outputs, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     centres = np.maximum(centres, np.float32(0))
     first = np.minimum(centres.astype(np.intp), inputs - 1)
-    return first, np.minimum(first + 1, inputs - 1), centres - first.astype(np.float32)
+    return first, np.minimum(first + 1, inputs - 1), (centres - first).astype(np.float32)
 
 
 def _axis_matrix(low: int, canvas: int, resized: int, original: int) -> NDArray[np.float32]:
@@ -30,7 +28,10 @@ def _axis_matrix(low: int, canvas: int, resized: int, original: int) -> NDArray[
     up[rows, second] += weight
     up = up[:resized]
     first, second, weight = _taps(resized, original)
-    return up[first] * (1 - weight)[:, None] + up[second] * weight[:, None]
+    out: NDArray[np.float32] = (
+        up[first] * (np.float32(1) - weight)[:, None] + up[second] * weight[:, None]
+    )
+    return out
 
 
 class Upscaler:
@@ -49,15 +50,13 @@ class Upscaler:
         height, width = resized_shape(*original_size, image_size)
         low = image_size // 4
         self._rows = _axis_matrix(low, image_size, height, original_size[0])
-        self._columns = np.ascontiguousarray(
-            _axis_matrix(low, image_size, width, original_size[1]).T
-        )
+        self._columns = np.ascontiguousarray(_axis_matrix(low, image_size, width, original_size[1]).T)
 
     def logits(self, low_res_mask: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[S/4, S/4]`` to ``[H, W]`` float32."""
-        if len(self._rows) < self._columns.shape[1]:  # the short side first: less to multiply
-            return (self._rows @ low_res_mask) @ self._columns
-        return self._rows @ (low_res_mask @ self._columns)
+        # multi_dot multiplies the short side first
+        out: NDArray[np.float32] = np.linalg.multi_dot([self._rows, low_res_mask, self._columns])
+        return out
 
 
 def mask_box(mask: NDArray[np.bool_]) -> list[int]:
@@ -115,9 +114,7 @@ def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
     for code in rle["counts"].encode("ascii"):
         group = code - 48
         if not 0 <= group < 64:
-            raise ValueError(
-                f"counts holds the byte {code}, which run-length encoding never writes"
-            )
+            raise ValueError(f"counts holds the byte {code}, which run-length encoding never writes")
         value |= (group & 31) << shift
         shift += 5
         if not group & 32:

@@ -4,6 +4,7 @@ the decoder's ``point_coords`` and ``point_labels``.
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,7 @@ def _check_inside(
     outside = used & ((points < 0) | (points > (width, height))).any(axis=-1)
     if outside.any():
         x, y = points[outside][0]
-        raise PromptError(
-            f"{name} ({x:g}, {y:g}) lies outside the image of {width}x{height} pixels"
-        )
+        raise PromptError(f"{name} ({x:g}, {y:g}) lies outside the image of {width}x{height} pixels")
 
 
 def assemble(
@@ -100,7 +99,7 @@ def assemble(
         if (corners[:, 0] > corners[:, 1]).any():
             raise PromptError("box must be (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1")
         coords.append(corners)
-        labels.append(np.tile(np.float32([LABEL_BOX_FIRST, LABEL_BOX_SECOND]), (batch, 1)))
+        labels.append(np.tile(np.array([LABEL_BOX_FIRST, LABEL_BOX_SECOND], np.float32), (batch, 1)))
     if not coords:
         batch = 1 if batch is None else batch
         return np.zeros((batch, 0, 2), np.float32), np.zeros((batch, 0), np.float32)
@@ -108,7 +107,7 @@ def assemble(
     height, width = original_size
     new_height, new_width = resized_shape(height, width, image_size)
     # float64, as the reference scales: whole pixels stay exact.
-    scaled = np.concatenate(coords, axis=1) * np.float64([new_width / width, new_height / height])
+    scaled = np.concatenate(coords, axis=1) * np.array([new_width / width, new_height / height])
     return scaled.astype(np.float32), np.concatenate(labels, axis=1)
 
 
@@ -129,8 +128,7 @@ def read_prompt_file(
     """
     name = os.fspath(path)
     try:
-        with open(name, encoding="utf-8") as file:
-            entries = json.load(file)
+        entries = json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise PromptError(f"{name}: {error.strerror}") from None
     except ValueError as error:

@@ -53,7 +53,9 @@ class Segmenter:
         # The graph can also upscale the masks; not asked for, it must not be computed.
         self._run_options = ort.RunOptions()
         self._run_options.only_execute_path_to_fetches = True
-        self.reset_image()
+        self._embedding: NDArray[np.float32] | None = None
+        self._upscaler: Upscaler | None = None
+        self._original_size = (0, 0)
 
     @property
     def is_image_set(self) -> bool:
@@ -88,19 +90,20 @@ class Segmenter:
             pixels = image.check_pixels(image_or_path)
             if image_format == "BGR":
                 pixels = pixels[..., ::-1]
-        values = image.preprocess(pixels, self.image_size)
-        (embedding,) = self._encoder.run(
-            [contract.IMAGE_EMBEDDINGS], {contract.PIXEL_VALUES: values}
-        )
-        self._embedding = embedding
+        self._embedding = self.encode(image.preprocess(pixels, self.image_size))
         self._original_size = (pixels.shape[0], pixels.shape[1])
         self._upscaler = Upscaler(self.image_size, self._original_size)
 
+    def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The encoder alone: ``[1, 3, S, S]``, see ``preprocess``, to ``[1, 256, S/16, S/16]``."""
+        feeds = {contract.PIXEL_VALUES: pixel_values}
+        embedding: NDArray[np.float32]
+        (embedding,) = self._encoder.run([contract.IMAGE_EMBEDDINGS], feeds)
+        return embedding
+
     def reset_image(self) -> None:
         """Forgets the image."""
-        self._embedding: NDArray[np.float32] | None = None
-        self._original_size = (0, 0)
-        self._upscaler: Upscaler | None = None
+        self._embedding = self._upscaler = None
 
     def get_image_embedding(self) -> NDArray[np.float32]:
         """The embedding of the image that is set, ``[1, 256, S/16, S/16]`` float32."""
@@ -218,7 +221,7 @@ class Segmenter:
                     contract.POINT_LABELS: labels[part],
                     contract.MASK_INPUT: np.ascontiguousarray(masks[part]),
                     contract.HAS_MASK_INPUT: has_mask[part],
-                    contract.ORIG_IM_SIZE: np.float32(self._original_size),
+                    contract.ORIG_IM_SIZE: np.array(self._original_size, np.float32),
                 },
                 self._run_options,
             )

@@ -36,9 +36,7 @@ def provider_names(providers: str | Sequence[str]) -> list[str]:
         if found is None:
             raise ProviderError(f"unknown provider {name!r}; known are {', '.join(PROVIDERS)}")
         if found not in available:
-            raise ProviderError(
-                f"provider {name!r} is not in this onnxruntime; present are: {present}"
-            )
+            raise ProviderError(f"provider {name!r} is not in this onnxruntime; present are: {present}")
         names.append(found)
     return names
 
@@ -48,9 +46,7 @@ def check_threads(threads: int | None) -> int:
     if threads is None:
         return 0
     if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
-        raise ProviderError(
-            f"threads must be a whole number from 1 to {MAX_THREADS}, not {threads}"
-        )
+        raise ProviderError(f"threads must be a whole number from 1 to {MAX_THREADS}, not {threads}")
     return threads
 
 

@@ -1,0 +1,139 @@
+"""The commands of the exporter: export, verify against a checkpoint, download."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pocketsam.errors import MissingExtraError
+from pocketsam.export.targets import TARGETS
+from pocketsam.runtime import commands as runtime_commands
+from pocketsam.runtime import terminal
+
+CHECKPOINT_HELP = ".pt or .safetensors file, or `seeded` for untrained weights"
+
+
+@contextmanager
+def extra_needed(extra: str) -> Iterator[None]:
+    """Turns a missing package into the one line that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("pocketsam"):
+            raise
+        raise MissingExtraError(error.name or "a package", extra) from None
+
+
+def add_export(subparsers: terminal.Subparsers) -> None:
+    """Adds ``export``."""
+    parser = subparsers.add_parser("export", help="turn a checkpoint into a verified bundle")
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument("--target", choices=sorted(TARGETS), default="onnx")
+    precisions = sorted({p for _, _, names in TARGETS.values() for p in names})
+    parser.add_argument("--precision", choices=precisions, default="fp32")
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        default=1024,
+        metavar="S",
+        help="side of the canvas, a multiple of 64 (default 1024); cost falls with its square",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
+    parser.add_argument("--no-verify", action="store_true", help="skip parity; the bundle will say so")
+    parser.add_argument("--json", action="store_true", help="the parity report to stdout")
+    _add_images(parser)
+    parser.set_defaults(run=run_export)
+
+
+def image_size(text: str) -> int:
+    """A positive multiple of 64, up to 4096."""
+    value = int(text) if text.isdecimal() else 0
+    if not 64 <= value <= 4096 or value % 64:
+        raise argparse.ArgumentTypeError(f"{text!r}: wants a multiple of 64, from 64 to 4096")
+    return value
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--images",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="photographs (files or folders) to verify on; default: three of scikit-image's",
+    )
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Exports, verifies, and prints the report."""
+    with extra_needed("export"):
+        from pocketsam.export.parity import ReportedParityError
+        from pocketsam.export.pipeline import export_bundle
+    try:
+        report = export_bundle(
+            args.checkpoint,
+            args.output,
+            args.target,
+            args.precision,
+            args.image_size,
+            verify=not args.no_verify,
+            replace=args.force,
+            photos=args.images,
+            progress=terminal.say,
+        )
+    except ReportedParityError as error:
+        _print_report(error.report.to_json(), args.json)
+        raise
+    if report is None:
+        terminal.say("not verified, as asked; the bundle's manifest says so")
+    else:
+        _print_report(report.to_json(), args.json)
+    terminal.say(f"wrote {args.output}")
+
+
+def _print_report(report: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        terminal.print_json(report)
+    else:
+        runtime_commands.print_parity(report)
+
+
+def add_verify(subparsers: terminal.Subparsers) -> None:
+    """Adds ``verify``: the runtime's, and against a checkpoint."""
+    parser = runtime_commands.add_verify(subparsers)
+    parser.add_argument("--checkpoint", metavar="FILE", help=f"compare with PyTorch: {CHECKPOINT_HELP}")
+    _add_images(parser)
+    parser.set_defaults(run=run_verify)
+
+
+def run_verify(args: argparse.Namespace) -> None:
+    """Compares a bundle with a checkpoint, or runs its golden vectors."""
+    if args.checkpoint is None:
+        runtime_commands.run_verify(args)
+        return
+    with extra_needed("export"):
+        from pocketsam.export.pipeline import verify_bundle
+    report = verify_bundle(Path(args.bundle), args.checkpoint, args.images, terminal.say)
+    _print_report(report.to_json(), args.json)
+    report.raise_if_failed()
+
+
+def add_download(subparsers: terminal.Subparsers) -> None:
+    """Adds ``download``."""
+    from pocketsam.models.download import CHECKPOINTS
+
+    parser = subparsers.add_parser("download", help="fetch an official checkpoint, verified")
+    parser.add_argument("name", choices=sorted(CHECKPOINTS))
+    parser.add_argument("--output", type=Path, default=Path(), metavar="PATH", help="file or directory")
+    parser.add_argument("--url", help="another address of the same file")
+    parser.set_defaults(run=run_download)
+
+
+def run_download(args: argparse.Namespace) -> None:
+    """Downloads; a broken download resumes when run again."""
+    from pocketsam.models.download import download
+
+    print(download(args.name, args.output, url=args.url, progress=terminal.show_progress))
+
+
+COMMANDS: tuple[terminal.AddCommand, ...] = (add_export, add_verify, add_download)

@@ -1,0 +1,125 @@
+"""How far two tensors, or two sets of masks, are apart; and how far they may be."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SNR_CEILING_DB = 200.0
+"""Reported where the error is zero, or so small that its square underflows."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a tensor and a mask may lose.
+
+    Attributes:
+        error: largest |Δ| of a tensor, in standard deviations of the reference tensor.
+        snr_db: lowest signal-to-noise ratio of a tensor, in dB.
+        cosine: lowest cosine of the angle between the tensors.
+        mask_iou: lowest IoU of the thresholded masks of one prompt, pooled over its masks.
+    """
+
+    error: float
+    snr_db: float
+    cosine: float
+    mask_iou: float
+
+
+TOLERANCES: dict[tuple[str, str], Tolerance] = {
+    # (target, precision). 4e-4 of a scale of 5 is 2e-3 of a logit.
+    ("onnx", "fp32"): Tolerance(error=4e-4, snr_db=80.0, cosine=0.999999, mask_iou=0.999),
+}
+
+
+@dataclass
+class Row:
+    """The worst that was seen of one tensor (or of its masks), over all cases.
+
+    Attributes:
+        part: encoder, decoder or end to end.
+        tensor: its name.
+        figures: metric to value; for masks also counts.
+        ok: whether every case was within the tolerance.
+        worst_case: the case that came out worst.
+    """
+
+    part: str
+    tensor: str
+    ok: bool = True
+    worst_case: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """``part tensor``, as reports show it."""
+        return f"{self.part} {self.tensor}"
+
+
+def tensor_figures(expected: NDArray[Any], found: NDArray[Any]) -> dict[str, float]:
+    """max_abs, mean_abs, scale (the reference's standard deviation), error, cosine and snr_db.
+
+    A tensor that holds NaN or infinity, or has another shape, is infinitely far away.
+    """
+    if expected.shape != found.shape or not np.isfinite(found).all():
+        worst = float("inf")
+        return {
+            "max_abs": worst,
+            "mean_abs": worst,
+            "scale": 0.0,
+            "error": worst,
+            "cosine": -1.0,
+            "snr_db": -worst,
+        }
+    reference, other = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    difference = np.abs(reference - other)
+    scale = float(reference.std()) or 1.0
+    signal, noise = float(reference @ reference), float(difference @ difference)
+    norms = np.sqrt(signal * float(other @ other))
+    ratio = 10 * np.log10(signal / noise) if noise and signal else SNR_CEILING_DB
+    return {
+        "max_abs": float(difference.max(initial=0)),
+        "mean_abs": float(difference.mean()) if difference.size else 0.0,
+        "scale": scale,
+        "error": float(difference.max(initial=0)) / scale,
+        "cosine": float(reference @ other / norms) if norms else float(noise == 0),
+        "snr_db": min(float(ratio), SNR_CEILING_DB),
+    }
+
+
+def tensor_ok(figures: dict[str, float], tolerance: Tolerance) -> bool:
+    """Whether a tensor is within the tolerance."""
+    return (
+        figures["error"] <= tolerance.error
+        and figures["snr_db"] >= tolerance.snr_db
+        and figures["cosine"] >= tolerance.cosine
+    )
+
+
+def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of ``[..., H, W]`` masks whose right or lower neighbour differs."""
+    edge = np.zeros_like(mask)
+    edge[..., :, :-1] |= mask[..., :, :-1] != mask[..., :, 1:]
+    edge[..., :-1, :] |= mask[..., :-1, :] != mask[..., 1:, :]
+    return edge
+
+
+def mask_figures(
+    expected: NDArray[np.bool_], found: NDArray[np.bool_], scores: tuple[NDArray[Any], NDArray[Any]]
+) -> dict[str, Any]:
+    """Of the masks ``[B, C, H, W]`` of one case: IoU, pixels changed, boundary pixels, best mask kept.
+
+    Args:
+        expected, found: thresholded masks.
+        scores: ``[B, C]`` each, expected and found; the best mask is the one that scores highest.
+    """
+    union = int((expected | found).sum())
+    intersection = int((expected & found).sum())
+    return {
+        "iou": intersection / union if union else 1.0,
+        "changed": int((expected != found).sum()),
+        "boundary": int(boundary(expected).sum()),
+        "prompts": len(scores[0]),
+        "same_best": int((scores[0].argmax(axis=1) == scores[1].argmax(axis=1)).sum()),
+    }

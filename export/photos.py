@@ -1,0 +1,35 @@
+"""Photographs to verify on: those that scikit-image brings, or a user's own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketsam.errors import ImageError
+from pocketsam.runtime.image import load_image
+
+BUNDLED = ("astronaut", "chelsea", "rocket")
+"""Square and landscape, all in scikit-image's own wheel: nothing is downloaded."""
+
+
+def load_photos(paths: Sequence[str] = ()) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Names and ``[H, W, 3]`` uint8 images: the given files and folders, or ``BUNDLED``.
+
+    Raises:
+        ImageError: a file that cannot be read, or a folder without images.
+    """
+    if not paths:
+        from skimage import data
+
+        return [(name, getattr(data, name)()) for name in BUNDLED]
+    files: list[Path] = []
+    for path in map(Path, paths):
+        kinds = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+        inside = (
+            sorted(f for f in path.iterdir() if f.suffix.lower() in kinds) if path.is_dir() else [path]
+        )
+        if not inside:
+            raise ImageError(f"{path}: a folder without images")
+        files += inside
+    return [(file.name, load_image(file)) for file in files]

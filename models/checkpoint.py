@@ -1,0 +1,119 @@
+"""Checkpoints in: a file, strictly checked, becomes a network in eval mode."""
+
+import hashlib
+import os
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from pocketsam.errors import CheckpointError
+from pocketsam.models.mobile_sam import MobileSam, seeded
+
+SEEDED = "seeded"
+"""Instead of a path: untrained weights of seed 0; ``seeded:7`` those of another seed."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network and where its weights came from.
+
+    Attributes:
+        model: in eval mode, float32, on the CPU.
+        name: the file's name, or ``seeded:N``.
+        sha256: of the file; for seeded weights, of the tensors.
+        trained: False for seeded weights.
+    """
+
+    model: MobileSam
+    name: str
+    sha256: str
+    trained: bool
+
+
+def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded:
+    """Builds MobileSAM from a checkpoint.
+
+    Args:
+        source: a ``.pt``/``.pth`` or ``.safetensors`` file with the official key names, or ``seeded``,
+            ``seeded:N``. Half-precision weights are widened to float32.
+        image_size: side of the canvas, a multiple of 64.
+
+    Raises:
+        CheckpointError: missing, unreadable or unsafe file; keys or shapes that do not fit; NaN.
+    """
+    name = os.fspath(source)
+    if name == SEEDED or name.startswith(f"{SEEDED}:"):
+        return _load_seeded(name, image_size)
+    try:
+        data = Path(name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{name}: {error.strerror}") from None
+    state = _read(name, data)
+    model = MobileSam(image_size)
+    check_state(name, state, model.state_dict())
+    model.load_state_dict({key: tensor.to(torch.float32) for key, tensor in state.items()})
+    return Loaded(model.eval(), Path(name).name, hashlib.sha256(data).hexdigest(), trained=True)
+
+
+def _load_seeded(name: str, image_size: int) -> Loaded:
+    number = name.removeprefix(SEEDED).removeprefix(":") or "0"
+    if not number.isdecimal():
+        raise CheckpointError(f"{name}: the seed must be a whole number, as in {SEEDED}:7")
+    model = seeded(image_size, int(number))
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode() + tensor.numpy().tobytes())
+    return Loaded(model, f"{SEEDED}:{number}", digest.hexdigest(), trained=False)
+
+
+def _read(name: str, data: bytes) -> dict[str, Tensor]:
+    """A flat state dict from the bytes of a file."""
+    suffix = Path(name).suffix.lower()
+    try:
+        if suffix == ".safetensors":
+            return load_safetensors(data)
+        if suffix in (".pt", ".pth"):
+            return _read_torch(name)
+    except SafetensorError as error:
+        raise CheckpointError(f"{name}: damaged safetensors file: {error}") from None
+    raise CheckpointError(f"{name}: unknown suffix {suffix!r}; known are .pt, .pth, .safetensors")
+
+
+def _read_torch(name: str) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about old pickles that it then refuses
+            state: Any = torch.load(name, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "it holds more than tensors, and loading it could run code"
+        if "Weights only load failed" not in str(error):
+            reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{name}: refused: {reason}") from None
+    except (RuntimeError, ValueError, EOFError, KeyError, IndexError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise CheckpointError(f"{name}: not a flat dictionary of tensors by name")
+    return state
+
+
+def check_state(name: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Raises one CheckpointError with every missing, unexpected, misshapen or non-finite key."""
+    problems = [f"missing: {key}" for key in wanted if key not in state]
+    problems += [f"unexpected: {key}" for key in state if key not in wanted]
+    for key in wanted.keys() & state.keys():
+        found, want = state[key], wanted[key]
+        if found.shape != want.shape:
+            problems.append(f"shape of {key}: {list(found.shape)}, not {list(want.shape)}")
+        elif not found.isfinite().all():
+            problems.append(f"NaN or infinity in {key}")
+    if problems:
+        listed = "\n  ".join(sorted(problems))
+        raise CheckpointError(f"{name}: does not fit MobileSAM ({len(problems)} keys):\n  {listed}")

@@ -1,0 +1,27 @@
+"""The ``pocketsam`` command: what the rooms offer, behind one door."""
+
+import sys
+
+from pocketsam.export import commands as exporter
+from pocketsam.runtime import commands as runtime
+from pocketsam.runtime.bench import add_bench
+from pocketsam.runtime.segment import add_segment
+from pocketsam.runtime.terminal import run_command
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    return run_command(
+        [
+            exporter.add_export,
+            exporter.add_verify,
+            runtime.add_info,
+            add_segment,
+            add_bench,
+            exporter.add_download,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

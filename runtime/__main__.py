@@ -1,0 +1,9 @@
+"""``python -m pocketsam.runtime``: the part of the command that a base install can run."""
+
+import sys
+
+from pocketsam.runtime.commands import COMMANDS
+from pocketsam.runtime.terminal import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(COMMANDS))

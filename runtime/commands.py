@@ -1,0 +1,115 @@
+"""The commands that a base install can run: info, verify (golden vectors), segment, bench."""
+
+import argparse
+from typing import Any
+
+from pocketsam.runtime import golden, terminal
+from pocketsam.runtime.bench import add_bench
+from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.segment import add_segment
+
+
+def add_info(subparsers: terminal.Subparsers) -> None:
+    """Adds ``info``."""
+    parser = subparsers.add_parser(
+        "info", help="what a bundle holds, and the figures it was verified by"
+    )
+    parser.add_argument("bundle")
+    parser.add_argument("--json", action="store_true", help="the manifest itself")
+    parser.set_defaults(run=run_info)
+
+
+def run_info(args: argparse.Namespace) -> None:
+    """Prints the manifest, after checking the files against it."""
+    bundle = open_bundle(args.bundle)
+    for part in ("encoder", "decoder", "golden"):
+        bundle.read(part)
+    manifest = bundle.manifest
+    if args.json:
+        terminal.print_json(manifest)
+        return
+    model = manifest.get("model", {})
+    trained = "" if model.get("trained", True) else ", untrained weights"
+    print(f"{bundle.path}: {manifest['target']} {manifest['precision']}, {bundle.image_size} px")
+    print(f"  from {model.get('checkpoint')} (sha256 {model.get('checkpoint_sha256')}{trained})")
+    for part in ("encoder", "decoder"):
+        _print_part(part, manifest[part])
+    tools = ", ".join(f"{name} {number}" for name, number in manifest.get("tools", {}).items())
+    print(f"  made with {tools}")
+    print_parity(manifest.get("parity"))
+
+
+def _print_part(part: str, entry: dict[str, Any]) -> None:
+    gmacs = f", {entry['macs'] / 1e9:.2f} GMAC" if "macs" in entry else ""
+    print(f"  {part}: {entry['file']}, {entry['bytes'] / 1e6:.1f} MB{gmacs}, sha256 {entry['sha256']}")
+    for direction in ("inputs", "outputs"):
+        for tensor in entry.get(direction, []):
+            shape = ", ".join(map(str, tensor["shape"]))
+            print(f"    {direction[:-1]:6} {tensor['name']} [{shape}] {tensor['dtype']}")
+
+
+def print_parity(parity: dict[str, Any] | None) -> None:
+    """The parity table of a manifest or a report, one ✓ or ✗ per tensor."""
+    if parity is None:
+        print("  not verified (written with --no-verify)")
+        return
+    runner, reference = parity["runner"], parity["reference"]
+    print(f"  {runner} against {reference}, {parity['cases']} cases, the worst of each:")
+    width = max(len(f"{row['part']} {row['tensor']}") for row in parity["rows"])
+    for row in parity["rows"]:
+        print(
+            f"  {terminal.mark(row['ok'])} {row['part'] + ' ' + row['tensor']:{width}}  {_figures(row)}"
+        )
+    limits = parity["tolerance"]
+    print(
+        f"  tolerances: |Δ| ≤ {limits['error']:g} × scale, SNR ≥ {limits['snr_db']:g} dB, "
+        f"cosine ≥ {limits['cosine']}, mask IoU ≥ {limits['mask_iou']}"
+    )
+
+
+def _figures(row: dict[str, Any]) -> str:
+    if "iou" in row:
+        return (
+            f"IoU {row['iou']:.6f}, {row['changed']} pixels changed at {row['boundary']} boundary "
+            f"pixels, same best mask {row['same_best']}/{row['prompts']}"
+        )
+    return (
+        f"max |Δ| {float(row['max_abs']):.1e}, mean {float(row['mean_abs']):.1e}, "
+        f"scale {row['scale']:.3g}, cosine {row['cosine']:.7f}, SNR {float(row['snr_db']):.0f} dB"
+    )
+
+
+def add_verify(subparsers: terminal.Subparsers) -> argparse.ArgumentParser:
+    """Adds ``verify`` with golden vectors; the exporter adds the checkpoint to it."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "verify",
+        help="does this bundle compute what PyTorch computes?",
+        description="Without a checkpoint: the bundle's golden vectors, on this machine.",
+    )
+    parser.add_argument("bundle")
+    parser.add_argument("--json", action="store_true")
+    terminal.add_device_options(parser)
+    parser.set_defaults(run=run_verify)
+    return parser
+
+
+def add_verify_golden(subparsers: terminal.Subparsers) -> None:
+    """``add_verify`` as a command of its own."""
+    add_verify(subparsers)
+
+
+def run_verify(args: argparse.Namespace) -> None:
+    """Runs the golden vectors."""
+    results = golden.check_golden(args.bundle, terminal.providers(args), args.threads)
+    if args.json:
+        terminal.print_json([vars(result) for result in results])
+    else:
+        for one in results:
+            print(
+                f"{terminal.mark(one.ok)} golden {one.prompt}: max |Δ| of the logits "
+                f"{one.error:.1e} × scale, of the scores {one.score_error:.1e}"
+            )
+    golden.raise_if_failed(results)
+
+
+COMMANDS: tuple[terminal.AddCommand, ...] = (add_info, add_verify_golden, add_segment, add_bench)

@@ -1,0 +1,80 @@
+"""Golden vectors: a small image, prompts, and what PyTorch answered, shipped inside each bundle.
+
+With them a device checks itself, without torch and without the checkpoint.
+"""
+
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pocketsam.errors import IntegrityError, ParityError
+from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.segmenter import Segmenter
+
+STRIDE = 4
+"""Every fourth row and column of the low-resolution masks is kept: small enough to ship."""
+POINT_PROMPT, BOX_PROMPT = "point", "box"
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """How far this machine's answer to one golden prompt is from PyTorch's.
+
+    Attributes:
+        prompt: its name.
+        error: largest |Δ| of the logits, in standard deviations of the logits.
+        score_error: largest |Δ| of the scores.
+        ok: whether both are within the manifest's tolerance.
+    """
+
+    prompt: str
+    error: float
+    score_error: float
+    ok: bool
+
+
+def check_golden(
+    bundle_dir: str | os.PathLike[str],
+    providers: str | Sequence[str] = "cpu",
+    threads: int | None = None,
+) -> list[GoldenResult]:
+    """Runs a bundle's golden vectors on this machine.
+
+    Raises:
+        IntegrityError: the golden file is damaged.
+        BundleError, ProviderError: as for ``Segmenter``.
+    """
+    bundle = open_bundle(bundle_dir)
+    tolerance = float(bundle.manifest["golden"]["tolerance"])
+    data = bundle.read("golden")
+    segmenter = Segmenter(bundle_dir, providers, threads)
+    results = []
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as golden:
+            segmenter.set_image(golden["image"])
+            for name in (POINT_PROMPT, BOX_PROMPT):
+                points = {
+                    "point_coords": golden["point_coords"],
+                    "point_labels": golden["point_labels"],
+                }
+                prompt = points if name == POINT_PROMPT else {"boxes": golden["boxes"]}
+                scores, low = segmenter.predict_low_res(**prompt)
+                expected = golden[f"{name}_low_res_masks"]
+                error = np.abs(low[..., ::STRIDE, ::STRIDE] - expected).max() / expected.std()
+                score_error = np.abs(scores - golden[f"{name}_scores"]).max()
+                ok = bool(max(error, score_error) <= tolerance)  # a NaN is not within anything
+                results.append(GoldenResult(name, float(error), float(score_error), ok))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise IntegrityError(f"{bundle.path}: damaged golden vectors: {error}") from None
+    return results
+
+
+def raise_if_failed(results: Sequence[GoldenResult]) -> None:
+    """Raises ParityError that names the golden prompts outside the tolerance."""
+    failed = [result.prompt for result in results if not result.ok]
+    if failed:
+        raise ParityError(f"golden vectors differ on this machine: {', '.join(failed)}")

@@ -1,0 +1,59 @@
+"""Pictures for people: masks laid over the photograph, with the prompts drawn."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pocketsam.runtime.contract import LABEL_BACKGROUND, LABEL_FOREGROUND
+
+COLOURS = (
+    (30, 144, 255),
+    (255, 127, 14),
+    (44, 160, 44),
+    (214, 39, 40),
+    (148, 103, 189),
+    (23, 190, 207),
+)
+POINT_COLOURS = {LABEL_FOREGROUND: (60, 220, 60), LABEL_BACKGROUND: (230, 50, 50)}
+
+
+def draw_overlay(
+    image: NDArray[np.uint8],
+    masks: Sequence[NDArray[np.bool_]],
+    points: Sequence[tuple[float, float, int]] = (),
+    boxes: Sequence[tuple[float, float, float, float]] = (),
+) -> Image.Image:
+    """The image ``[H, W, 3]`` with each mask tinted and outlined, points as dots, boxes as frames.
+
+    Foreground points are green, background points red.
+    """
+    picture = image.astype(np.float32)
+    for number, mask in enumerate(masks):
+        colour = np.array(COLOURS[number % len(COLOURS)], np.float32)
+        picture[mask] = 0.55 * picture[mask] + 0.45 * colour
+        inside = mask.copy()
+        inside[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+        picture[mask & ~inside] = colour
+    result = Image.fromarray(picture.astype(np.uint8))
+    draw = ImageDraw.Draw(result)
+    unit = max(1, round(max(image.shape[:2]) / 400))
+    for box in boxes:
+        draw.rectangle(box, outline=(255, 220, 0), width=unit)
+    for x, y, label in points:
+        if label in POINT_COLOURS:
+            radius = 3 * unit
+            around = (x - radius, y - radius, x + radius, y + radius)
+            draw.ellipse(around, fill=POINT_COLOURS[label], outline="white", width=unit)
+    return result
+
+
+def label_map(masks: Sequence[NDArray[np.bool_]]) -> Image.Image:
+    """One mask as black and white; several as the numbers 1, 2, … of their objects on 0."""
+    if len(masks) == 1:
+        return Image.fromarray(masks[0].astype(np.uint8) * 255)
+    labels = np.zeros(masks[0].shape, np.uint8 if len(masks) < 256 else np.uint16)
+    for number, mask in enumerate(masks, start=1):
+        labels[mask] = number
+    return Image.fromarray(labels)

@@ -1,0 +1,80 @@
+"""The command line's common ground: one error line, the exit codes, marks and colours."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pocketsam.errors import PocketSamError
+
+Subparsers = Any  # argparse does not name the type of add_subparsers() in public
+AddCommand = Callable[[Subparsers], None]
+
+
+def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = None) -> int:
+    """Parses the arguments, runs the chosen command, and returns the exit code.
+
+    Each command's parser has a default ``run``, a function of the parsed arguments. An error of
+    pocketsam becomes one line on stderr and its exit code; see ``pocketsam.errors``.
+    """
+    parser = argparse.ArgumentParser(prog="pocketsam", description="MobileSAM on devices, verified.")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in commands:
+        add(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except PocketSamError as error:
+        print(f"pocketsam: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("pocketsam: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def say(text: str) -> None:
+    """Progress, for people: to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show_progress(done: int, total: int) -> None:
+    """A line of progress that rewrites itself; nothing where stderr is not a terminal."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{done / 1e6:.1f} of {total / 1e6:.1f} MB", end=end, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """A result for programs: to stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def mark(ok: bool) -> str:
+    """✓ or ✗, in colour where stdout is a terminal and NO_COLOR is not set."""
+    sign = "✓" if ok else "✗"
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return sign
+    return f"\x1b[{32 if ok else 31}m{sign}\x1b[0m"
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """``--provider`` and ``--threads``."""
+    parser.add_argument(
+        "--provider",
+        action="append",
+        metavar="NAME",
+        help="execution provider, best first: cpu (default), cuda, tensorrt, coreml, xnnpack",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads per operator")
+
+
+def providers(args: argparse.Namespace) -> list[str]:
+    """What ``--provider`` said, or the CPU."""
+    return args.provider or ["cpu"]
