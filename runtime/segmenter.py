@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -50,9 +49,6 @@ class Segmenter:
         self._decoder = open_session(
             bundle.read("decoder"), f"{bundle.path}: decoder", providers, threads
         )
-        # The graph can also upscale the masks; not asked for, it must not be computed.
-        self._run_options = ort.RunOptions()
-        self._run_options.only_execute_path_to_fetches = True
         self._embedding: NDArray[np.float32] | None = None
         self._upscaler: Upscaler | None = None
         self._original_size = (0, 0)
@@ -206,6 +202,8 @@ class Segmenter:
             batch=None if masks is None else len(masks),
         )
         total = len(coords)
+        if not total:
+            raise PromptError("a batch must hold at least one prompt")
         has_mask = np.full(total, masks is not None, np.float32)
         if masks is None:
             masks = np.broadcast_to(np.float32(0), (total, 1, side, side))
@@ -221,9 +219,8 @@ class Segmenter:
                     contract.POINT_LABELS: labels[part],
                     contract.MASK_INPUT: np.ascontiguousarray(masks[part]),
                     contract.HAS_MASK_INPUT: has_mask[part],
-                    contract.ORIG_IM_SIZE: np.array(self._original_size, np.float32),
+                    contract.ORIG_IM_SIZE: np.zeros(2, np.float32),  # upscaling is ours
                 },
-                self._run_options,
             )
             scores.append(iou[:, chosen])
             low_res.append(low[:, chosen])

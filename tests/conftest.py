@@ -1,0 +1,81 @@
+"""What the tests share: the reference implementation, seeded networks and bundles made from them."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from pocketsam.export.pipeline import export_bundle
+from pocketsam.models.mobile_sam import MobileSam, seeded
+
+SMALL = 256
+"""Side of the canvas in tests that do not depend on it: everything runs 16 times faster than at 1024."""
+
+
+LIBRARIES: list[torch.library.Library] = []
+
+
+@pytest.fixture(scope="session")
+def mobile_sam() -> ModuleType:
+    """The reference implementation, ``mobilesam-mirror``.
+
+    It imports torchvision, whose wheel does not match a CPU build of torch: its compiled operators are
+    absent, and its import fails on the first one it describes. Nothing here calls them, so it is
+    enough that their names exist.
+    """
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        LIBRARIES.append(library)  # the names last as long as the object
+    import mobile_sam
+
+    return mobile_sam
+
+
+@pytest.fixture(scope="session")
+def model() -> MobileSam:
+    """Seeded weights at the full size."""
+    return seeded(1024, seed=11)
+
+
+@pytest.fixture(scope="session")
+def reference(mobile_sam: ModuleType, model: MobileSam) -> torch.nn.Module:
+    """The reference network with the weights of ``model``."""
+    network = mobile_sam.sam_model_registry["vit_t"]()
+    network.load_state_dict(model.state_dict())
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    """A real photograph, neither square nor of the canvas' size: [300, 451, 3] uint8."""
+    from skimage import data
+
+    return data.chelsea()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A verified bundle of ``seeded:11`` for the small canvas. Tests must not change it."""
+    path = tmp_path_factory.mktemp("small") / "bundle"
+    export_bundle("seeded:11", path, image_size=SMALL)
+    return path
+
+
+@pytest.fixture(scope="session")
+def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unverified bundle of ``seeded:11`` at 1024, for tests that hold it against the reference."""
+    path = tmp_path_factory.mktemp("full") / "bundle"
+    export_bundle("seeded:11", path, verify=False)
+    return path
+
+
+def run_pocketsam(*args: object, module: str = "pocketsam", **kwargs) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it: another process, its exit code and its two streams."""
+    command = [sys.executable, "-m", module, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, **kwargs)

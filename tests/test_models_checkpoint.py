@@ -1,0 +1,143 @@
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pocketsam.errors import CheckpointError
+from pocketsam.models.checkpoint import load_model
+from pocketsam.models.mobile_sam import seeded
+
+
+@pytest.fixture(scope="module")
+def state():
+    return seeded(64, seed=3).state_dict()
+
+
+def same(model, state):
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_both_formats_load_the_same_weights(tmp_path, state, suffix):
+    path = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    loaded = load_model(path, 64)
+    assert same(loaded.model, state)
+    assert not loaded.model.training
+    assert loaded.trained
+    assert loaded.name == path.name
+    assert len(loaded.sha256) == 64
+
+
+def test_half_precision_is_widened(tmp_path, state):
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    save_file(half, tmp_path / "half.safetensors")
+    model = load_model(tmp_path / "half.safetensors", 64).model
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert torch.equal(model.image_encoder.neck[0].weight, half["image_encoder.neck.0.weight"].float())
+
+
+def test_one_error_lists_every_key(tmp_path, state):
+    wrong = dict(state)
+    del wrong["mask_decoder.iou_token.weight"]
+    del wrong["image_encoder.neck.0.weight"]
+    wrong["model.extra"] = torch.zeros(1)
+    wrong["image_encoder.attn.ab"] = torch.zeros(1)
+    wrong["prompt_encoder.no_mask_embed.weight"] = torch.zeros(1, 128)
+    wrong["image_encoder.head.bias"] = torch.full((1000,), float("nan"))
+    torch.save(wrong, tmp_path / "wrong.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_model(tmp_path / "wrong.pt", 64)
+    lines = str(caught.value).splitlines()
+    assert "wrong.pt" in lines[0]
+    assert "6 keys" in lines[0]
+    assert [line.strip() for line in lines[1:]] == [
+        "NaN or infinity in image_encoder.head.bias",
+        "missing: image_encoder.neck.0.weight",
+        "missing: mask_decoder.iou_token.weight",
+        "shape of prompt_encoder.no_mask_embed.weight: [1, 128], not [1, 256]",
+        "unexpected: image_encoder.attn.ab",
+        "unexpected: model.extra",
+    ]
+
+
+class Evil:
+    """A pickle that runs a command when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("how", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, how):
+    ran = tmp_path / "ran"
+    how({"image_encoder.head.bias": Evil(ran)}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match=r"evil\.pt"):
+        load_model(tmp_path / "evil.pt", 64)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kept", [0, 1, 100, 100_000, 0.5, 0.999999])
+def test_a_truncated_file_is_refused(tmp_path, state, suffix, kept):
+    path = tmp_path / f"cut{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(CheckpointError, match="cut"):
+        load_model(path, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("text.pt", b"hello, I am a text file\n" * 100, "text.pt"),
+        ("page.pt", b"<!DOCTYPE html><html>404</html>", "page.pt"),
+        ("zeros.safetensors", bytes(1000), "zeros.safetensors"),
+        ("weights.onnx", b"abc", "unknown suffix '.onnx'"),
+        ("weights", b"abc", "unknown suffix ''"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, name, data, says):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=says):
+        load_model(tmp_path / name, 64)
+
+
+def test_a_missing_file_and_a_directory_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.pt: No such file"):
+        load_model(tmp_path / "nowhere.pt", 64)
+    with pytest.raises(CheckpointError, match="Is a directory"):
+        load_model(tmp_path, 64)
+
+
+def test_something_other_than_tensors_is_refused(tmp_path):
+    torch.save({"epoch": 3, "model": {"a": torch.zeros(1)}}, tmp_path / "training.pt")
+    with pytest.raises(CheckpointError, match="not a flat dictionary"):
+        load_model(tmp_path / "training.pt", 64)
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    with pytest.raises(CheckpointError, match="not a flat dictionary"):
+        load_model(tmp_path / "tensor.pt", 64)
+
+
+def test_seeded_names(state):
+    loaded = load_model("seeded:3", 64)
+    assert same(loaded.model, state)
+    assert not loaded.trained
+    assert loaded.sha256 == load_model("seeded:3", 128).sha256
+    assert loaded.sha256 != load_model("seeded", 64).sha256
+    assert same(load_model("seeded", 64).model, seeded(64, 0).state_dict())
+    with pytest.raises(CheckpointError, match="seeded:x"):
+        load_model("seeded:x", 64)
+
+
+def test_the_reference_reads_our_files(tmp_path, mobile_sam):
+    """What we save under these names, the reference's own loader takes."""
+    torch.save(seeded(64, 4).state_dict(), tmp_path / "ours.pt")
+    network = mobile_sam.sam_model_registry["vit_t"](checkpoint=str(tmp_path / "ours.pt"))
+    assert same(load_model(tmp_path / "ours.pt", 64).model, network.state_dict())
