@@ -136,7 +136,8 @@ def _append_upscaling(model: onnx.ModelProto, image_size: int) -> None:
     """Adds ``orig_im_size`` and ``masks``: the reference's ``mask_postprocessing``, in ONNX.
 
     Low resolution to the canvas, the padding cropped, then to the original size. The crop is at least
-    one pixel (see ``contract.resized_shape``).
+    one pixel (see ``contract.resized_shape``). onnxruntime computes every output whether or not it is
+    asked for, so a size of (0, 0) shrinks canvas and masks to one pixel, which costs nothing.
     """
     graph = model.graph
 
@@ -148,27 +149,33 @@ def _append_upscaling(model: onnx.ModelProto, image_size: int) -> None:
         graph.node.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
-    bilinear = {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}
-    side = const("canvas_side", image_size, np.float32)
-    longest = node("ReduceMax", [c.ORIG_IM_SIZE], "longest_side", keepdims=0)
-    scale = node("Div", [side, longest], "resize_scale")
-    scaled = node("Mul", [c.ORIG_IM_SIZE, scale], "scaled_size")
-    rounded = node("Floor", [node("Add", [scaled, const("half", 0.5, np.float32)], "plus")], "floor")
-    crop = node("Max", [rounded, const("one", 1, np.float32)], "crop_size")
-    crop_i64 = node("Cast", [crop], "crop_size_int64", to=TensorProto.INT64)
-    batch = node("Shape", [c.LOW_RES_MASKS], "prompts_and_masks", start=0, end=2)
-    canvas = node(
-        "Concat",
-        [batch, const("canvas_hw", [image_size, image_size], np.int64)],
-        "canvas_shape",
-        axis=0,
+    def resize(masks: str, side_lengths: str, output: str) -> str:
+        shape = node("Concat", [batch, side_lengths], f"{output}_shape", axis=0)
+        # not pytorch_half_pixel: that differs from PyTorch where a side is one pixel
+        mode = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+        return node("Resize", [masks, "", "", shape], output, **mode)
+
+    def int64(name: str) -> str:
+        return node("Cast", [name], f"{name}_int64", to=TensorProto.INT64)
+
+    one, half = const("one", 1, np.float32), const("half", 0.5, np.float32)
+    side, square = const("side", image_size, np.float32), const("square", [1, 1], np.float32)
+    size = node("Max", [c.ORIG_IM_SIZE, one], "size")
+    longest = node("ReduceMax", [size], "longest_side", keepdims=0)
+    scaled = node("Mul", [size, node("Div", [side, longest], "resize_scale")], "scaled_size")
+    rounded = node("Floor", [node("Add", [scaled, half], "scaled_size_plus_half")], "rounded_size")
+    crop = int64(node("Max", [rounded, one], "crop_size"))
+    wanted = node("Mul", [c.ORIG_IM_SIZE, side], "at_least_side_if_wanted")
+    largest = node(
+        "ReduceMax", [node("Clip", [wanted, one, side], "clipped")], "canvas_side", keepdims=0
     )
-    upscaled = node("Resize", [c.LOW_RES_MASKS, "", "", canvas], "canvas_masks", **bilinear)
+    canvas = int64(node("Mul", [largest, square], "canvas_size"))
+
+    batch = node("Shape", [c.LOW_RES_MASKS], "prompts_and_masks", start=0, end=2)
+    upscaled = resize(c.LOW_RES_MASKS, canvas, "canvas_masks")
     starts, axes = const("crop_starts", [0, 0], np.int64), const("crop_axes", [2, 3], np.int64)
-    cropped = node("Slice", [upscaled, starts, crop_i64, axes], "cropped_masks")
-    original = node("Cast", [c.ORIG_IM_SIZE], "original_hw", to=TensorProto.INT64)
-    full = node("Concat", [batch, original], "original_shape", axis=0)
-    node("Resize", [cropped, "", "", full], c.MASKS, **bilinear)
+    cropped = node("Slice", [upscaled, starts, crop, axes], "cropped_masks")
+    resize(cropped, int64(size), c.MASKS)
 
     graph.input.append(helper.make_tensor_value_info(c.ORIG_IM_SIZE, TensorProto.FLOAT, [2]))
     masks = helper.make_tensor_value_info(c.MASKS, TensorProto.FLOAT, ["B", 4, "H", "W"])

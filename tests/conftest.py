@@ -13,7 +13,7 @@ from pocketsam.export.pipeline import export_bundle
 from pocketsam.models.mobile_sam import MobileSam, seeded
 
 SMALL = 256
-"""Side of the canvas in tests that do not depend on it: everything runs 16 times faster than at 1024."""
+"""Side of the canvas in tests that do not depend on it: 16 times faster than at 1024."""
 
 
 LIBRARIES: list[torch.library.Library] = []
@@ -75,7 +75,9 @@ def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run_pocketsam(*args: object, module: str = "pocketsam", **kwargs) -> subprocess.CompletedProcess[str]:
+def run_pocketsam(
+    *args: object, module: str = "pocketsam", **kwargs
+) -> subprocess.CompletedProcess[str]:
     """The command as a user runs it: another process, its exit code and its two streams."""
     command = [sys.executable, "-m", module, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, **kwargs)

@@ -252,7 +252,9 @@ def test_gradients_reach_every_weight_that_is_used(photo):
     )
     (masks.sum() + scores.sum()).backward()
     without = {name for name, p in network.named_parameters() if p.grad is None}
-    head = {f"image_encoder.{n}" for n in ("norm_head.weight", "norm_head.bias", "head.weight", "head.bias")}
+    head = {
+        f"image_encoder.{n}" for n in ("norm_head.weight", "norm_head.bias", "head.weight", "head.bias")
+    }
     assert without == head
 
 

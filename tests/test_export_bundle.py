@@ -1,0 +1,166 @@
+"""Bundles are written whole or not at all, whatever happens in between."""
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import SMALL, run_pocketsam
+
+from pocketsam.errors import BundleError, CheckpointError, ParityError, PocketSamError
+from pocketsam.export import bundle as writer
+from pocketsam.export import pipeline, to_onnx
+from pocketsam.export.metrics import TOLERANCES, Tolerance
+from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.contract import MANIFEST_NAME
+from pocketsam.runtime.golden import check_golden
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_manifest_describes_the_files(bundle):
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    assert sorted(p.name for p in bundle.iterdir()) == [
+        "decoder.onnx",
+        "encoder.onnx",
+        "golden.npz",
+        "manifest.json",
+    ]
+    for part in ("encoder", "decoder", "golden"):
+        data = (bundle / manifest[part]["file"]).read_bytes()
+        assert manifest[part]["bytes"] == len(data)
+        assert manifest[part]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert manifest["schema_version"] == 1
+    assert manifest["image_size"] == SMALL
+    assert manifest["model"]["trained"] is False
+    assert len(manifest["model"]["checkpoint_sha256"]) == 64
+    assert manifest["tools"].keys() >= {"torch", "onnx", "onnxruntime", "onnxsim", "pocketsam"}
+    assert manifest["parity"]["passed"] is True
+    assert {row["tensor"] for row in manifest["parity"]["rows"]} >= {"low_res_masks", "masks"}
+
+
+def test_the_same_input_gives_the_same_bytes(bundle, tmp_path):
+    pipeline.export_bundle("seeded:11", tmp_path / "again", image_size=SMALL)
+    assert contents(tmp_path / "again") == contents(bundle)
+
+
+def test_golden_vectors_hold_and_notice_other_weights(bundle, tmp_path):
+    assert all(result.ok for result in check_golden(bundle))
+    pipeline.export_bundle("seeded:12", tmp_path / "other", image_size=SMALL, verify=False)
+    os.replace(bundle_copy(bundle, tmp_path) / "golden.npz", tmp_path / "other" / "golden.npz")
+    manifest = json.loads((tmp_path / "other" / MANIFEST_NAME).read_text())
+    manifest["golden"] = open_bundle(bundle).manifest["golden"]
+    writer.write_manifest(tmp_path / "other", manifest)
+    assert not any(result.ok for result in check_golden(tmp_path / "other"))
+
+
+def bundle_copy(bundle, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name, data in contents(bundle).items():
+        (copy / name).write_bytes(data)
+    return copy
+
+
+def test_a_bundle_that_fails_parity_does_not_stay(tmp_path, monkeypatch):
+    impossible = Tolerance(error=0.0, snr_db=1e9, cosine=1.0, mask_iou=1.0)
+    monkeypatch.setitem(TOLERANCES, ("onnx", "fp32"), impossible)
+    with pytest.raises(ParityError, match="patch_embed"):
+        pipeline.export_bundle("seeded", tmp_path / "bundle", image_size=64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_is_replaced_only_when_asked(bundle, tmp_path):
+    copy = bundle_copy(bundle, tmp_path)
+    with pytest.raises(BundleError, match="--force"):
+        pipeline.export_bundle("seeded", copy, image_size=64, verify=False)
+    assert contents(copy) == contents(bundle)
+    pipeline.export_bundle("seeded", copy, image_size=64, verify=False, replace=True)
+    assert open_bundle(copy).image_size == 64
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_failed_export_keeps_the_old_bundle(bundle, tmp_path, monkeypatch):
+    copy = bundle_copy(bundle, tmp_path)
+
+    def fails(*_):
+        raise OSError(28, "No space left on device", "decoder.onnx")
+
+    monkeypatch.setattr(to_onnx, "_describe", fails)
+    with pytest.raises(BundleError, match="No space left"):
+        pipeline.export_bundle("seeded", copy, image_size=64, verify=False, replace=True)
+    assert contents(copy) == contents(bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"miaow")
+    for replace in (False, True):
+        with pytest.raises(BundleError, match="not a bundle"):
+            pipeline.export_bundle("seeded", tmp_path / "photos", verify=False, replace=replace)
+    assert contents(tmp_path / "photos") == {"cat.png": b"miaow"}
+
+
+def test_a_file_that_grows_too_large_leaves_nothing(tmp_path):
+    """A full disk, played by the system's limit on file sizes: the real write fails."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
+
+    arguments = [
+        "export",
+        "seeded",
+        "--image-size",
+        "64",
+        "--output",
+        tmp_path / "bundle",
+        "--no-verify",
+    ]
+    done = run_pocketsam(*arguments, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_leaves_no_bundle_and_the_next_export_cleans_up(tmp_path):
+    target = tmp_path / "bundle"
+    command = [sys.executable, "-m", "pocketsam", "export", "seeded", "--image-size", "64"]
+    process = subprocess.Popen([*command, "--output", target], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".bundle.*.partial/encoder.onnx")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+
+    pipeline.export_bundle("seeded", target, image_size=64, verify=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_moved_aside_by_a_killed_export_comes_back(bundle, tmp_path):
+    bundle_copy(bundle, tmp_path).rename(tmp_path / ".bundle.abc.old.partial")
+    with pytest.raises(BundleError, match="--force"), writer.staged(tmp_path / "bundle", replace=False):
+        raise AssertionError("not reached")
+    assert contents(tmp_path / "bundle") == contents(bundle)
+
+
+def test_bad_arguments_cost_nothing(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere"):
+        pipeline.export_bundle("nowhere.pt", tmp_path / "bundle", verify=False)
+    with pytest.raises(PocketSamError, match="tflight"):
+        pipeline.export_bundle("seeded", tmp_path / "bundle", target="tflight")
+    with pytest.raises(PocketSamError, match="int3"):
+        pipeline.export_bundle("seeded", tmp_path / "bundle", precision="int3")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,170 @@
+"""Parity must notice: each test damages something, and says where it should be found."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from pocketsam.errors import ParityError
+from pocketsam.export import parity, to_onnx
+from pocketsam.export.metrics import TOLERANCES, boundary, mask_figures, tensor_figures
+from pocketsam.export.parts import Decoder, Encoder
+from pocketsam.models.mobile_sam import seeded
+from pocketsam.runtime import contract as c
+
+SIZE = 128
+TOLERANCE = TOLERANCES["onnx", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return seeded(SIZE, seed=2)
+
+
+@pytest.fixture(scope="module")
+def files(network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    for part in (Encoder(network), Decoder(network)):
+        to_onnx.convert(part, folder / f"{type(part).__name__.lower()}.onnx")
+    return {name: (folder / f"{name}.onnx").read_bytes() for name in ("encoder", "decoder")}
+
+
+def verify(network, files, photo):
+    stages = {"encoder": Encoder(network).stages(), "decoder": Decoder(network).stages()}
+    artefact = parity.Artefact(
+        to_onnx.load(files["encoder"], "encoder"),
+        to_onnx.load(files["decoder"], "decoder"),
+        to_onnx.load(files["encoder"], "encoder", stages["encoder"]),
+        to_onnx.load(files["decoder"], "decoder", stages["decoder"]),
+    )
+    return parity.verify(network, artefact, [("cat", photo[::3, ::3])], TOLERANCE)
+
+
+def test_a_good_export_passes(network, files, photo):
+    report = verify(network, files, photo)
+    assert not report.failed
+    report.raise_if_failed()
+    assert report.cases == len(parity.PROMPTS)
+    names = [row.name for row in report.rows]
+    assert names[0] == "encoder image_encoder.patch_embed"
+    assert "encoder image_embeddings" in names
+    assert names[-1] == "end to end masks"
+    assert len(names) == 17 + 10 + 4
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def initializers_feeding(model, tensor):
+    """Names of the weights of the node that computes ``tensor``, walking up to the nearest that has."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    weights = {w.name for w in model.graph.initializer if len(w.dims) > 1}
+    queue = [tensor]
+    while queue:
+        node = producers[queue.pop(0)]
+        own = [name for name in node.input if name in weights]
+        if own:
+            return own
+        queue += [name for name in node.input if name in producers]
+    raise AssertionError(f"no weights above {tensor}")
+
+
+def damage(data, tensor, change):
+    """The file with a weight just above ``tensor`` changed."""
+    model = onnx.load_from_string(data)
+    name = initializers_feeding(model, tensor)[0]
+    weight = next(w for w in model.graph.initializer if w.name == name)
+    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight).copy()), name))
+    return model.SerializeToString()
+
+
+def one_value(array):
+    array.flat[0] += 0.5
+    return array
+
+
+def one_percent(array):
+    return (array * 1.01).astype(array.dtype)
+
+
+def reversed_order(array):
+    return array[::-1]
+
+
+@pytest.mark.parametrize(
+    ("part", "stage", "change"),
+    [
+        ("encoder", "image_encoder.patch_embed", one_percent),
+        ("encoder", "image_encoder.layers.0.downsample", one_value),
+        ("encoder", "image_encoder.layers.2.blocks.3", one_percent),
+        ("encoder", c.IMAGE_EMBEDDINGS, one_value),
+        ("decoder", "mask_decoder.transformer.layers.0.0", one_value),
+        ("decoder", "mask_decoder.output_upscaling", one_percent),
+        ("decoder", c.IOU_PREDICTIONS, reversed_order),
+    ],
+)
+def test_a_damaged_weight_is_found_at_its_stage(network, files, photo, part, stage, change):
+    report = verify(network, files | {part: damage(files[part], stage, change)}, photo)
+    with pytest.raises(ParityError, match=f"first that diverges is {part} {stage}"):
+        report.raise_if_failed()
+    assert report.to_json()["passed"] is False
+
+
+def test_a_wrong_epsilon_is_found(network, files, photo):
+    model = onnx.load_from_string(files["encoder"])
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    for attribute in norms[0].attribute:
+        if attribute.name == "epsilon":
+            attribute.f = 1e-2
+    report = verify(network, files | {"encoder": model.SerializeToString()}, photo)
+    assert report.failed[0].name == "encoder image_encoder.layers.1.blocks.0"
+
+
+def test_other_weights_are_found_at_once(files, photo):
+    report = verify(seeded(SIZE, seed=3), files, photo)
+    assert report.failed[0].name == "encoder image_encoder.patch_embed"
+    assert report.failed[-1].name == "end to end masks"
+
+
+def test_nan_is_infinitely_far_away():
+    expected = np.ones((2, 3), np.float32)
+    for found in (np.full((2, 3), np.nan), np.full((2, 3), np.inf), np.ones((3, 2))):
+        figures = tensor_figures(expected, found)
+        assert figures["error"] == float("inf")
+        assert figures["snr_db"] == -float("inf")
+
+
+def test_tensor_figures():
+    expected = np.array([1.0, -1.0, 3.0, -3.0])
+    figures = tensor_figures(expected, expected + np.array([0, 0.1, 0, 0]))
+    assert figures["max_abs"] == pytest.approx(0.1)
+    assert figures["mean_abs"] == pytest.approx(0.025)
+    assert figures["scale"] == pytest.approx(np.sqrt(5))
+    assert figures["snr_db"] == pytest.approx(10 * np.log10(20 / 0.01))
+    assert tensor_figures(expected, expected)["snr_db"] == 200
+    assert tensor_figures(expected, -expected)["cosine"] == pytest.approx(-1)
+
+
+def test_mask_figures():
+    mask = np.zeros((1, 2, 4, 4), bool)
+    mask[:, :, 1:3, 1:3] = True
+    other = mask.copy()
+    other[0, 0, 0, 0] = True
+    scores = np.array([[0.2, 0.8]]), np.array([[0.9, 0.8]])
+    figures = mask_figures(mask, other, scores)
+    assert figures["iou"] == pytest.approx(8 / 9)
+    assert figures["changed"] == 1
+    assert figures["prompts"] == 1
+    assert figures["same_best"] == 0
+    assert boundary(mask[0, 0]).sum() == 7
+    empty = np.zeros_like(mask)
+    assert mask_figures(empty, empty, scores)["iou"] == 1.0
+    assert mask_figures(mask, empty, scores)["iou"] == 0.0
+
+
+def test_another_best_mask_fails_unless_it_was_a_tie():
+    figures = {"iou": 1.0, "changed": 0, "boundary": 10, "prompts": 1, "same_best": 0}
+    for tie, ok in ((0.1, False), (1e-5, True)):
+        report = parity.Report(TOLERANCE)
+        report.add_masks("decoder", "case", figures, tie)
+        assert (not report.failed) is ok
