@@ -1,0 +1,159 @@
+"""Official checkpoints from their official addresses: resumable, verified, atomic. Needs no torch."""
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pocketsam.errors import DownloadError
+
+CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the network, and what it must be once it has arrived."""
+
+    url: str
+    file_name: str
+    size: int
+    sha256: str
+
+
+CHECKPOINTS = {
+    "mobile_sam": RemoteFile(
+        "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+        "mobile_sam.pt",
+        40_728_226,
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    ),
+}
+
+Progress = Callable[[int, int], None]
+
+
+def download(
+    name: str,
+    destination: str | os.PathLike[str] = ".",
+    *,
+    url: str | None = None,
+    progress: Progress | None = None,
+    timeout: float = 30.0,
+) -> Path:
+    """Fetches a checkpoint; run again, it goes on where it stopped.
+
+    What has arrived waits in ``DESTINATION.part`` and takes the final name only once its size and
+    sha256 are right.
+
+    Args:
+        name: a key of ``CHECKPOINTS``.
+        destination: a file, or a directory in which the file gets its official name.
+        url: another address of the same file (http or https).
+        progress: called with (bytes so far, bytes in all).
+        timeout: seconds without an answer after which to give up.
+
+    Returns:
+        The file's path. If it is there already and right, nothing is fetched.
+
+    Raises:
+        DownloadError: an unknown name, no network, another file in the place, or damaged data.
+    """
+    if name not in CHECKPOINTS:
+        raise DownloadError(f"unknown checkpoint {name!r}; known are {', '.join(CHECKPOINTS)}")
+    wanted = CHECKPOINTS[name]
+    address = url or wanted.url
+    if not address.startswith(("http://", "https://")):
+        raise DownloadError(f"{address}: wants an http or https address")
+    path = Path(destination)
+    if path.is_dir():
+        path = path / wanted.file_name
+    try:
+        if path.exists():
+            found = _sha256(path)
+            if found != wanted.sha256:
+                raise DownloadError(f"{path}: exists with sha256 {found}, not {wanted.sha256}; move it")
+            return path
+        part = path.with_name(f"{path.name}.part")
+        _fetch(address, part, wanted.size, progress, timeout)
+        _accept(part, path, wanted)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        raise DownloadError(_explain(address, error)) from None
+    except OSError as error:
+        raise DownloadError(f"{error.filename or path}: {error.strerror or error}") from None
+    return path
+
+
+def _fetch(address: str, part: Path, size: int, progress: Progress | None, timeout: float) -> None:
+    """Appends to ``part`` what it still lacks, or starts over if the server knows no ranges."""
+    done = part.stat().st_size if part.exists() else 0
+    if done > size:
+        part.unlink()
+        done = 0
+    if done == size:
+        return
+    request = urllib.request.Request(address, headers={"User-Agent": "pocketsam"})
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        start = answer.headers.get("Content-Range", "")
+        resumes = answer.status == 206
+        if resumes and not start.startswith(f"bytes {done}-"):
+            raise DownloadError(f"{address}: asked for bytes from {done}, the server sent {start!r}")
+        if not resumes:
+            done = 0
+        with part.open("ab" if resumes else "wb") as file:
+            done = _copy(answer, file, done, size, progress)
+    if done < size:
+        raise DownloadError(
+            f"{address}: the connection closed after {done} of {size} bytes; run it again to resume"
+        )
+
+
+def _copy(answer: BinaryIO, file: BinaryIO, done: int, size: int, progress: Progress | None) -> int:
+    """Copies until the answer ends or ``size`` is passed; returns the bytes now in the file."""
+    try:
+        while done <= size and (data := answer.read(CHUNK)):
+            file.write(data)
+            done += len(data)
+            if progress is not None:
+                progress(min(done, size), size)
+    except http.client.IncompleteRead as cut:
+        file.write(cut.partial)
+        done += len(cut.partial)
+    finally:
+        file.flush()
+        os.fsync(file.fileno())
+    return done
+
+
+def _accept(part: Path, path: Path, wanted: RemoteFile) -> None:
+    found, size = _sha256(part), part.stat().st_size
+    if found != wanted.sha256:
+        part.unlink()
+        raise DownloadError(
+            f"{path.name}: {size} bytes with sha256 {found} arrived, and not {wanted.size} bytes with "
+            f"{wanted.sha256}; deleted"
+        )
+    part.replace(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _explain(address: str, error: Exception) -> str:
+    reason = getattr(error, "reason", None) or error
+    if isinstance(error, urllib.error.HTTPError):
+        return f"{address}: the server answers {error.code} {error.reason}"
+    if isinstance(reason, TimeoutError):
+        return f"{address}: no answer in time; run it again to resume"
+    return (
+        f"{address}: cannot be reached ({reason}). Offline? A file fetched by other means can be given "
+        "to the commands as it is"
+    )

@@ -1,0 +1,249 @@
+"""The command as a user meets it: what it prints, what it writes, how it fails."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import SMALL, run_pocketsam
+from PIL import Image
+from pycocotools import mask as coco
+
+from pocketsam.runtime import Segmenter, from_rle, load_image
+from pocketsam.runtime.contract import MANIFEST_NAME
+
+
+@pytest.fixture(scope="module")
+def photo_file(photo, tmp_path_factory):
+    path = tmp_path_factory.mktemp("photo") / "cat.png"
+    Image.fromarray(photo).save(path)
+    return path
+
+
+def fails(done, code, *says):
+    """One clear line, the documented exit code, no traceback."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "error: " in last
+    for text in says:
+        assert text in done.stderr
+
+
+def test_info(bundle):
+    done = run_pocketsam("info", bundle)
+    assert done.returncode == 0
+    for text in ("onnx fp32", f"{SMALL} px", "seeded:11", "untrained", "encoder.onnx", "GMAC", "torch"):
+        assert text in done.stdout
+    assert "point_coords [B, N, 2] float32" in done.stdout
+    assert "✗" not in done.stdout
+    assert done.stdout.count("✓") == 31
+    assert "\x1b" not in done.stdout
+
+    done = run_pocketsam("info", bundle, "--json")
+    assert json.loads(done.stdout) == json.loads((bundle / MANIFEST_NAME).read_text())
+    assert done.stderr == ""
+
+
+def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
+    done = run_pocketsam("verify", bundle)
+    assert done.returncode == 0
+    assert done.stdout.count("✓ golden") == 2
+
+    done = run_pocketsam(
+        "verify", bundle, "--checkpoint", "seeded:11", "--images", photo_file, "--json"
+    )
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert report["passed"]
+    assert report["cases"] == 13
+    assert {row["worst_case"].split(",")[0] for row in report["rows"]} == {"cat.png"}
+
+
+def test_verify_against_another_checkpoint_fails_and_names_the_first_tensor(bundle, photo_file):
+    done = run_pocketsam("verify", bundle, "--checkpoint", "seeded:12", "--images", photo_file)
+    fails(done, 3, "first that diverges is encoder image_encoder.patch_embed", "cat.png")
+    assert "✗ encoder image_encoder.patch_embed" in done.stdout
+
+
+def test_segment_writes_what_the_suffix_says(bundle, photo, photo_file, tmp_path):
+    outputs = [
+        tmp_path / name for name in ("mask.png", "picture.jpg", "picture.webp", "masks.json", "all")
+    ]
+    arguments = [word for path in outputs for word in ("--output", path)]
+    done = run_pocketsam("segment", bundle, photo_file, "--point", "200,120", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "untrained" in done.stderr
+    assert re.search(r"object 1: score -?\d\.\d{3}, \d+ pixels, box \[", done.stdout)
+
+    segmenter = Segmenter(bundle)
+    segmenter.set_image(photo)
+    masks, scores, _ = segmenter.predict([[200, 120]], [1])
+    wanted = masks[scores.argmax()]
+    assert np.array_equal(np.asarray(Image.open(outputs[0])), wanted * np.uint8(255))
+    record = json.loads(outputs[3].read_text())
+    (entry,) = record["masks"]
+    assert np.array_equal(from_rle(entry["segmentation"]), wanted)
+    assert np.array_equal(coco.decode(entry["segmentation"]).astype(bool), wanted)
+    assert entry["area"] == wanted.sum()
+    assert entry["bbox"] == coco.toBbox(entry["segmentation"]).tolist()
+    assert entry["predicted_iou"] == pytest.approx(float(scores.max()))
+    assert entry["point_coords"] == [[200, 120]]
+    for path in (outputs[1], outputs[2], outputs[4] / "overlay.png"):
+        assert load_image(path).shape == photo.shape
+    assert sorted(path.name for path in outputs[4].iterdir()) == [
+        "mask.png",
+        "masks.json",
+        "overlay.png",
+    ]
+    assert len(list(tmp_path.iterdir())) == len(outputs)
+
+
+def test_segment_prompt_rules(bundle, photo, photo_file, tmp_path):
+    """Boxes are objects of their own; points and a box are one; as a prompt file says the same."""
+    segmenter = Segmenter(bundle)
+    segmenter.set_image(photo)
+
+    def record(*arguments):
+        done = run_pocketsam(
+            "segment", bundle, photo_file, *arguments, "--output", tmp_path / "o", "--json"
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["masks"]
+
+    boxes = record("--box", "10,10,200,200", "--box", "100,50,400,250")
+    assert len(boxes) == 2
+    labels = np.asarray(Image.open(tmp_path / "o" / "mask.png"))
+    assert set(np.unique(labels)) <= {0, 1, 2}
+    masks, scores, _ = segmenter.predict(box=[100, 50, 400, 250])
+    assert np.array_equal(from_rle(boxes[1]["segmentation"]), masks[scores.argmax()])
+
+    (both,) = record("--box", "10,10,200,200", "--point", "50,60", "--point", "70,80,0")
+    masks, _, _ = segmenter.predict(
+        [[50, 60], [70, 80]], [1, 0], [10, 10, 200, 200], multimask_output=False
+    )
+    assert np.array_equal(from_rle(both["segmentation"]), masks[0])
+
+    prompts = [
+        {"type": "point", "data": [50, 60], "label": 1},
+        {"type": "point", "data": [70, 80], "label": 0},
+        {"type": "rectangle", "data": [10, 10, 200, 200]},
+    ]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    (filed,) = record("--prompts", tmp_path / "prompts.json")
+    assert filed == both
+
+
+def test_segment_leaves_nothing_half_written(bundle, photo_file, tmp_path):
+    target = tmp_path / "nowhere" / "mask.png"
+    done = run_pocketsam("segment", bundle, photo_file, "--point", "5,5", "--output", target)
+    fails(done, 1, str(target))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_of_segment(bundle, photo_file, tmp_path):
+    good = [bundle, photo_file, "--point", "5,5", "--output", tmp_path / "out.png"]
+
+    def segment(*arguments):
+        return run_pocketsam("segment", *arguments)
+
+    fails(segment(bundle, tmp_path / "none.png", *good[2:]), 1, "none.png", "no such file")
+    (tmp_path / "text.png").write_text("not a picture")
+    fails(segment(bundle, tmp_path / "text.png", *good[2:]), 1, "text.png")
+    fails(segment(tmp_path, *good[1:]), 1, "not a bundle")
+    fails(segment(*good, "--point", "900,5"), 1, "(900, 5)", "outside the image")
+    fails(segment(*good, "--point", "nan,5"), 1, "NaN")
+    fails(segment(*good, "--box", "9,9,5,5"), 1, "x0 <= x1")
+    fails(segment(*good, "--box", "1,1,5,5", "--box", "1,1,5,5"), 1, "several boxes")
+    fails(segment(*good, "--prompts", tmp_path / "none.json"), 1, "none.json")
+    fails(segment(bundle, photo_file, "--output", tmp_path / "out.png"), 1, "nothing to segment")
+    fails(segment(*good[:-1], tmp_path / "out.gif"), 1, "unknown suffix '.gif'")
+    fails(segment(*good, "--provider", "cuda"), 1, "cuda", "present are: ")
+    fails(segment(*good, "--threads", "0"), 1, "threads")
+    for wrong in ("5", "5,5,7", "a,b", ""):
+        fails(segment(*good, f"--point={wrong}"), 2, "--point")
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_changed_byte_is_an_integrity_error(bundle, photo_file, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in bundle.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    data = bytearray((copy / "decoder.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "decoder.onnx").write_bytes(data)
+    out = tmp_path / "out.png"
+    arguments = ("segment", copy, photo_file, "--point", "5,5", "--output", out)
+    for done in (run_pocketsam(*arguments), run_pocketsam("info", copy), run_pocketsam("verify", copy)):
+        fails(done, 5, "decoder.onnx", "sha256")
+    assert not out.exists()
+
+
+def test_usage_errors_exit_with_2():
+    for arguments in (
+        [],
+        ["nothing"],
+        ["export"],
+        ["export", "x", "--output", "y", "--image-size", "100"],
+    ):
+        assert run_pocketsam(*arguments).returncode == 2
+
+
+def test_bad_checkpoints_of_export(tmp_path):
+    (tmp_path / "text.pt").write_text("hello")
+    for name in ("text.pt", "none.pt"):
+        done = run_pocketsam("export", tmp_path / name, "--output", tmp_path / "bundle")
+        fails(done, 1, name)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_bench(bundle, photo_file):
+    arguments = ["--runs", 2, "--warmup", 1, "--threads", 1, "--image", photo_file]
+    done = run_pocketsam("bench", bundle, *arguments, "--against", bundle / "encoder.onnx", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result["stages"]) == {"encoder", "decoder", "end to end", "against encoder"}
+    for row in result["stages"].values():
+        assert row["n"] == 2
+        assert 0 < row["min"] <= row["p50"] <= row["p90"] <= row["p99"]
+    assert result["settings"]["threads"] == 1
+    assert result["settings"]["providers"] == ["CPUExecutionProvider"]
+    assert result["machine"]["onnxruntime"]
+    assert result["machine"]["cores"] >= 1
+    assert result["gemm"]["gflop_per_s"] > 0.1
+    macs = json.loads((bundle / MANIFEST_NAME).read_text())["encoder"]["macs"]
+    floor = 2 * macs / result["gemm"]["gflop_per_s"] / 1e9
+    assert result["encoder_floor"]["seconds"] == pytest.approx(floor)
+    ratio = result["stages"]["encoder"]["min"] / floor
+    assert result["encoder_floor"]["ratio_min"] == pytest.approx(ratio)
+    assert result["peak_rss_bytes"] > 50e6
+    assert result["cold_load_s"]["encoder"] > 0
+    assert result["against"]["encoder_time_ratio"]["min"] > 0
+
+
+def test_bench_as_a_table_against_a_bundle(bundle):
+    done = run_pocketsam("bench", bundle, "--runs", 1, "--warmup", 0, "--against", bundle)
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "encoder",
+        "decoder",
+        "end to end",
+        "against decoder",
+        "GFLOP/s",
+        "floor",
+        "peak memory",
+    ):
+        assert text in done.stdout
+
+
+def test_bad_input_of_bench(bundle, tmp_path):
+    fails(run_pocketsam("bench", bundle, "--runs", 0), 1, "runs")
+    fails(run_pocketsam("bench", bundle, "--against", tmp_path / "none.onnx"), 1, "none.onnx")
+    fails(
+        run_pocketsam("bench", bundle, "--against", bundle / "decoder.onnx"),
+        1,
+        "point_coords",
+        "static",
+    )
+    fails(run_pocketsam("bench", tmp_path), 1, "not a bundle")
