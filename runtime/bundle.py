@@ -59,7 +59,7 @@ class Bundle:
 
     def _inside(self, part: str, name: str) -> Path:
         path = self.path / name
-        if Path(name).name != name or path.is_symlink():
+        if name in ("", "..") or Path(name).name != name or path.is_symlink():
             raise IntegrityError(f"{self.path / MANIFEST_NAME}: {part} file {name!r} leaves the bundle")
         return path
 
@@ -102,6 +102,8 @@ def _check_fields(manifest: dict[str, Any], path: Path) -> None:
 
     check("target", manifest.get("target"), str)
     check("precision", manifest.get("precision"), str)
+    check("model", manifest.get("model"), dict)
+    check("model.trained", manifest["model"].get("trained"), bool)
     check("image_size", manifest.get("image_size"), int)
     if manifest["image_size"] <= 0 or manifest["image_size"] % 64:
         raise IntegrityError(f"{path}: image_size {manifest['image_size']} is no multiple of 64")

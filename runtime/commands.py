@@ -3,9 +3,10 @@
 import argparse
 from typing import Any
 
+from pocketsam.errors import IntegrityError
 from pocketsam.runtime import golden, terminal
 from pocketsam.runtime.bench import add_bench
-from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.bundle import PARTS, Bundle, open_bundle
 from pocketsam.runtime.segment import add_segment
 
 
@@ -22,28 +23,34 @@ def add_info(subparsers: terminal.Subparsers) -> None:
 def run_info(args: argparse.Namespace) -> None:
     """Prints the manifest, after checking the files against it."""
     bundle = open_bundle(args.bundle)
-    for part in ("encoder", "decoder", "golden"):
+    for part in (*PARTS, "golden"):
         bundle.read(part)
-    manifest = bundle.manifest
     if args.json:
-        terminal.print_json(manifest)
+        terminal.print_json(bundle.manifest)
         return
-    model = manifest.get("model", {})
-    trained = "" if model.get("trained", True) else ", untrained weights"
+    try:
+        _print_manifest(bundle)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise IntegrityError(f"{bundle.path}: damaged manifest: {error!r}") from None
+
+
+def _print_manifest(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    model = manifest["model"]
+    trained = "" if model["trained"] else ", untrained weights"
     print(f"{bundle.path}: {manifest['target']} {manifest['precision']}, {bundle.image_size} px")
-    print(f"  from {model.get('checkpoint')} (sha256 {model.get('checkpoint_sha256')}{trained})")
-    for part in ("encoder", "decoder"):
+    print(f"  from {model['checkpoint']} (sha256 {model['checkpoint_sha256']}{trained})")
+    for part in PARTS:
         _print_part(part, manifest[part])
-    tools = ", ".join(f"{name} {number}" for name, number in manifest.get("tools", {}).items())
-    print(f"  made with {tools}")
-    print_parity(manifest.get("parity"))
+    print(f"  made with {', '.join(f'{name} {number}' for name, number in manifest['tools'].items())}")
+    print_parity(manifest["parity"])
 
 
 def _print_part(part: str, entry: dict[str, Any]) -> None:
-    gmacs = f", {entry['macs'] / 1e9:.2f} GMAC" if "macs" in entry else ""
-    print(f"  {part}: {entry['file']}, {entry['bytes'] / 1e6:.1f} MB{gmacs}, sha256 {entry['sha256']}")
+    size, macs = f"{entry['bytes'] / 1e6:.1f} MB", f"{entry['macs'] / 1e9:.2f} GMAC"
+    print(f"  {part}: {entry['file']}, {size}, {macs}, sha256 {entry['sha256']}")
     for direction in ("inputs", "outputs"):
-        for tensor in entry.get(direction, []):
+        for tensor in entry[direction]:
             shape = ", ".join(map(str, tensor["shape"]))
             print(f"    {direction[:-1]:6} {tensor['name']} [{shape}] {tensor['dtype']}")
 

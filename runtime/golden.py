@@ -49,11 +49,11 @@ def check_golden(
         BundleError, ProviderError: as for ``Segmenter``.
     """
     bundle = open_bundle(bundle_dir)
-    tolerance = float(bundle.manifest["golden"]["tolerance"])
     data = bundle.read("golden")
     segmenter = Segmenter(bundle_dir, providers, threads)
     results = []
     try:
+        tolerance = float(bundle.manifest["golden"]["tolerance"])
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
             segmenter.set_image(golden["image"])
             for name in (POINT_PROMPT, BOX_PROMPT):
@@ -68,7 +68,7 @@ def check_golden(
                 score_error = np.abs(scores - golden[f"{name}_scores"]).max()
                 ok = bool(max(error, score_error) <= tolerance)  # a NaN is not within anything
                 results.append(GoldenResult(name, float(error), float(score_error), ok))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, OSError) as error:
         raise IntegrityError(f"{bundle.path}: damaged golden vectors: {error}") from None
     return results
 

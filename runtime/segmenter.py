@@ -10,9 +10,9 @@ from PIL import Image
 
 from pocketsam.errors import BundleError, ImageError, PromptError
 from pocketsam.runtime import contract, image, prompts
-from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.bundle import PARTS, open_bundle
 from pocketsam.runtime.masks import Upscaler
-from pocketsam.runtime.session import open_session
+from pocketsam.runtime.session import open_session, run_session
 
 DECODER_BATCH = 16
 """Prompts per call of the decoder: about 40 MB of activations each at 1024."""
@@ -43,11 +43,9 @@ class Segmenter:
             raise BundleError(f"{bundle.path}: a bundle for {target}; this runtime runs onnx")
         self.manifest: dict[str, Any] = bundle.manifest
         self.image_size: int = bundle.image_size
-        self._encoder = open_session(
-            bundle.read("encoder"), f"{bundle.path}: encoder", providers, threads
-        )
-        self._decoder = open_session(
-            bundle.read("decoder"), f"{bundle.path}: decoder", providers, threads
+        self._names = {part: f"{bundle.path}: {part}" for part in PARTS}
+        self._encoder, self._decoder = (
+            open_session(bundle.read(part), self._names[part], providers, threads) for part in PARTS
         )
         self._embedding: NDArray[np.float32] | None = None
         self._upscaler: Upscaler | None = None
@@ -94,7 +92,9 @@ class Segmenter:
         """The encoder alone: ``[1, 3, S, S]``, see ``preprocess``, to ``[1, 256, S/16, S/16]``."""
         feeds = {contract.PIXEL_VALUES: pixel_values}
         embedding: NDArray[np.float32]
-        (embedding,) = self._encoder.run([contract.IMAGE_EMBEDDINGS], feeds)
+        (embedding,) = run_session(
+            self._encoder, self._names["encoder"], [contract.IMAGE_EMBEDDINGS], feeds
+        )
         return embedding
 
     def reset_image(self) -> None:
@@ -211,7 +211,9 @@ class Segmenter:
         scores, low_res = [], []
         for start in range(0, total, DECODER_BATCH):
             part = slice(start, start + DECODER_BATCH)
-            iou, low = self._decoder.run(
+            iou, low = run_session(
+                self._decoder,
+                self._names["decoder"],
                 [contract.IOU_PREDICTIONS, contract.LOW_RES_MASKS],
                 {
                     contract.IMAGE_EMBEDDINGS: embedding,

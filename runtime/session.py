@@ -1,6 +1,7 @@
 """onnxruntime sessions: execution providers by name, threads, and errors that say what is there."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnxruntime as ort
 
@@ -48,6 +49,17 @@ def check_threads(threads: int | None) -> int:
     if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
         raise ProviderError(f"threads must be a whole number from 1 to {MAX_THREADS}, not {threads}")
     return threads
+
+
+def run_session(
+    session: ort.InferenceSession, name: str, outputs: Sequence[str], feeds: dict[str, Any]
+) -> list[Any]:
+    """The named outputs for the named inputs, or BundleError with onnxruntime's reason."""
+    try:
+        results: list[Any] = session.run(list(outputs), feeds)
+    except Exception as error:  # onnxruntime raises a dozen unrelated classes
+        raise BundleError(f"{name}: onnxruntime failed: {str(error).splitlines()[0]}") from None
+    return results
 
 
 def open_session(

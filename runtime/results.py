@@ -1,0 +1,136 @@
+"""Objects that were found, written as a mask, a picture or JSON; each file whole or not at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketsam.errors import PocketSamError
+from pocketsam.runtime.masks import mask_box, to_rle
+from pocketsam.runtime.overlay import draw_overlay, label_map
+from pocketsam.runtime.segmenter import Segmenter
+
+Point = tuple[float, float, int]
+Box = tuple[float, float, float, float]
+PICTURES = (".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object: its prompt, its mask ``[H, W]`` and the score that the model gives it."""
+
+    points: list[Point]
+    boxes: list[Box]
+    mask: NDArray[np.bool_]
+    score: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a writer may want: the image's name and pixels ``[H, W, 3]``, and its objects."""
+
+    name: str
+    image: NDArray[np.uint8]
+    found: list[Found]
+    segmenter: Segmenter
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What JSON files hold; masks as in COCO: RLE, XYWH boxes, areas in pixels."""
+        return {
+            "image": self.name,
+            "size": list(self.image.shape[:2]),
+            "image_size": self.segmenter.image_size,
+            "checkpoint_sha256": self.segmenter.manifest["model"].get("checkpoint_sha256"),
+            "masks": [
+                {
+                    "segmentation": to_rle(one.mask),
+                    "bbox": mask_box(one.mask),
+                    "area": int(one.mask.sum()),
+                    "predicted_iou": one.score,
+                    "point_coords": [list(point[:2]) for point in one.points],
+                    "point_labels": [point[2] for point in one.points],
+                    "boxes": [list(box) for box in one.boxes],
+                }
+                for one in self.found
+            ],
+        }
+
+
+Writer = Callable[[Path, Results], list[Path]]
+"""Writes what the path asks for; returns the files it wrote."""
+
+
+def writer_for(path: Path) -> Writer:
+    """Chooses by suffix, before any work is done, so that a bad name costs nothing.
+
+    Raises:
+        PocketSamError: a suffix that nothing here writes.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        return write_mask
+    if suffix == ".json":
+        return write_json
+    if suffix in PICTURES:
+        return write_overlay
+    if not suffix or path.is_dir():
+        return write_all
+    known = ", ".join((".png", ".json", *PICTURES))
+    raise PocketSamError(f"{path}: unknown suffix {suffix!r}; known are {known}")
+
+
+def write_mask(path: Path, results: Results) -> list[Path]:
+    """One object in black and white, or the numbers of several."""
+    return _atomically(path, lambda work: label_map([one.mask for one in results.found]).save(work))
+
+
+def write_overlay(path: Path, results: Results) -> list[Path]:
+    """The photograph with masks and prompts drawn on it."""
+    points = [point for one in results.found for point in one.points]
+    boxes = [box for one in results.found for box in one.boxes]
+    picture = draw_overlay(results.image, [one.mask for one in results.found], points, boxes)
+    return _atomically(path, lambda work: picture.save(work, quality=92))
+
+
+def write_json(path: Path, results: Results) -> list[Path]:
+    """``Results.record``."""
+    text = json.dumps(results.record, indent=2, ensure_ascii=False)
+    return _atomically(path, lambda work: work.write_text(text + "\n", encoding="utf-8"))
+
+
+def write_all(path: Path, results: Results) -> list[Path]:
+    """The three of them, in a directory."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PocketSamError(f"{path}: {error.strerror}") from None
+    return [
+        *write_mask(path / "mask.png", results),
+        *write_overlay(path / "overlay.png", results),
+        *write_json(path / "masks.json", results),
+    ]
+
+
+def _atomically(path: Path, write: Callable[[Path], object]) -> list[Path]:
+    """Writes a sibling and renames it: the file is whole or as it was."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        work = Path(name)
+        try:
+            write(work)
+            work.chmod(0o644)
+            work.replace(path)
+        finally:
+            work.unlink(missing_ok=True)
+    except OSError as error:
+        raise PocketSamError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return [path]
