@@ -42,9 +42,11 @@ demo: install ## export, verify and segment a photograph with it
 	$(BIN)/python -c "from skimage import data, io; io.imsave('demo/photo.png', data.astronaut())"
 	$(RUN) segment demo/bundle demo/photo.png --point 220,120 --box 130,10,370,500 --output demo
 
-bench: install ## measure the demo's bundle on this machine
+bench: install ## measure the demo's bundle beside a plain export of the reference
 	@test -d demo/bundle || $(MAKE) demo
-	$(RUN) bench demo/bundle
+	@mkdir -p build
+	$(BIN)/python tests/plain_export.py build/plain_encoder.onnx
+	$(RUN) bench demo/bundle --against build/plain_encoder.onnx
 
 lock: install ## write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" > constraints.txt

@@ -19,8 +19,7 @@ SMALL = 256
 LIBRARIES: list[torch.library.Library] = []
 
 
-@pytest.fixture(scope="session")
-def mobile_sam() -> ModuleType:
+def import_mobile_sam() -> ModuleType:
     """The reference implementation, ``mobilesam-mirror``.
 
     It imports torchvision, whose wheel does not match a CPU build of torch: its compiled operators are
@@ -35,6 +34,12 @@ def mobile_sam() -> ModuleType:
     import mobile_sam
 
     return mobile_sam
+
+
+@pytest.fixture(scope="session")
+def mobile_sam() -> ModuleType:
+    """``import_mobile_sam`` as a fixture."""
+    return import_mobile_sam()
 
 
 @pytest.fixture(scope="session")

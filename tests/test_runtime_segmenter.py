@@ -1,5 +1,8 @@
 """The runtime against the reference's SamPredictor: same weights, same photographs, same prompts."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +10,7 @@ from skimage import data
 
 from pocketsam.errors import BundleError, ImageError, PocketSamError, PromptError, ProviderError
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.contract import MANIFEST_NAME
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +267,20 @@ def test_a_directory_that_is_no_bundle(tmp_path):
         Segmenter(tmp_path)
     with pytest.raises(PocketSamError, match="nowhere"):
         Segmenter(tmp_path / "nowhere")
+
+
+def test_a_bundle_that_holds_another_graph(bundle, photo, tmp_path):
+    """Hashes can be right and the file still be no encoder."""
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    shutil.copy(copy / "decoder.onnx", copy / "encoder.onnx")
+    manifest = json.loads((copy / MANIFEST_NAME).read_text())
+    manifest["encoder"] = manifest["decoder"] | {"file": "encoder.onnx"}
+    (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"encoder: onnxruntime failed: .*image_embeddings") as caught:
+        Segmenter(copy).set_image(photo)
+    assert "\n" not in str(caught.value)
+    manifest["encoder"]["file"] = "decoder.onnx"
+    manifest["target"] = "coreml"
+    (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="coreml"):
+        Segmenter(copy)
