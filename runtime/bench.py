@@ -48,8 +48,8 @@ def bench(
 
     Returns:
         ``machine``, ``settings``, ``cold_load_s``, ``stages`` (seconds: n, min, p50, p90, p99, mean),
-        ``gemm``, ``encoder_floor``, ``peak_rss_bytes`` (of the process, after loading the bundle and one
-        image), and ``against`` with the second's figures.
+        ``gemm``, ``encoder_floor``, ``peak_rss_bytes`` (of this process, with the bundle loaded and one
+        image done), and ``against`` with the second's figures.
     """
     if runs < 1 or warmup < 0:
         raise PocketSamError(f"bench needs runs >= 1 and warmup >= 0, not {runs} and {warmup}")
