@@ -113,7 +113,14 @@ def run_verify(args: argparse.Namespace) -> None:
         return
     with extra_needed("export"):
         from pocketsam.export.pipeline import verify_bundle
-    report = verify_bundle(Path(args.bundle), args.checkpoint, args.images, terminal.say)
+    report = verify_bundle(
+        Path(args.bundle),
+        args.checkpoint,
+        args.images,
+        terminal.say,
+        terminal.providers(args),
+        args.threads,
+    )
     _print_report(report.to_json(), args.json)
     report.raise_if_failed()
 

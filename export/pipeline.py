@@ -82,9 +82,14 @@ def export_bundle(
 
 
 def verify_bundle(
-    directory: Path, checkpoint: str, photos: Sequence[str] = (), progress: Progress = lambda _: None
+    directory: Path,
+    checkpoint: str,
+    photos: Sequence[str] = (),
+    progress: Progress = lambda _: None,
+    providers: str | Sequence[str] = "cpu",
+    threads: int | None = None,
 ) -> parity.Report:
-    """Holds a bundle against the checkpoint; the report says where they differ.
+    """Holds a bundle, run as the last two arguments say, against the checkpoint.
 
     Raises:
         BundleError, IntegrityError, CheckpointError, ImageError: what could not be read.
@@ -93,11 +98,16 @@ def verify_bundle(
     images = load_photos(photos)
     progress(f"loading {checkpoint}")
     loaded = load_model(checkpoint, bundle.image_size)
-    return _verify(bundle, loaded.model, images, progress)
+    return _verify(bundle, loaded.model, images, progress, providers, threads)
 
 
 def _verify(
-    bundle: Bundle, model: MobileSam, images: list[tuple[str, Any]], progress: Progress
+    bundle: Bundle,
+    model: MobileSam,
+    images: list[tuple[str, Any]],
+    progress: Progress,
+    providers: str | Sequence[str] = "cpu",
+    threads: int | None = None,
 ) -> parity.Report:
     target, precision = bundle.manifest["target"], bundle.manifest["precision"]
     converter = open_target(target, precision)
@@ -105,8 +115,9 @@ def _verify(
     for part in PART_TYPES:
         data = bundle.read(part)
         stages = PART_TYPES[part](model).stages()
-        calls[part] = converter.load(data, f"{bundle.path}: {part}")
-        calls[f"{part}_stages"] = converter.load(data, f"{bundle.path}: {part}", stages)
+        name, device = f"{bundle.path}: {part}", {"providers": providers, "threads": threads}
+        calls[part] = converter.load(data, name, **device)
+        calls[f"{part}_stages"] = converter.load(data, name, stages, **device)
     return parity.verify(
         model,
         parity.Artefact(**calls),

@@ -55,13 +55,20 @@ def convert(part: Part, path: Path) -> dict[str, Any]:
     }
 
 
-def load(data: bytes, name: str, stages: Sequence[str] = ()) -> Callable[[Arrays], Arrays]:
+def load(
+    data: bytes,
+    name: str,
+    stages: Sequence[str] = (),
+    providers: str | Sequence[str] = "cpu",
+    threads: int | None = None,
+) -> Callable[[Arrays], Arrays]:
     """One callable, dict of arrays in, dict of arrays out.
 
     Args:
         data: an ONNX file.
         name: what errors call it.
         stages: also return these tensors from inside the graph, as far as it has them.
+        providers, threads: as for the runtime's ``Segmenter``.
     """
     if stages:
         model = onnx.load_from_string(data)
@@ -72,7 +79,7 @@ def load(data: bytes, name: str, stages: Sequence[str] = ()) -> Callable[[Arrays
             if stage in there
         )
         data = model.SerializeToString()
-    session = open_session(data, name)
+    session = open_session(data, name, providers, threads)
     outputs = [output.name for output in session.get_outputs()]
     inputs = {entry.name for entry in session.get_inputs()}
 

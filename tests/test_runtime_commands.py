@@ -60,6 +60,12 @@ def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
     assert {row["worst_case"].split(",")[0] for row in report["rows"]} == {"cat.png"}
 
 
+def test_verify_runs_where_it_is_told_to(bundle):
+    for extra in ([], ["--checkpoint", "seeded:11"]):
+        fails(run_pocketsam("verify", bundle, *extra, "--provider", "cuda"), 1, "cuda", "present are")
+        fails(run_pocketsam("verify", bundle, *extra, "--threads", "0"), 1, "threads")
+
+
 def test_verify_against_another_checkpoint_fails_and_names_the_first_tensor(bundle, photo_file):
     done = run_pocketsam("verify", bundle, "--checkpoint", "seeded:12", "--images", photo_file)
     fails(done, 3, "first that diverges is encoder image_encoder.patch_embed", "cat.png")

@@ -5,6 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
@@ -170,6 +172,45 @@ def test_extreme_images_give_masks_of_their_size(small, photo, size):
     assert np.isfinite(scores).all()
     assert np.isfinite(low).all()
     small.set_image(photo)
+
+
+coordinate = st.floats(-0.2, 1.2) | st.sampled_from([0.0, 1.0, float("nan"), float("inf")])
+point = st.tuples(coordinate, coordinate, st.sampled_from([-2, -1, 0, 1, 2, 3]))
+
+
+@pytest.fixture(scope="module")
+def fuzzed(bundle):
+    return Segmenter(bundle)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 120),
+    st.integers(1, 120),
+    st.none() | st.lists(point, max_size=4),
+    st.none() | st.tuples(coordinate, coordinate, coordinate, coordinate),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_image_and_prompt_give_masks_or_one_error(fuzzed, height, width, points, box, mask, multi):
+    fuzzed.set_image(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    prompt = {"mask_input": np.full((1, 64, 64), 3.0) if mask else None, "multimask_output": multi}
+    if points is not None:
+        prompt["point_coords"] = np.array([p[:2] for p in points]).reshape(-1, 2) * (width, height)
+        prompt["point_labels"] = np.array([p[2] for p in points])
+    if box is not None:
+        prompt["box"] = np.array(box) * (width, height, width, height)
+    try:
+        masks, scores, low = fuzzed.predict(**prompt)
+    except PromptError:
+        return
+    count = 3 if multi else 1
+    assert masks.shape == (count, height, width)
+    assert masks.dtype == bool
+    assert scores.shape == (count,)
+    assert low.shape == (count, 64, 64)
+    assert np.isfinite(scores).all()
+    assert np.isfinite(low).all()
 
 
 def test_predict_before_set_image(bundle):
