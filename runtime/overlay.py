@@ -29,14 +29,14 @@ def draw_overlay(
 
     Foreground points are green, background points red.
     """
-    picture = image.astype(np.float32)
+    picture = image.copy()
     for number, mask in enumerate(masks):
-        colour = np.array(COLOURS[number % len(COLOURS)], np.float32)
-        picture[mask] = 0.55 * picture[mask] + 0.45 * colour
+        colour = np.array(COLOURS[number % len(COLOURS)], np.uint8)
+        picture[mask] = (0.55 * picture[mask] + 0.45 * colour).astype(np.uint8)
         inside = mask.copy()
         inside[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
         picture[mask & ~inside] = colour
-    result = Image.fromarray(picture.astype(np.uint8))
+    result = Image.fromarray(picture)
     draw = ImageDraw.Draw(result)
     unit = max(1, round(max(image.shape[:2]) / 400))
     for box in boxes:
