@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pocketsam.errors import ParityError
 from pocketsam.export.metrics import Row, Tolerance, mask_figures, tensor_figures, tensor_ok
 from pocketsam.export.parts import Decoder, Encoder, run
-from pocketsam.models.mobile_sam import MobileSam
+from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.image import preprocess
 from pocketsam.runtime.masks import Upscaler
@@ -202,7 +202,7 @@ def decoder_feeds(
 
 
 def verify(
-    model: MobileSam,
+    model: Sam,
     artefact: Artefact,
     photos: Iterable[tuple[str, NDArray[np.uint8]]],
     tolerance: Tolerance,
@@ -225,7 +225,7 @@ def verify(
 
 
 def _verify_photo(
-    report: Report, model: MobileSam, artefact: Artefact, name: str, photo: NDArray[np.uint8]
+    report: Report, model: Sam, artefact: Artefact, name: str, photo: NDArray[np.uint8]
 ) -> None:
     size = (photo.shape[0], photo.shape[1])
     feeds = {c.PIXEL_VALUES: preprocess(photo, model.image_size)}

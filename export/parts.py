@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pocketsam.models.mobile_sam import EMBED_DIM, MobileSam
+from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
 
 
@@ -22,7 +22,7 @@ class Encoder(nn.Module):
     inputs = (c.PIXEL_VALUES,)
     outputs = (c.IMAGE_EMBEDDINGS,)
 
-    def __init__(self, model: MobileSam) -> None:
+    def __init__(self, model: Sam) -> None:
         super().__init__()
         self.model = model
 
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
 
     def stages(self) -> list[str]:
         """Names of the stages, in the order in which they are computed."""
-        wanted = re.compile(r"patch_embed|layers\.\d\.(blocks\.\d|downsample)")
+        wanted = re.compile(r"patch_embed|blocks\.\d+|layers\.\d\.(blocks\.\d|downsample)")
         names = [name for name, _ in self.model.image_encoder.named_modules()]
         return [f"image_encoder.{name}" for name in names if wanted.fullmatch(name)]
 
@@ -50,7 +50,7 @@ class Decoder(nn.Module):
     inputs = (c.IMAGE_EMBEDDINGS, c.POINT_COORDS, c.POINT_LABELS, c.MASK_INPUT, c.HAS_MASK_INPUT)
     outputs = (c.IOU_PREDICTIONS, c.LOW_RES_MASKS)
 
-    def __init__(self, model: MobileSam) -> None:
+    def __init__(self, model: Sam) -> None:
         super().__init__()
         self.model = model
 

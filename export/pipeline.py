@@ -15,7 +15,7 @@ from pocketsam.export.parts import PART_TYPES, Decoder, Encoder, run
 from pocketsam.export.photos import load_photos
 from pocketsam.export.targets import open_target
 from pocketsam.models.checkpoint import Loaded, load_model
-from pocketsam.models.mobile_sam import MobileSam
+from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime import golden
 from pocketsam.runtime.bundle import Bundle, open_bundle
@@ -103,7 +103,7 @@ def verify_bundle(
 
 def _verify(
     bundle: Bundle,
-    model: MobileSam,
+    model: Sam,
     images: list[tuple[str, Any]],
     progress: Progress,
     providers: str | Sequence[str] = "cpu",
@@ -132,7 +132,7 @@ def _describe(loaded: Loaded, target: str, precision: str) -> dict[str, Any]:
     return {
         "schema_version": c.SCHEMA_VERSION,
         "model": {
-            "architecture": "mobile_sam",
+            "architecture": loaded.architecture,
             "checkpoint": loaded.name,
             "checkpoint_sha256": loaded.sha256,
             "trained": loaded.trained,
@@ -161,7 +161,7 @@ def _describe(loaded: Loaded, target: str, precision: str) -> dict[str, Any]:
     }
 
 
-def _write_golden(model: MobileSam, path: Path) -> None:
+def _write_golden(model: Sam, path: Path) -> None:
     """A drawn scene, a point and a box on it, and PyTorch's answers."""
     y, x = np.mgrid[0:96, 0:128].astype(np.float32)
     disk = ((x - 50) ** 2 + (y - 40) ** 2 < 600)[..., None]

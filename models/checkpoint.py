@@ -14,7 +14,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from pocketsam.errors import CheckpointError
-from pocketsam.models.mobile_sam import MobileSam, seeded
+from pocketsam.models.sam import Sam, architecture_of, build, seeded
 
 SEEDED = "seeded"
 """Instead of a path: untrained weights of seed 0; ``seeded:7`` those of another seed."""
@@ -26,19 +26,21 @@ class Loaded:
 
     Attributes:
         model: in eval mode, float32, on the CPU.
+        architecture: a key of ``sam.ARCHITECTURES``.
         name: the file's name, or ``seeded:N``.
         sha256: of the file; for seeded weights, of the tensors.
         trained: False for seeded weights.
     """
 
-    model: MobileSam
+    model: Sam
+    architecture: str
     name: str
     sha256: str
     trained: bool
 
 
 def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded:
-    """Builds MobileSAM from a checkpoint.
+    """Builds MobileSAM, or SAM, whichever the checkpoint holds.
 
     Args:
         source: a ``.pt``/``.pth`` or ``.safetensors`` file with the official key names, or ``seeded``,
@@ -56,10 +58,12 @@ def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded
     except OSError as error:
         raise CheckpointError(f"{name}: {error.strerror}") from None
     state = _read(name, data)
-    model = MobileSam(image_size)
-    check_state(name, state, model.state_dict())
+    architecture = architecture_of(state)
+    model = build(architecture, image_size)
+    check_state(f"{name}: does not fit {architecture}", state, model.state_dict())
     model.load_state_dict({key: tensor.to(torch.float32) for key, tensor in state.items()})
-    return Loaded(model.eval(), Path(name).name, hashlib.sha256(data).hexdigest(), trained=True)
+    digest = hashlib.sha256(data).hexdigest()
+    return Loaded(model.eval(), architecture, Path(name).name, digest, trained=True)
 
 
 def _load_seeded(name: str, image_size: int) -> Loaded:
@@ -70,7 +74,7 @@ def _load_seeded(name: str, image_size: int) -> Loaded:
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():
         digest.update(key.encode() + tensor.numpy().tobytes())
-    return Loaded(model, f"{SEEDED}:{number}", digest.hexdigest(), trained=False)
+    return Loaded(model, "mobile_sam", f"{SEEDED}:{number}", digest.hexdigest(), trained=False)
 
 
 def _read(name: str, data: bytes) -> dict[str, Tensor]:
@@ -104,7 +108,7 @@ def _read_torch(name: str) -> dict[str, Tensor]:
     return state
 
 
-def check_state(name: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def check_state(what: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Raises one CheckpointError with every missing, unexpected, misshapen or non-finite key."""
     problems = [f"missing: {key}" for key in wanted if key not in state]
     problems += [f"unexpected: {key}" for key in state if key not in wanted]
@@ -116,4 +120,4 @@ def check_state(name: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) 
             problems.append(f"NaN or infinity in {key}")
     if problems:
         listed = "\n  ".join(sorted(problems))
-        raise CheckpointError(f"{name}: does not fit MobileSAM ({len(problems)} keys):\n  {listed}")
+        raise CheckpointError(f"{what} ({len(problems)} keys):\n  {listed}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pocketsam.export.pipeline import export_bundle
-from pocketsam.models.mobile_sam import MobileSam, seeded
+from pocketsam.models.sam import Sam, seeded
 
 SMALL = 256
 """Side of the canvas in tests that do not depend on it: 16 times faster than at 1024."""
@@ -43,13 +43,13 @@ def mobile_sam() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def model() -> MobileSam:
+def model() -> Sam:
     """Seeded weights at the full size."""
     return seeded(1024, seed=11)
 
 
 @pytest.fixture(scope="session")
-def reference(mobile_sam: ModuleType, model: MobileSam) -> torch.nn.Module:
+def reference(mobile_sam: ModuleType, model: Sam) -> torch.nn.Module:
     """The reference network with the weights of ``model``."""
     network = mobile_sam.sam_model_registry["vit_t"]()
     network.load_state_dict(model.state_dict())

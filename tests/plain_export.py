@@ -9,7 +9,7 @@ import warnings
 import torch
 from conftest import import_mobile_sam
 
-from pocketsam.models.mobile_sam import seeded
+from pocketsam.models.sam import seeded
 
 
 def main(path: str, seed: int = 0) -> None:

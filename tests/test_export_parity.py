@@ -11,7 +11,7 @@ from pocketsam.errors import ParityError
 from pocketsam.export import parity, to_onnx
 from pocketsam.export.metrics import TOLERANCES, boundary, mask_figures, tensor_figures
 from pocketsam.export.parts import Decoder, Encoder
-from pocketsam.models.mobile_sam import seeded
+from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
 
 SIZE = 128

@@ -8,7 +8,7 @@ from pocketsam.errors import BundleError
 from pocketsam.export import to_onnx
 from pocketsam.export.parity import reference_masks
 from pocketsam.export.parts import Decoder, Encoder, run
-from pocketsam.models.mobile_sam import seeded
+from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
 
 SIZE = 128

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from pocketsam.errors import CheckpointError
 from pocketsam.models.checkpoint import load_model
-from pocketsam.models.mobile_sam import seeded
+from pocketsam.models.sam import seeded
 
 
 @pytest.fixture(scope="module")

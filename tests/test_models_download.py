@@ -198,7 +198,7 @@ def test_offline(tmp_path):
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(DownloadError, match="known are mobile_sam"):
+    with pytest.raises(DownloadError, match="known are mobile_sam, sam_vit_b"):
         download("sam3", tmp_path)
     with pytest.raises(DownloadError, match="wants an http"):
         download("mobile_sam", tmp_path, url="file:///etc/passwd")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pocketsam.export.parts import Decoder, Encoder, tapped
-from pocketsam.models.mobile_sam import MobileSam, seeded
+from pocketsam.models.sam import build, seeded
 from pocketsam.runtime.image import preprocess
 
 POINTS = [[[500.0, 400.0], [100.5, 900.25]]]
@@ -200,7 +200,7 @@ def test_other_image_sizes_equal_the_reference(mobile_sam, model, photo, image_s
         x = layer(x)
     cells = image_size // 16
     wanted = tiny.neck(x.view(1, cells, cells, -1).permute(0, 3, 1, 2))
-    ours = MobileSam(image_size)
+    ours = build(image_size=image_size)
     ours.load_state_dict(model.state_dict())
     assert apart(ours.eval().encode(values), wanted) < 1e-4
 
@@ -222,11 +222,11 @@ def test_other_image_sizes_equal_the_reference(mobile_sam, model, photo, image_s
 def test_weights_loaded_after_eval_are_the_weights_used(model, photo):
     """The reference keeps a stale attention bias then (field note 1)."""
     values = pixel_values(photo, 256)
-    late = MobileSam(256).eval()
+    late = build(image_size=256).eval()
     with torch.inference_mode():
         late.encode(values)
     late.load_state_dict(model.state_dict())
-    early = MobileSam(256)
+    early = build(image_size=256)
     early.load_state_dict(model.state_dict())
     early.eval()
     half = copy.deepcopy(late).to(torch.bfloat16)
@@ -270,7 +270,7 @@ def test_seeded_weights_are_reproducible_and_not_trivial():
 @pytest.mark.parametrize("image_size", [0, -64, 100, 1000])
 def test_an_image_size_that_is_no_multiple_of_64_is_refused(image_size):
     with pytest.raises(ValueError, match=str(image_size)):
-        MobileSam(image_size)
+        build(image_size=image_size)
 
 
 def test_training_mode_changes_batch_norm_only_where_it_should(model):

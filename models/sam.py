@@ -1,11 +1,15 @@
-"""MobileSAM, put together. The only place with sizes.
+"""MobileSAM and SAM, put together. The only place with sizes.
 
-Reference: https://github.com/ChaoningZhang/MobileSAM, ``build_sam_vit_t``.
+Reference: ``build_sam_vit_t`` of https://github.com/ChaoningZhang/MobileSAM; ``build_sam_vit_b``,
+``_l``, ``_h`` of https://github.com/facebookresearch/segment-anything. They differ in the encoder only.
 """
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from pocketsam.models.image_encoder_vit import ImageEncoderViT
 from pocketsam.models.mask_decoder import MaskDecoder
 from pocketsam.models.prompt_encoder import PromptEncoder
 from pocketsam.models.tiny_vit import TinyViT
@@ -13,31 +17,40 @@ from pocketsam.models.transformer import TwoWayTransformer
 
 EMBED_DIM = 256
 
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "mobile_sam": lambda: TinyViT(
+        channels=(64, 128, 160, 320),
+        depths=(2, 2, 6, 2),
+        heads=(2, 4, 5, 10),
+        windows=(7, 7, 14, 7),
+        embed_dim=EMBED_DIM,
+        num_classes=1000,
+    ),
+    "sam_vit_b": lambda: ImageEncoderViT(768, 12, 12, (2, 5, 8, 11), EMBED_DIM),
+    "sam_vit_l": lambda: ImageEncoderViT(1024, 24, 16, (5, 11, 17, 23), EMBED_DIM),
+    "sam_vit_h": lambda: ImageEncoderViT(1280, 32, 16, (7, 15, 23, 31), EMBED_DIM),
+}
+"""Image encoders by the name of their checkpoint."""
 
-class MobileSam(nn.Module):
-    """MobileSAM for a square canvas of ``image_size`` pixels.
+
+class Sam(nn.Module):
+    """Segment Anything for a square canvas of ``image_size`` pixels.
 
     Args:
-        image_size: 1024 is what the official checkpoint was trained at. Any multiple of 64 runs: the
+        image_encoder: ``[B, 3, S, S]`` to ``[B, 256, S/16, S/16]``.
+        image_size: 1024 is what the official checkpoints were trained at. Any multiple of 64 runs: the
             weights do not depend on it, cost falls with its square.
 
     Raises:
         ValueError: ``image_size`` is not a positive multiple of 64.
     """
 
-    def __init__(self, image_size: int = 1024) -> None:
+    def __init__(self, image_encoder: nn.Module, image_size: int = 1024) -> None:
         if image_size <= 0 or image_size % 64:
             raise ValueError(f"image_size must be a positive multiple of 64, not {image_size}")
         super().__init__()
         self.image_size = image_size
-        self.image_encoder = TinyViT(
-            channels=(64, 128, 160, 320),
-            depths=(2, 2, 6, 2),
-            heads=(2, 4, 5, 10),
-            windows=(7, 7, 14, 7),
-            embed_dim=EMBED_DIM,
-            num_classes=1000,
-        )
+        self.image_encoder = image_encoder
         self.prompt_encoder = PromptEncoder(EMBED_DIM, image_size, mask_channels=16)
         transformer = TwoWayTransformer(depth=2, channels=EMBED_DIM, heads=8, mlp_dim=2048)
         self.mask_decoder = MaskDecoder(EMBED_DIM, transformer, num_masks=4)
@@ -68,15 +81,34 @@ class MobileSam(nn.Module):
         return self.mask_decoder(image_embeddings, self.prompt_encoder.dense_pe(), sparse, dense)
 
 
-@torch.no_grad()
-def seeded(image_size: int = 1024, seed: int = 0) -> MobileSam:
-    """MobileSAM with reproducible *untrained* weights, in eval mode.
+def build(architecture: str = "mobile_sam", image_size: int = 1024) -> Sam:
+    """An untrained network: a key of ``ARCHITECTURES``, for a canvas of ``image_size`` pixels."""
+    return Sam(ARCHITECTURES[architecture](), image_size)
 
-    Norms, BatchNorm statistics and attention biases are moved away from their trivial values, so that
+
+def architecture_of(state: Mapping[str, Tensor]) -> str:
+    """The architecture whose keys a state dict has; ``mobile_sam`` where nothing speaks for another."""
+    position = state.get("image_encoder.pos_embed")
+    if position is None:
+        return "mobile_sam"
+    return {1280: "sam_vit_h", 1024: "sam_vit_l"}.get(position.shape[-1], "sam_vit_b")
+
+
+def seeded(image_size: int = 1024, seed: int = 0, architecture: str = "mobile_sam") -> Sam:
+    """A network with reproducible *untrained* weights, in eval mode; see ``fill``."""
+    model = build(architecture, image_size)
+    fill(model, seed)
+    return model.eval()
+
+
+@torch.no_grad()
+def fill(model: nn.Module, seed: int) -> None:
+    """Gives a network reproducible untrained weights.
+
+    Norms, BatchNorm statistics and position tables are moved away from their trivial values, so that
     a conversion that drops or misplaces one of them is found out. Activations stay near 1, and the
     mask logits reach a scale of about 5, as those of trained weights do.
     """
-    model = MobileSam(image_size).eval()
     rng = torch.Generator().manual_seed(seed)
 
     def normal(tensor: Tensor, std: float, mean: float = 0.0) -> None:
@@ -89,11 +121,11 @@ def seeded(image_size: int = 1024, seed: int = 0) -> MobileSam:
         ):
             if key == "running_var":
                 tensor.copy_(torch.rand(tensor.shape, generator=rng) + 0.5)
-            elif key in ("running_mean", "bias"):
+            elif key in ("running_mean", "bias", "rel_pos_h", "rel_pos_w"):
                 normal(tensor, 0.1)
             elif key == "positional_encoding_gaussian_matrix":
                 normal(tensor, 1.0)
-            elif key == "attention_biases" or isinstance(module, nn.Embedding):
+            elif key in ("attention_biases", "pos_embed") or isinstance(module, nn.Embedding):
                 normal(tensor, 0.5)
             elif tensor.ndim == 1 and tensor.is_floating_point():  # the weight of a norm
                 normal(tensor, 0.1, mean=1.0)
@@ -102,4 +134,3 @@ def seeded(image_size: int = 1024, seed: int = 0) -> MobileSam:
                 heads = "hypernetworks" in name and name.endswith("layers.2")
                 gain = 0.5 if adds else 8.0 if heads else 1.0
                 normal(tensor, gain * tensor[0].numel() ** -0.5)
-    return model

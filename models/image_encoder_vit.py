@@ -1,0 +1,149 @@
+"""SAM's image encoder: a plain ViT with windows, after ViTDet (Li et al. 2022, arXiv:2203.16527), as
+built by Kirillov et al. 2023, arXiv:2304.02643. The teacher that MobileSAM was distilled from.
+
+Tensors are ``[B, H, W, C]`` between blocks. Weights belong to a grid of 64x64 patches (1024 pixels); at
+other sizes the position embeddings are interpolated.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pocketsam.models.common import LayerNorm2d
+
+PATCH = 16
+GRID = 64
+
+
+class PatchEmbed(nn.Module):
+    """``[B, 3, S, S]`` to ``[B, S/16, S/16, C]``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, channels, PATCH, PATCH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).permute(0, 2, 3, 1)
+
+
+class Attention(nn.Module):
+    """Self-attention over a grid, with relative positions along each axis (arXiv:2112.01526)."""
+
+    def __init__(self, channels: int, heads: int, grid: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = channels // heads
+        self.qkv = nn.Linear(channels, channels * 3)
+        self.proj = nn.Linear(channels, channels)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid - 1, self.head_dim))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid - 1, self.head_dim))
+
+    @staticmethod
+    def _relative(table: Tensor, size: int) -> Tensor:
+        """``[size, size, head_dim]``: the table's entry for each pair of positions on an axis."""
+        if len(table) != 2 * size - 1:
+            resized = F.interpolate(table.T.unsqueeze(0), size=2 * size - 1, mode="linear")
+            table = resized[0].T
+        positions = torch.arange(size, device=table.device)
+        return table[positions[:, None] - positions[None, :] + size - 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, H, W, C]`` in and out."""
+        batch, height, width, channels = x.shape
+        qkv = self.qkv(x).view(batch, height * width, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, H·W, head_dim]
+        grid = q.view(batch, self.heads, height, width, self.head_dim)
+        rows = torch.einsum("bnhwc,hkc->bnhwk", grid, self._relative(self.rel_pos_h, height))
+        columns = torch.einsum("bnhwc,wkc->bnhwk", grid, self._relative(self.rel_pos_w, width))
+        bias = rows.unsqueeze(-1) + columns.unsqueeze(-2)  # [B, heads, H, W, H, W]
+        scores = q * self.head_dim**-0.5 @ k.transpose(-2, -1) + bias.flatten(4).flatten(2, 3)
+        out = (scores.softmax(dim=-1) @ v).transpose(1, 2)
+        return self.proj(out.reshape(batch, height, width, channels))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, channels: int, expansion: int = 4) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(channels, channels * expansion)
+        self.lin2 = nn.Linear(channels * expansion, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin2(F.gelu(self.lin1(x)))
+
+
+class Block(nn.Module):
+    """Attention and MLP; ``window`` 0 means attention over the whole image."""
+
+    def __init__(self, channels: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = Attention(channels, heads, window or GRID)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = Mlp(channels)
+
+    def _windowed(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        size = self.window
+        bottom, right = -height % size, -width % size  # padding takes part, as in the reference
+        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        rows, columns = (height + bottom) // size, (width + right) // size
+        x = x.view(batch * rows, size, columns, size * channels).transpose(1, 2)
+        x = self.attn(x.reshape(batch * rows * columns, size, size, channels))
+        x = x.view(batch * rows, columns, size, size * channels).transpose(1, 2)
+        x = x.reshape(batch, rows * size, columns * size, channels)
+        return x[:, :height, :width]
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        x = x + (self._windowed(normed) if self.window else self.attn(normed))
+        return x + self.mlp(self.norm2(x))
+
+
+class ImageEncoderViT(nn.Module):
+    """SAM's encoder.
+
+    Args:
+        channels, depth, heads: of the transformer.
+        global_blocks: numbers of the blocks that attend over the whole image.
+        embed_dim: channels of the image embedding.
+        window: side of the other blocks' windows, in patches.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        depth: int,
+        heads: int,
+        global_blocks: tuple[int, ...],
+        embed_dim: int,
+        window: int = 14,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(channels)
+        self.pos_embed = nn.Parameter(torch.zeros(1, GRID, GRID, channels))
+        self.blocks = nn.ModuleList(
+            Block(channels, heads, 0 if i in global_blocks else window) for i in range(depth)
+        )
+        self.neck = nn.Sequential(
+            nn.Conv2d(channels, embed_dim, 1, bias=False),
+            LayerNorm2d(embed_dim),
+            nn.Conv2d(embed_dim, embed_dim, 3, padding=1, bias=False),
+            LayerNorm2d(embed_dim),
+        )
+
+    def _positions(self, side: int) -> Tensor:
+        if side == GRID:
+            return self.pos_embed
+        table = self.pos_embed.permute(0, 3, 1, 2)
+        return F.interpolate(table, (side, side), mode="bicubic", antialias=True).permute(0, 2, 3, 1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """``[B, 3, S, S]``, normalised and padded, to the embedding ``[B, embed_dim, S/16, S/16]``."""
+        x = self.patch_embed(pixel_values)
+        x = x + self._positions(x.shape[1])
+        for block in self.blocks:
+            x = block(x)
+        return self.neck(x.permute(0, 3, 1, 2))
