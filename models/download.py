@@ -13,11 +13,19 @@ from typing import BinaryIO
 from pocketsam.errors import DownloadError
 
 CHUNK = 1 << 18
+HINT = "a file fetched by other means can be given to the commands as it is"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the network, and what it must be once it has arrived."""
+    """A file on the network, and what it must be once it has arrived.
+
+    Attributes:
+        url: its official address.
+        file_name: the name it gets in a directory.
+        size: in bytes.
+        sha256: in lower-case hexadecimal digits.
+    """
 
     url: str
     file_name: str
@@ -25,7 +33,7 @@ class RemoteFile:
     sha256: str
 
 
-CHECKPOINTS = {
+CHECKPOINTS: dict[str, RemoteFile] = {
     "mobile_sam": RemoteFile(
         "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
         "mobile_sam.pt",
@@ -79,13 +87,14 @@ def download(
         The file's path. If it is there already and right, nothing is fetched.
 
     Raises:
-        DownloadError: an unknown name, no network, another file in the place, or damaged data.
+        DownloadError: an unknown name, no network, another file in the place, damaged data, or a place
+            that cannot be written.
     """
     if name not in CHECKPOINTS:
         raise DownloadError(f"unknown checkpoint {name!r}; known are {', '.join(CHECKPOINTS)}")
     wanted = CHECKPOINTS[name]
     address = url or wanted.url
-    if not address.startswith(("http://", "https://")):
+    if not address.lower().startswith(("http://", "https://")):
         raise DownloadError(f"{address}: wants an http or https address")
     path = Path(destination)
     if path.is_dir():
@@ -99,9 +108,7 @@ def download(
         part = path.with_name(f"{path.name}.part")
         _fetch(address, part, wanted.size, progress, timeout)
         _accept(part, path, wanted)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise DownloadError(_explain(address, error)) from None
-    except OSError as error:
+    except OSError as error:  # of the disk: those of the network are DownloadErrors by now
         raise DownloadError(f"{error.filename or path}: {error.strerror or error}") from None
     return path
 
@@ -114,39 +121,72 @@ def _fetch(address: str, part: Path, size: int, progress: Progress | None, timeo
         done = 0
     if done == size:
         return
-    request = urllib.request.Request(address, headers={"User-Agent": "pocketsam"})
-    if done:
-        request.add_header("Range", f"bytes={done}-")
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
-        start = answer.headers.get("Content-Range", "")
-        resumes = answer.status == 206
-        if resumes and not start.startswith(f"bytes {done}-"):
-            raise DownloadError(f"{address}: asked for bytes from {done}, the server sent {start!r}")
-        if not resumes:
-            done = 0
-        with part.open("ab" if resumes else "wb") as file:
-            done = _copy(answer, file, done, size, progress)
+    answer, done = _open(address, done, timeout)
+    with answer, part.open("ab" if done else "wb") as file:
+        done, ending = _copy(answer, file, done, size, progress)
+    if done > size:
+        part.unlink()
+        raise DownloadError(f"{address}: sends more than the {size} bytes of the file; deleted")
     if done < size:
         raise DownloadError(
-            f"{address}: the connection closed after {done} of {size} bytes; run it again to resume"
+            f"{address}: {ending}; {done} of {size} bytes are kept; run it again to resume"
         )
 
 
-def _copy(answer: BinaryIO, file: BinaryIO, done: int, size: int, progress: Progress | None) -> int:
-    """Copies until the answer ends or ``size`` is passed; returns the bytes now in the file."""
+def _open(address: str, done: int, timeout: float) -> tuple[http.client.HTTPResponse, int]:
+    """The server's answer, and the place in the file of its first byte: ``done``, or 0."""
     try:
-        while done <= size and (data := answer.read(CHUNK)):
+        request = urllib.request.Request(address, headers={"User-Agent": "pocketsam"})
+        if done:
+            request.add_header("Range", f"bytes={done}-")
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and done:
+            return _open(address, 0, timeout)
+        raise DownloadError(
+            f"{address}: the server answers {error.code} {error.reason}; {HINT}"
+        ) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a malformed url
+        raise DownloadError(_explain(address, error)) from None
+    if answer.status != 206:
+        return answer, 0
+    start = answer.headers.get("Content-Range", "")
+    if not start.startswith(f"bytes {done}-"):
+        answer.close()
+        raise DownloadError(f"{address}: asked for bytes from {done}, the server sent {start!r}")
+    return answer, done
+
+
+def _copy(
+    answer: http.client.HTTPResponse, file: BinaryIO, done: int, size: int, progress: Progress | None
+) -> tuple[int, str]:
+    """Copies until the answer ends or ``size`` is passed: the bytes now in the file, why it ended."""
+    ending = ""
+    try:
+        while done <= size and not ending:
+            data, ending = _read(answer)
             file.write(data)
             done += len(data)
-            if progress is not None:
+            if data and progress is not None:
                 progress(min(done, size), size)
-    except http.client.IncompleteRead as cut:
-        file.write(cut.partial)
-        done += len(cut.partial)
     finally:
         file.flush()
         os.fsync(file.fileno())
-    return done
+    return done, ending
+
+
+def _read(answer: http.client.HTTPResponse) -> tuple[bytes, str]:
+    """The next bytes, and why no more will follow: "" as long as they do."""
+    try:
+        data = answer.read(CHUNK)
+    except http.client.IncompleteRead as cut:
+        return cut.partial, "the connection closed"
+    except TimeoutError:
+        return b"", "no answer in time"
+    except (OSError, http.client.HTTPException) as error:
+        return b"", f"the connection broke ({error})"
+    return data, "" if data else "the connection closed"
 
 
 def _accept(part: Path, path: Path, wanted: RemoteFile) -> None:
@@ -167,11 +207,6 @@ def _sha256(path: Path) -> str:
 
 def _explain(address: str, error: Exception) -> str:
     reason = getattr(error, "reason", None) or error
-    if isinstance(error, urllib.error.HTTPError):
-        return f"{address}: the server answers {error.code} {error.reason}"
     if isinstance(reason, TimeoutError):
-        return f"{address}: no answer in time; run it again to resume"
-    return (
-        f"{address}: cannot be reached ({reason}). Offline? A file fetched by other means can be given "
-        "to the commands as it is"
-    )
+        return f"{address}: no answer in time; run it again to resume; {HINT}"
+    return f"{address}: cannot be reached ({reason}). Offline? {HINT[0].upper()}{HINT[1:]}"

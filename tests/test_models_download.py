@@ -1,6 +1,10 @@
 """The downloader against a real server on this machine, with the faults that servers have."""
 
+import contextlib
 import hashlib
+import re
+import socket
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         server.requests.append(dict(self.headers))
         mode = server.modes.pop(0) if server.modes else "good"
-        if mode in ("404", "500"):
+        if mode in ("404", "416", "500"):
             self.send_error(int(mode))
             return
         if mode == "stall":
@@ -47,17 +51,37 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         body = data[start:]
+        if mode == "endless":
+            self.end_headers()
+            self.send_endlessly()
+            return
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if mode == "cut":
+        if mode in ("cut", "reset", "stall midway"):
             self.wfile.write(body[:300_000])
             self.close_connection = True
+            if mode != "cut":
+                server.stalled.wait(10)
+            if mode == "reset":
+                self.reset()
             return
-        try:
+        server.sent.append(len(body))  # before they go: the client may be done first
+        with contextlib.suppress(ConnectionError):
             self.wfile.write(body)
-            server.sent.append(len(body))
+
+    def send_endlessly(self):
+        self.close_connection = True
+        try:
+            for _ in range(100):  # far more than the buffers between the two can hold
+                self.wfile.write(PAYLOAD)
         except ConnectionError:
-            pass
+            return
+        self.server.sent.append(100 * len(PAYLOAD))
+
+    def reset(self):
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.rfile.close()
+        self.connection.close()
 
 
 @pytest.fixture
@@ -125,7 +149,7 @@ def test_another_file_in_the_place_is_left_alone(server, tmp_path):
 
 def test_a_broken_download_resumes_where_it_stopped(server, tmp_path):
     server.modes = ["cut"]
-    with pytest.raises(DownloadError, match=rf"300000 of {len(PAYLOAD)} bytes; run it again"):
+    with pytest.raises(DownloadError, match=rf"300000 of {len(PAYLOAD)} bytes are kept; run it again"):
         download("test", tmp_path)
     assert names(tmp_path) == ["weights.pt.part"]
     assert download("test", tmp_path).read_bytes() == PAYLOAD
@@ -133,10 +157,32 @@ def test_a_broken_download_resumes_where_it_stopped(server, tmp_path):
     assert server.sent == [len(PAYLOAD) - 300_000]
 
 
+def test_a_connection_that_is_reset_keeps_what_came(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 50_000)
+    server.modes = ["reset"]
+    with pytest.raises(
+        DownloadError, match=r"connection broke .* bytes are kept; run it again"
+    ) as caught:
+        download("test", tmp_path, progress=lambda *_: server.stalled.set())
+    kept = int(re.search(r"(\d+) of", str(caught.value))[1])
+    assert (tmp_path / "weights.pt.part").read_bytes() == PAYLOAD[:kept]
+    assert kept >= 50_000
+    assert download("test", tmp_path).read_bytes() == PAYLOAD
+    assert server.requests[-1]["Range"] == f"bytes={kept}-"
+
+
 def test_a_server_without_ranges_starts_over(server, tmp_path):
     (tmp_path / "weights.pt.part").write_bytes(PAYLOAD[:1000])
     server.modes = ["no ranges"]
     assert download("test", tmp_path).read_bytes() == PAYLOAD
+    assert server.sent == [len(PAYLOAD)]
+
+
+def test_a_range_that_the_server_refuses_starts_over(server, tmp_path):
+    (tmp_path / "weights.pt.part").write_bytes(bytes(1000))
+    server.modes = ["416"]
+    assert download("test", tmp_path).read_bytes() == PAYLOAD
+    assert [request.get("Range") for request in server.requests] == ["bytes=1000-", None]
 
 
 def test_another_range_than_asked_for_is_not_written(server, tmp_path):
@@ -144,6 +190,7 @@ def test_another_range_than_asked_for_is_not_written(server, tmp_path):
     server.modes = ["wrong range"]
     with pytest.raises(DownloadError, match="asked for bytes from 1000"):
         download("test", tmp_path)
+    assert (tmp_path / "weights.pt.part").read_bytes() == PAYLOAD[:1000]
     assert download("test", tmp_path).read_bytes() == PAYLOAD
 
 
@@ -156,14 +203,26 @@ def test_a_whole_part_needs_no_network(server, tmp_path):
 def test_a_part_longer_than_the_file_is_thrown_away(server, tmp_path):
     (tmp_path / "weights.pt.part").write_bytes(bytes(len(PAYLOAD) + 5))
     assert download("test", tmp_path).read_bytes() == PAYLOAD
+    assert "Range" not in server.requests[-1]
 
 
-@pytest.mark.parametrize("mode", ["damaged", "long"])
-def test_wrong_bytes_never_get_the_name(server, tmp_path, mode):
+def test_damaged_bytes_never_get_the_name(server, tmp_path):
+    server.modes = ["damaged"]
+    with pytest.raises(DownloadError, match="sha256") as caught:
+        download("test", tmp_path)
+    damaged = PAYLOAD[:1000] + bytes([PAYLOAD[1000] ^ 1]) + PAYLOAD[1001:]
+    for data in (PAYLOAD, damaged):
+        assert hashlib.sha256(data).hexdigest() in str(caught.value)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", ["long", "endless"])
+def test_more_bytes_than_the_file_has_are_refused(server, tmp_path, mode):
     server.modes = [mode]
-    with pytest.raises(DownloadError, match="sha256"):
+    with pytest.raises(DownloadError, match=rf"more than the {len(PAYLOAD)} bytes"):
         download("test", tmp_path)
     assert names(tmp_path) == []
+    assert mode == "long" or server.sent == []  # it stopped long before the server did
 
 
 def test_a_damaged_part_is_not_kept(server, tmp_path):
@@ -173,10 +232,10 @@ def test_a_damaged_part_is_not_kept(server, tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("mode", ["404", "500"])
+@pytest.mark.parametrize("mode", ["404", "416", "500"])
 def test_an_error_of_the_server_is_told(server, tmp_path, mode):
     server.modes = [mode]
-    with pytest.raises(DownloadError, match=rf"127\.0\.0\.1.*answers {mode}"):
+    with pytest.raises(DownloadError, match=rf"127\.0\.0\.1.*answers {mode} .*by other means"):
         download("test", tmp_path)
     assert names(tmp_path) == []
 
@@ -187,6 +246,14 @@ def test_a_server_that_stalls(server, tmp_path):
     with pytest.raises(DownloadError, match="no answer in time"):
         download("test", tmp_path, timeout=0.3)
     assert time.monotonic() - start < 5
+
+
+def test_a_server_that_stalls_midway(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 50_000)
+    server.modes = ["stall midway"]
+    with pytest.raises(DownloadError, match=rf"in time; 300000 of {len(PAYLOAD)} bytes are kept"):
+        download("test", tmp_path, timeout=0.3)
+    assert (tmp_path / "weights.pt.part").read_bytes() == PAYLOAD[:300_000]
 
 
 def test_offline(tmp_path):
@@ -202,11 +269,35 @@ def test_bad_arguments(tmp_path):
         download("sam3", tmp_path)
     with pytest.raises(DownloadError, match="wants an http"):
         download("mobile_sam", tmp_path, url="file:///etc/passwd")
+    for url in ("http://[::1", "http://a b/", "http://127.0.0.1:9/é", f"http://{'a' * 70}.org/"):
+        with pytest.raises(DownloadError, match="cannot be reached") as caught:
+            download("mobile_sam", tmp_path, url=url)
+        assert url in str(caught.value)
 
 
 def test_a_directory_that_is_not_there(server, tmp_path):
     with pytest.raises(DownloadError, match="nowhere"):
         download("test", tmp_path / "nowhere" / "weights.pt")
+    assert names(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "weights.pt.part").mkdir()
+    with pytest.raises(DownloadError, match=r"weights\.pt\.part: Is a directory"):
+        download("test", tmp_path)
+
+
+def test_a_disk_that_takes_no_more(server, tmp_path):
+    resource = pytest.importorskip("resource")  # a limit on a file's size is as good as a full disk
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
+    try:
+        with pytest.raises(DownloadError, match=r"weights\.pt: File too large"):
+            download("test", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "weights.pt.part").read_bytes() == PAYLOAD[:400_000]
+    assert download("test", tmp_path).read_bytes() == PAYLOAD
 
 
 def test_an_interrupt_keeps_the_part(server, tmp_path, monkeypatch):
