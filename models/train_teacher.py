@@ -6,10 +6,6 @@ moment and resumes from its last checkpoint, which is at most ``--save-every`` s
 
 import argparse
 import copy
-import json
-import math
-import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pocketsam.errors import PocketSamError
 from pocketsam.models import prompted
+from pocketsam.models.run import Run, average_into, check_finite, learning_rate, write_whole
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.models.scenes import Scene, generate
 from pocketsam.models.teacher import PIXEL_MEAN, PIXEL_STD, TeacherEncoder, load_hed
@@ -126,21 +122,21 @@ def evaluate(
     return {kind: float(np.mean(values)) for kind, values in sums.items()}
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then half a cosine down to a fiftieth."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def train(recipe: Recipe, folder: Path, save_every: int = 100, evaluate_every: int = 500) -> Path:
+def train(
+    recipe: Recipe,
+    folder: Path,
+    save_every: int = 100,
+    evaluate_every: int = 500,
+    evaluation_scenes: int = 40,
+) -> Path:
     """Runs, or resumes, a recipe in ``folder``; returns the file with the averaged weights.
 
     Raises:
-        PocketSamError: the folder holds another recipe's run, or the loss is no longer finite.
+        PocketSamError: the folder holds another recipe's run, the loss is no longer finite, or the disk
+            is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, asdict(recipe))
+    state = run.resume()
     fabric = Fabric(devices=1, precision="bf16-mixed")
     torch.manual_seed(recipe.seed)
     sam = build_teacher(recipe.image_size)
@@ -148,80 +144,39 @@ def train(recipe: Recipe, folder: Path, save_every: int = 100, evaluate_every: i
     trained = [p for p in sam.parameters() if p.requires_grad]
     optimizer: Any = torch.optim.AdamW(trained, weight_decay=recipe.weight_decay)
     encoder, optimizer = fabric.setup(sam.image_encoder, optimizer)
-    step = _resume(folder, recipe, sam, average, optimizer)
-    textures = load_textures()
+    if state:
+        sam.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+    step = int(state.get("step", 0))
+    examples = Examples(recipe, load_textures(), first=step * recipe.batch)
+    loader: Any = fabric.setup_dataloaders(DataLoader(examples, recipe.batch, num_workers=1))
     held_back = load_textures(HELD_BACK)
-    examples = Examples(recipe, textures, first=step * recipe.batch)
-    loader = fabric.setup_dataloaders(DataLoader(examples, recipe.batch, num_workers=1))
     sam.to(fabric.device).train()
-    started = time.monotonic()
-    for done, batch in enumerate(loader):
+    for batch in loader:
         if step >= recipe.steps:
             break
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step)
+            group["lr"] = learning_rate(recipe.learning_rate, step, recipe.steps, recipe.warmup)
         with fabric.autocast():
             loss, best = loss_of(encoder, sam, batch)
-        if not loss.isfinite():
-            raise PocketSamError(f"{folder}: the loss is {loss} at step {step}; the last state is kept")
+        check_finite(loss, folder, step)
         fabric.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         step += 1
-        decay = min(recipe.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, value in zip(
-                average.state_dict().values(), sam.state_dict().values(), strict=True
-            ):
-                if mean.is_floating_point():
-                    mean.lerp_(value.to(mean), 1 - decay)
+        average_into(average, sam, step, recipe.ema)
         if step % 20 == 0:
-            left = (time.monotonic() - started) / (done + 1) * (recipe.steps - step)
-            _log(
-                folder,
-                {"step": step, "loss": loss.item(), "iou": best.item(), "minutes_left": left / 60},
-            )
+            left = run.minutes_left(step, recipe.steps)
+            run.log({"step": step, "loss": loss.item(), "iou": best.item(), "minutes_left": left})
         if step % evaluate_every == 0 or step == recipe.steps:
-            _log(folder, {"step": step, "held_back": evaluate(average, held_back, 40)})
+            run.log({"step": step, "held_back": evaluate(average, held_back, evaluation_scenes)})
         if step % save_every == 0 or step == recipe.steps:
-            _save(folder, recipe, sam, average, optimizer, step)
+            models = {"model": sam.state_dict(), "average": average.state_dict()}
+            run.save({"step": step, "optimizer": optimizer.state_dict(), **models})
+    write_whole(folder / "teacher.pt", average.state_dict())
     return folder / "teacher.pt"
-
-
-def _log(folder: Path, entry: dict[str, Any]) -> None:
-    line = json.dumps(entry)
-    print(line, flush=True)
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
-def _save(folder: Path, recipe: Recipe, sam: Sam, average: Sam, optimizer: Any, step: int) -> None:
-    """The state to resume from, and the averaged weights; each replaces the old one once whole."""
-    state = {
-        "recipe": asdict(recipe),
-        "step": step,
-        "model": sam.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    for name, value in (("state.pt", state), ("teacher.pt", average.state_dict())):
-        part = folder / f"{name}.part"
-        torch.save(value, part)
-        os.replace(part, folder / name)
-
-
-def _resume(folder: Path, recipe: Recipe, sam: Sam, average: Sam, optimizer: Any) -> int:
-    path = folder / "state.pt"
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["recipe"] != asdict(recipe):
-        raise PocketSamError(f"{folder}: holds a run of another recipe, {state['recipe']}")
-    sam.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
 
 
 def main() -> None:

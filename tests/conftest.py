@@ -86,3 +86,9 @@ def run_pocketsam(
     """The command as a user runs it: another process, its exit code and its two streams."""
     command = [sys.executable, "-m", module, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, **kwargs)
+
+
+def run_python(code: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    """A few lines of Python in another process."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, **kwargs)

@@ -7,8 +7,9 @@ import torch
 
 from pocketsam.errors import PocketSamError
 from pocketsam.models import train_teacher as module
+from pocketsam.models.run import Run
 from pocketsam.models.teacher import PIXEL_MEAN, PIXEL_STD, TeacherEncoder, Vgg16, load_hed
-from pocketsam.models.train_teacher import Recipe, build_teacher, learning_rate, train
+from pocketsam.models.train_teacher import Recipe, build_teacher, train
 from pocketsam.runtime import contract
 
 TINY = Recipe(image_size=64, steps=4, batch=2, prompts=2, warmup=1, scenes=50)
@@ -45,27 +46,20 @@ def test_the_teacher_is_a_sam_encoder_with_frozen_features():
     assert all(p.grad is not None for p in others)
 
 
-def test_learning_rate_rises_and_falls():
-    rates = [learning_rate(Recipe(steps=100, warmup=10), step) for step in range(100)]
-    assert rates.index(max(rates)) in (9, 10)
-    assert rates[0] == pytest.approx(4e-5)
-    assert rates[-1] < 0.03 * max(rates)
-
-
 def test_a_killed_run_resumes_and_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
-    whole = torch.load(train(TINY, tmp_path / "whole", 1, 100), weights_only=True)
+    whole = torch.load(train(TINY, tmp_path / "whole", 1, 100, 2), weights_only=True)
 
-    def killed(*args):
-        saved(*args)
-        if args[-1] == 2:
+    def killed(run, state):
+        saved(run, state)
+        if state["step"] == 2:
             raise KeyboardInterrupt
 
-    saved = module._save
-    monkeypatch.setattr(module, "_save", killed)
+    saved = Run.save
+    monkeypatch.setattr(Run, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(TINY, tmp_path / "cut", 1, 100)
-    monkeypatch.setattr(module, "_save", saved)
-    resumed = torch.load(train(TINY, tmp_path / "cut", 1, 100), weights_only=True)
+        train(TINY, tmp_path / "cut", 1, 100, 2)
+    monkeypatch.setattr(Run, "save", saved)
+    resumed = torch.load(train(TINY, tmp_path / "cut", 1, 100, 2), weights_only=True)
     for key, value in whole.items():
         assert torch.allclose(resumed[key].float(), value.float(), atol=1e-4), key
     start = build_teacher(64).state_dict()
@@ -78,9 +72,9 @@ def test_a_killed_run_resumes_and_ends_as_an_undisturbed_one(tmp_path, monkeypat
 
 
 def test_another_recipe_in_the_folder_is_refused(tmp_path):
-    train(Recipe(**{**vars(TINY), "steps": 1}), tmp_path / "run", 1, 100)
+    train(Recipe(**{**vars(TINY), "steps": 1}), tmp_path / "run", 1, 100, 2)
     with pytest.raises(PocketSamError, match="another recipe"):
-        train(TINY, tmp_path / "run", 1, 100)
+        train(TINY, tmp_path / "run", 1, 100, 2)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(tmp_path, monkeypatch):
@@ -94,7 +88,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(tmp_path, monke
 
     monkeypatch.setattr(module, "loss_of", spoiled)
     with pytest.raises(PocketSamError, match=r"loss is .*nan.* at step 2"):
-        train(TINY, tmp_path / "run", 1, 100)
+        train(TINY, tmp_path / "run", 1, 100, 2)
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert state["step"] == 2
     assert all(x.isfinite().all() for x in state["model"].values())

@@ -1,0 +1,113 @@
+"""What every training run needs: a folder that survives a kill, a schedule, averaged weights, a log."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pocketsam.errors import PocketSamError
+
+STATE_NAME, LOG_NAME = "state.pt", "log.jsonl"
+
+
+class Run:
+    """A training run in a folder.
+
+    Args:
+        folder: made if it is not there.
+        recipe: what the run does; a folder that holds another recipe's run is refused.
+
+    Raises:
+        PocketSamError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PocketSamError(f"{folder}: {error.strerror}") from None
+        self.folder, self.recipe = folder, dict(recipe)
+        self._started: tuple[float, int] | None = None
+
+    def resume(self) -> dict[str, Any]:
+        """What the last ``save`` was given; empty in a new folder.
+
+        Raises:
+            PocketSamError: the folder holds another recipe's run.
+        """
+        path = self.folder / STATE_NAME
+        if not path.exists():
+            return {}
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["recipe"] != self.recipe:
+            raise PocketSamError(f"{self.folder}: holds a run of another recipe, {state['recipe']}")
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keeps the state to resume from; the old one stays until the new one is whole.
+
+        Raises:
+            PocketSamError: the disk takes no more.
+        """
+        write_whole(self.folder / STATE_NAME, {"recipe": self.recipe, **state})
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Adds a line to ``log.jsonl`` and prints it."""
+        line = json.dumps(entry)
+        print(line, flush=True)
+        with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def minutes_left(self, step: int, steps: int) -> float:
+        """By the pace since the first call."""
+        now = time.monotonic()
+        started, first = self._started = self._started or (now, step)
+        return (now - started) / max(1, step - first) * (steps - step) / 60
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """``torch.save`` to a sibling, renamed when it is whole.
+
+    Raises:
+        PocketSamError: the disk takes no more; the old file stays.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        torch.save(value, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+        part.unlink(missing_ok=True)
+        raise PocketSamError(f"{path}: cannot be written: {error}") from None
+
+
+def learning_rate(peak: float, step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, then half a cosine down to a fiftieth."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@torch.no_grad()
+def average_into(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """Exponential moving average of weights and statistics; short at first, then ``decay``."""
+    keep = min(decay, (1 + step) / (10 + step))
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value.to(mean), 1 - keep)
+        else:
+            mean.copy_(value)
+
+
+def check_finite(loss: torch.Tensor, folder: Path, step: int) -> None:
+    """Raises PocketSamError if the loss is no number; what was saved last is good."""
+    if not loss.isfinite():
+        raise PocketSamError(
+            f"{folder}: the loss is {loss.item()} at step {step}; the last state is kept"
+        )

@@ -1,0 +1,76 @@
+import json
+import resource
+
+import pytest
+import torch
+from conftest import run_python
+
+from pocketsam.errors import PocketSamError
+from pocketsam.models.run import Run, average_into, check_finite, learning_rate
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate(4e-4, step, 100, 10) for step in range(100)]
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[0] == pytest.approx(4e-5)
+    assert rates[-1] < 0.03 * max(rates)
+
+
+def test_a_run_remembers_what_it_saved(tmp_path):
+    run = Run(tmp_path / "a" / "run", {"steps": 3})
+    assert run.resume() == {}
+    run.save({"step": 1, "weights": torch.ones(2)})
+    run.save({"step": 2, "weights": torch.zeros(2)})
+    assert Run(run.folder, {"steps": 3}).resume()["step"] == 2
+    with pytest.raises(PocketSamError, match="another recipe"):
+        Run(run.folder, {"steps": 4}).resume()
+
+
+def test_the_log_is_json_by_line(tmp_path, capsys):
+    run = Run(tmp_path, {})
+    run.log({"step": 1})
+    run.log({"step": 2})
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PocketSamError, match="file"):
+        Run(tmp_path / "file" / "run", {})
+
+
+def test_a_full_disk_keeps_the_last_state(tmp_path):
+    Run(tmp_path, {}).save({"step": 1})
+    code = f"""
+import pathlib, torch
+from pocketsam.models.run import Run
+Run(pathlib.Path({str(tmp_path)!r}), {{}}).save({{"step": 2, "weights": torch.zeros(3_000_000)}})
+"""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    done = run_python(code, preexec_fn=limit)
+    assert "PocketSamError" in done.stderr
+    assert "cannot be written" in done.stderr
+    assert Run(tmp_path, {}).resume()["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_averages():
+    one, two = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    torch.nn.init.constant_(two.weight, 3.0)
+    two.num_batches_tracked += 5
+    average_into(one, two, step=10_000, decay=0.75)
+    assert torch.allclose(one.weight, torch.full((2,), 1.5))
+    assert one.num_batches_tracked == 5
+    average_into(one, two, step=0, decay=0.75)
+    assert torch.allclose(one.weight, torch.full((2,), 2.85))
+
+
+def test_a_loss_that_is_no_number(tmp_path):
+    check_finite(torch.tensor(1.0), tmp_path, 3)
+    with pytest.raises(PocketSamError, match=r"nan at step 3"):
+        check_finite(torch.tensor(float("nan")), tmp_path, 3)
