@@ -1,27 +1,13 @@
 """The commands of the exporter: export, verify against a checkpoint, download."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from pocketsam.errors import MissingExtraError
+from pocketsam import terminal
 from pocketsam.export.targets import TARGETS
 from pocketsam.runtime import commands as runtime_commands
-from pocketsam.runtime import terminal
 
 CHECKPOINT_HELP = ".pt or .safetensors file, or `seeded` for untrained weights"
-
-
-@contextmanager
-def extra_needed(extra: str) -> Iterator[None]:
-    """Turns a missing package into the one line that names the extra to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("pocketsam"):
-            raise
-        raise MissingExtraError(error.name or "a package", extra) from None
 
 
 def add_export(subparsers: terminal.Subparsers) -> None:
@@ -33,7 +19,7 @@ def add_export(subparsers: terminal.Subparsers) -> None:
     parser.add_argument("--precision", choices=precisions, default="fp32")
     parser.add_argument(
         "--image-size",
-        type=image_size,
+        type=terminal.image_size,
         default=1024,
         metavar="S",
         help="side of the canvas, a multiple of 64 (default 1024); cost falls with its square",
@@ -44,14 +30,6 @@ def add_export(subparsers: terminal.Subparsers) -> None:
     parser.add_argument("--json", action="store_true", help="the parity report to stdout")
     _add_images(parser)
     parser.set_defaults(run=run_export)
-
-
-def image_size(text: str) -> int:
-    """A positive multiple of 64, up to 4096."""
-    value = int(text) if text.isdecimal() else 0
-    if not 64 <= value <= 4096 or value % 64:
-        raise argparse.ArgumentTypeError(f"{text!r}: wants a multiple of 64, from 64 to 4096")
-    return value
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +44,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Exports, verifies, and prints the report."""
-    with extra_needed("export"):
+    with terminal.extra_needed("export"):
         from pocketsam.export.parity import ReportedParityError
         from pocketsam.export.pipeline import export_bundle
     try:
@@ -111,7 +89,7 @@ def run_verify(args: argparse.Namespace) -> None:
     if args.checkpoint is None:
         runtime_commands.run_verify(args)
         return
-    with extra_needed("export"):
+    with terminal.extra_needed("export"):
         from pocketsam.export.pipeline import verify_bundle
     report = verify_bundle(
         Path(args.bundle),
@@ -140,7 +118,10 @@ def run_download(args: argparse.Namespace) -> None:
     """Downloads; a broken download resumes when run again."""
     from pocketsam.models.download import download
 
-    print(download(args.name, args.output, url=args.url, progress=terminal.show_progress))
+    def progress(done: int, total: int) -> None:
+        terminal.show_progress(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB", done == total)
+
+    print(download(args.name, args.output, url=args.url, progress=progress))
 
 
 COMMANDS: tuple[terminal.AddCommand, ...] = (add_export, add_verify, add_download)

@@ -31,7 +31,7 @@ class Encoder(nn.Module):
 
     def stages(self) -> list[str]:
         """Names of the stages, in the order in which they are computed."""
-        wanted = re.compile(r"patch_embed|blocks\.\d+|layers\.\d\.(blocks\.\d|downsample)")
+        wanted = re.compile(r"patch_embed|laterals\.\d|blocks\.\d+|layers\.\d\.(blocks\.\d|downsample)")
         names = [name for name, _ in self.model.image_encoder.named_modules()]
         return [f"image_encoder.{name}" for name in names if wanted.fullmatch(name)]
 

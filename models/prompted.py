@@ -90,7 +90,7 @@ def mask_loss(low_res: Tensor, scores: Tensor, wanted: Tensor) -> tuple[Tensor, 
         the loss, and the mean IoU of the best of the three masks.
     """
     target = wanted.unsqueeze(1).expand_as(low_res)
-    each = _overlap_loss(low_res, target)
+    each = overlap_loss(low_res, target)
     with torch.no_grad():
         true_iou = iou(low_res > 0, target > 0.5)
     score_loss = (scores - true_iou).square().mean()
@@ -99,7 +99,7 @@ def mask_loss(low_res: Tensor, scores: Tensor, wanted: Tensor) -> tuple[Tensor, 
     return loss, true_iou[:, 1:].gather(1, best.indices[:, None]).mean()
 
 
-def _overlap_loss(logits: Tensor, target: Tensor) -> Tensor:
+def overlap_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy + dice over the last two axes."""
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
     probability = logits.sigmoid()
@@ -123,4 +123,4 @@ def grouping_loss(embeddings: Tensor, wanted: Tensor) -> Tensor:
     features = F.normalize(embeddings.flatten(2), dim=1)  # [B, C, h·w]
     mean = F.normalize(cells @ features.transpose(1, 2), dim=2)  # [B, P, C]
     logits = 10 * (mean @ features - 0.5)
-    return _overlap_loss(logits.unsqueeze(2), cells.unsqueeze(2)).mean()
+    return overlap_loss(logits.unsqueeze(2), cells.unsqueeze(2)).mean()

@@ -1,8 +1,8 @@
 """What every training run needs: a folder that survives a kill, a schedule, averaged weights, a log."""
 
+import io
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,18 +72,25 @@ class Run:
 
 
 def write_whole(path: Path, value: Any) -> None:
-    """``torch.save`` to a sibling, renamed when it is whole.
+    """``torch.save``, by way of ``write_bytes_whole``."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_bytes_whole(path, buffer.getbuffer())
+
+
+def write_bytes_whole(path: Path, data: bytes | memoryview) -> None:
+    """Writes a sibling and renames it when it is whole.
 
     Raises:
         PocketSamError: the disk takes no more; the old file stays.
     """
     part = path.with_name(f"{path.name}.part")
     try:
-        torch.save(value, part)
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
         part.unlink(missing_ok=True)
-        raise PocketSamError(f"{path}: cannot be written: {error}") from None
+        raise PocketSamError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def learning_rate(peak: float, step: int, steps: int, warmup: int) -> float:

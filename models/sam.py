@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pocketsam.models.image_encoder_vit import ImageEncoderViT
 from pocketsam.models.mask_decoder import MaskDecoder
 from pocketsam.models.prompt_encoder import PromptEncoder
+from pocketsam.models.teacher import TeacherEncoder
 from pocketsam.models.tiny_vit import TinyViT
 from pocketsam.models.transformer import TwoWayTransformer
 
@@ -26,11 +27,12 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
         embed_dim=EMBED_DIM,
         num_classes=1000,
     ),
+    "hed_teacher": lambda: TeacherEncoder(EMBED_DIM),
     "sam_vit_b": lambda: ImageEncoderViT(768, 12, 12, (2, 5, 8, 11), EMBED_DIM),
     "sam_vit_l": lambda: ImageEncoderViT(1024, 24, 16, (5, 11, 17, 23), EMBED_DIM),
     "sam_vit_h": lambda: ImageEncoderViT(1280, 32, 16, (7, 15, 23, 31), EMBED_DIM),
 }
-"""Image encoders by the name of their checkpoint."""
+"""Image encoders by the name of their checkpoint; ``hed_teacher`` is the one that we train."""
 
 
 class Sam(nn.Module):
@@ -88,6 +90,8 @@ def build(architecture: str = "mobile_sam", image_size: int = 1024) -> Sam:
 
 def architecture_of(state: Mapping[str, Tensor]) -> str:
     """The architecture whose keys a state dict has; ``mobile_sam`` where nothing speaks for another."""
+    if any(key.startswith("image_encoder.vgg.") for key in state):
+        return "hed_teacher"
     position = state.get("image_encoder.pos_embed")
     if position is None:
         return "mobile_sam"

@@ -3,10 +3,11 @@
 import sys
 
 from pocketsam.export import commands as exporter
+from pocketsam.models import commands as trainer
 from pocketsam.runtime import commands as runtime
 from pocketsam.runtime.bench import add_bench
 from pocketsam.runtime.segment import add_segment
-from pocketsam.runtime.terminal import run_command
+from pocketsam.terminal import run_command
 
 
 def main() -> int:
@@ -19,6 +20,7 @@ def main() -> int:
             add_segment,
             add_bench,
             exporter.add_download,
+            trainer.add_distill,
         ]
     )
 

@@ -3,7 +3,7 @@
 import sys
 
 from pocketsam.runtime.commands import COMMANDS
-from pocketsam.runtime.terminal import run_command
+from pocketsam.terminal import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(COMMANDS))

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from pocketsam import terminal
 from pocketsam.errors import BundleError, PocketSamError
-from pocketsam.runtime import terminal
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.image import load_image, preprocess
 from pocketsam.runtime.machine import describe_machine, peak_rss_bytes

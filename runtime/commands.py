@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
+from pocketsam import terminal
 from pocketsam.errors import IntegrityError
-from pocketsam.runtime import golden, terminal
+from pocketsam.runtime import golden
 from pocketsam.runtime.bench import add_bench
 from pocketsam.runtime.bundle import PARTS, Bundle, open_bundle
 from pocketsam.runtime.segment import add_segment

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from pocketsam import terminal
 from pocketsam.errors import PocketSamError
-from pocketsam.runtime import results, terminal
+from pocketsam.runtime import results
 from pocketsam.runtime.image import load_image
 from pocketsam.runtime.prompts import read_prompt_file
 from pocketsam.runtime.results import Box, Found, Point

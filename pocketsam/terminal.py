@@ -4,10 +4,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from pocketsam.errors import PocketSamError
+from pocketsam.errors import MissingExtraError, PocketSamError
 
 Subparsers = Any  # argparse does not name the type of add_subparsers() in public
 AddCommand = Callable[[Subparsers], None]
@@ -39,16 +40,26 @@ def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = Non
     return 0
 
 
+@contextmanager
+def extra_needed(extra: str) -> Iterator[None]:
+    """Turns a missing package into the one line that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("pocketsam"):
+            raise
+        raise MissingExtraError(error.name or "a package", extra) from None
+
+
 def say(text: str) -> None:
     """Progress, for people: to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-def show_progress(done: int, total: int) -> None:
+def show_progress(text: str, last: bool) -> None:
     """A line of progress that rewrites itself; nothing where stderr is not a terminal."""
     if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r{done / 1e6:.1f} of {total / 1e6:.1f} MB", end=end, file=sys.stderr, flush=True)
+        print(f"\r{text}", end="\n" if last else "", file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
@@ -62,6 +73,14 @@ def mark(ok: bool) -> str:
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return sign
     return f"\x1b[{32 if ok else 31}m{sign}\x1b[0m"
+
+
+def image_size(text: str) -> int:
+    """A positive multiple of 64, up to 4096."""
+    value = int(text) if text.isdecimal() else 0
+    if not 64 <= value <= 4096 or value % 64:
+        raise argparse.ArgumentTypeError(f"{text!r}: wants a multiple of 64, from 64 to 4096")
+    return value
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,139 @@
+"""The teacher's embeddings, computed once: one flat, memory-mapped file.
+
+A record is one image's embedding as float16, 2·256·(S/16)² bytes: 2,097,152 at 1024 and 524,288 at 512.
+``cache.json`` says whose embeddings these are; ``checksums.bin`` holds a CRC32 for each record, 0 where
+there is none yet, written after the record that it belongs to.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pocketsam.errors import PocketSamError
+from pocketsam.models.sam import EMBED_DIM
+
+KEY_NAME, DATA_NAME, SUMS_NAME = "cache.json", "embeddings.f16", "checksums.bin"
+
+
+class EmbeddingCache:
+    """Embeddings of a list of images by one teacher at one size.
+
+    Args:
+        folder: where the cache lies, or will lie.
+        teacher: sha256 of the teacher's checkpoint.
+        image_size: side of the canvas.
+        images: names of the images; the order is the order of the records.
+
+    Raises:
+        PocketSamError: the folder holds the cache of another teacher, size or list; the disk is full.
+    """
+
+    def __init__(self, folder: Path, teacher: str, image_size: int, images: Sequence[str]) -> None:
+        self.folder = folder
+        self._key: dict[str, Any] = {
+            "teacher": teacher,
+            "image_size": image_size,
+            "images": list(images),
+        }
+        cells = image_size // 16
+        self.shape = (len(images), EMBED_DIM, cells, cells)
+        self._check_key()
+        try:
+            self._data: NDArray[np.float16] = self._map(DATA_NAME, np.float16, self.shape)
+            self._sums: NDArray[np.uint32] = self._map(SUMS_NAME, np.uint32, self.shape[:1])
+        except OSError as error:
+            raise PocketSamError(f"{folder}: {error.strerror}") from None
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Size of a record, its checksum not counted."""
+        return 2 * int(np.prod(self.shape[1:]))
+
+    def _check_key(self) -> None:
+        path = self.folder / KEY_NAME
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            for name, value in self._key.items():
+                if found.get(name) != value:
+                    raise PocketSamError(
+                        f"{self.folder}: a cache of another {name}; choose another folder"
+                    )
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(self._key), encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            raise PocketSamError(f"{self.folder}: {error.strerror}") from None
+
+    def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        """The file, made at its full size if it is not there: a disk too small is noticed at once."""
+        path, size = self.folder / name, int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if not path.exists() or path.stat().st_size != size:
+            with path.open("wb") as file:
+                try:
+                    if hasattr(os, "posix_fallocate"):  # not on macOS
+                        os.posix_fallocate(file.fileno(), 0, size)
+                    file.truncate(size)
+                except OSError:
+                    path.unlink()
+                    raise
+        return np.memmap(path, dtype, "r+", shape=shape)
+
+    def missing(self) -> list[int]:
+        """Numbers of the records that are not there yet."""
+        return [int(number) for number in np.flatnonzero(self._sums == 0)]
+
+    def put(self, number: int, embedding: Tensor) -> None:
+        """Stores ``[256, h, w]``."""
+        record = embedding.to(torch.float16).cpu().numpy()
+        if not np.isfinite(record).all():
+            raise PocketSamError(
+                f"{self._key['images'][number]}: the teacher's embedding is not finite"
+            )
+        self._data[number] = record
+        self._sums[number] = _checksum(record)
+
+    def get(self, number: int) -> Tensor:
+        """``[256, h, w]`` float32.
+
+        Raises:
+            PocketSamError: the record is missing or damaged.
+        """
+        record = np.array(self._data[number])
+        if self._sums[number] != _checksum(record):
+            raise PocketSamError(f"{self.folder / DATA_NAME}: record {number} is missing or damaged")
+        return torch.from_numpy(record).float()
+
+    def fill(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        load: Callable[[int], Tensor],
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> None:
+        """Computes what is missing; killed at any moment, it goes on there when called again.
+
+        Args:
+            encode: ``pixel_values [1, 3, S, S]`` to ``[1, 256, h, w]``.
+            load: an image's number to its ``pixel_values [3, S, S]``.
+            progress: called with (records there, records in all).
+        """
+        missing, total = self.missing(), self.shape[0]
+        with torch.inference_mode():
+            for done, number in enumerate(missing, start=total - len(missing) + 1):
+                self.put(number, encode(load(number).unsqueeze(0))[0])
+                progress(done, total)
+
+
+def _checksum(record: NDArray[np.float16]) -> int:
+    """CRC32, never 0: that stands for a record that is not there."""
+    return zlib.crc32(record.tobytes()) or 1
