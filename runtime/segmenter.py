@@ -9,8 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from pocketsam.errors import BundleError, ImageError, PromptError
-from pocketsam.runtime import contract, image, prompts
+from pocketsam.runtime import contract, prompts
 from pocketsam.runtime.bundle import PARTS, open_bundle
+from pocketsam.runtime.image import check_pixels, load_image, preprocess
 from pocketsam.runtime.masks import Upscaler
 from pocketsam.runtime.session import open_session, run_session
 
@@ -64,13 +65,13 @@ class Segmenter:
 
     def set_image(
         self,
-        image_or_path: NDArray[np.uint8] | Image.Image | str | os.PathLike[str],
+        image: NDArray[np.uint8] | Image.Image | str | os.PathLike[str],
         image_format: str = "RGB",
     ) -> None:
         """Encodes an image; until the next call, prompts refer to it.
 
         Args:
-            image_or_path: ``[H, W, 3]`` uint8, or a PIL image or a path (see ``load_image``).
+            image: ``[H, W, 3]`` uint8, or a PIL image or a path (see ``load_image``).
             image_format: channel order of an array, RGB or BGR.
 
         Raises:
@@ -78,13 +79,13 @@ class Segmenter:
         """
         if image_format not in ("RGB", "BGR"):
             raise ImageError(f"image_format must be RGB or BGR, not {image_format!r}")
-        if isinstance(image_or_path, Image.Image | str | os.PathLike):
-            pixels = image.load_image(image_or_path)
+        if isinstance(image, Image.Image | str | os.PathLike):
+            pixels = load_image(image)
         else:
-            pixels = image.check_pixels(image_or_path)
+            pixels = check_pixels(image)
             if image_format == "BGR":
                 pixels = pixels[..., ::-1]
-        self._embedding = self.encode(image.preprocess(pixels, self.image_size))
+        self._embedding = self.encode(preprocess(pixels, self.image_size))
         self._original_size = (pixels.shape[0], pixels.shape[1])
         self._upscaler = Upscaler(self.image_size, self._original_size)
 

@@ -1,4 +1,6 @@
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pocketsam.errors import ImageError
+from pocketsam.runtime import image as image_module
 from pocketsam.runtime.contract import PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.runtime.image import MAX_PIXELS, check_pixels, load_image, preprocess
 
@@ -54,8 +57,28 @@ def test_palettes(tmp_path):
 
 
 def test_cmyk(tmp_path):
-    image = Image.fromarray(RGB).resize((60, 40)).convert("CMYK")
-    assert reload(image, tmp_path / "a.jpg", quality=95).shape == (40, 60, 3)
+    colours = np.array([[255, 0, 0], [0, 255, 0], [30, 60, 200], [255, 255, 255]], np.uint8)
+    wanted = colours.repeat(16, axis=0)[None].repeat(16, axis=0)
+    image = Image.fromarray(wanted).convert("CMYK")
+    found = reload(image, tmp_path / "a.jpg", quality=100, subsampling=0)
+    assert np.abs(found.astype(int) - wanted).max() <= 4
+
+
+def test_half_transparent_pixels_mix_with_white(tmp_path):
+    image = Image.new("RGBA", (5, 4), (200, 0, 100, 51))
+    assert np.abs(reload(image, tmp_path / "a.png") - np.array([244, 204, 224])).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "I;16"])
+def test_a_transparent_colour_is_laid_over_white(tmp_path, mode):
+    """PNG's tRNS chunk: one colour of an image without alpha means transparent."""
+    values = np.full((4, 5), 77, np.uint16 if mode == "I;16" else np.uint8)
+    values[0, 0] = 0
+    image = Image.fromarray(values).convert(mode) if mode != "I;16" else Image.fromarray(values * 256)
+    assert image.mode == mode
+    found = reload(image, tmp_path / "a.png", transparency=(0, 0, 0) if mode == "RGB" else 0)
+    assert found[0, 0].tolist() == [255] * 3
+    assert found[1, 1].tolist() == [255 if mode == "1" else 77] * 3
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -73,6 +96,34 @@ def test_32_bit_integers_only_in_the_range_of_16(tmp_path):
         reload(Image.fromarray(values + 70000), tmp_path / "b.tif")
     with pytest.raises(ImageError, match=r"c\.tif.*float"):
         reload(Image.fromarray(values.astype(np.float32)), tmp_path / "c.tif")
+
+
+TURNED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif", "a.webp", "gray.jpg", "alpha.png", "deep.png"])
+def test_orientation_turns_the_stored_pixels(tmp_path, orientation, name):
+    image = Image.fromarray(RGB)
+    if name == "alpha.png":
+        image.putalpha(Image.fromarray(RGB[..., 2]))
+    elif name != f"a{name[1:]}":
+        image = Image.fromarray(RGB[..., 0] * (np.uint16(256) if name == "deep.png" else np.uint8(1)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = reload(image, tmp_path / f"stored-{name}")
+    found = reload(image, tmp_path / name, exif=exif)
+    assert found.shape == ((30, 20, 3) if orientation > 4 else (20, 30, 3))
+    assert np.array_equal(found, TURNED[orientation](stored))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -103,6 +154,48 @@ def test_the_first_frame_of_an_animation(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
+def test_other_frames_do_not_matter(tmp_path, name):
+    frames = [Image.fromarray(RGB).quantize(8).convert("RGB"), Image.new("RGB", (30, 20), "red")]
+    found = reload(
+        frames[0], tmp_path / name, save_all=True, append_images=frames[1:], lossless=True, duration=50
+    )
+    with Image.open(tmp_path / name) as image:
+        assert image.n_frames == 2
+    assert np.array_equal(found, np.asarray(frames[0]))
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB", "CMYK", "PA", "RGBa", "RGBX", "I;16B", "I"])
+def test_a_pil_image_of_any_mode(mode):
+    assert load_image(Image.new(mode, (3, 2))).shape == (2, 3, 3)
+
+
+def test_a_pil_image_of_floats_is_refused():
+    with pytest.raises(ImageError, match="float pixels"):
+        load_image(Image.new("F", (3, 2)))
+
+
+def test_an_empty_pil_image_of_integers_is_refused():
+    with pytest.raises(ImageError):
+        load_image(Image.new("I", (0, 5)))
+
+
+def test_a_pil_image_whose_file_is_damaged(tmp_path):
+    """Pillow reads pixels only when they are wanted: the damage shows in load_image."""
+    path = tmp_path / "cut.png"
+    Image.fromarray(RGB).resize((300, 200)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with Image.open(path) as image, pytest.raises(ImageError, match="truncated"):
+        load_image(image)
+
+
+def test_the_callers_image_is_left_as_it_was():
+    image = Image.fromarray(RGB)
+    load_image(image)[:] = 0
+    assert np.array_equal(np.asarray(image), RGB)
+    assert image.mode == "RGB"
+
+
 def test_a_pil_image_is_taken_as_it_is_seen():
     image = Image.fromarray(RGB)
     image.getexif()[0x0112] = 6
@@ -120,6 +213,58 @@ def test_truncated_files_are_named(tmp_path, suffix, kept):
         load_image(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("a.dds", (20).to_bytes(4, "little") + (30).to_bytes(4, "little"), None),
+        ("a.im", b"30*20", b"3.*20"),
+        ("a.bmp", b"BM", b"BX"),
+        ("a.jpg", b"\xff\xda", b"\xff\xd9"),
+        ("a.png", b"IHDR", b"IHDX"),
+    ],
+)
+def test_damaged_headers_are_named(tmp_path, name, good, bad):
+    """Pillow's plugins answer to damage with NotImplementedError and TypeError too."""
+    path = tmp_path / name
+    Image.fromarray(RGB).save(path)
+    data = path.read_bytes()
+    assert good in data
+    if bad:
+        path.write_bytes(data.replace(good, bad, 1))
+    else:  # the flags of DDS's pixel format
+        path.write_bytes(data[:80] + b"\x00\x20\x00\x00" + data[84:])
+    with pytest.raises(ImageError, match=rf"{name}"):
+        load_image(path)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged EXIF
+def test_flipped_bytes_give_pixels_or_one_error(tmp_path_factory, kind, changes):
+    path = tmp_path_factory.getbasetemp() / "flipped.bin"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with path.open("wb") as file:
+        Image.fromarray(RGB).save(file, kind, exif=exif)
+    data = bytearray(path.read_bytes())
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_module, "MAX_PIXELS", 100_000)  # a flipped size may ask for gigabytes
+        try:
+            found = load_image(path)
+        except ImageError as error:
+            assert "flipped.bin" in str(error)
+        else:
+            assert found.ndim == 3
+            assert found.shape[2] == 3
+            assert found.dtype == np.uint8
+
+
 def test_files_that_are_no_images(tmp_path):
     with pytest.raises(ImageError, match=r"none\.png: no such file"):
         load_image(tmp_path / "none.png")
@@ -130,18 +275,84 @@ def test_files_that_are_no_images(tmp_path):
         load_image(tmp_path)
 
 
-@pytest.mark.parametrize("side", [11_000, 14_000, 60_000])
-def test_a_decompression_bomb_is_refused_before_it_unpacks(tmp_path, side):
+def bomb(path, width, height):
+    """A PNG of a few bytes that claims to be of this size."""
+
     def chunk(kind, data):
         body = kind + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     packed = zlib.compress(bytes(10_000))
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
-    (tmp_path / "bomb.png").write_bytes(data)
-    with pytest.raises(ImageError, match=r"bomb\.png"):
-        load_image(tmp_path / "bomb.png")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "says"),
+    [
+        (10_001, 10_000, "10001x10000 pixels, more than 100,000,000"),
+        (11_000, 11_000, "11000x11000"),
+        (14_000, 14_000, "196000000 pixels"),
+        (20_000, 20_000, "400000000 pixels"),
+        (60_000, 60_000, "3600000000 pixels"),
+    ],
+)
+def test_a_decompression_bomb_is_refused_before_it_unpacks(tmp_path, width, height, says):
+    with pytest.raises(ImageError, match=rf"bomb\.png: .*{says}"):
+        load_image(bomb(tmp_path / "bomb.png", width, height))
+
+
+LIMITED = """
+import resource, sys
+from pocketsam.errors import ImageError
+from pocketsam.runtime.image import load_image
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2)
+for path in sys.argv[1:]:
+    try:
+        load_image(path)
+    except ImageError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and limits the address space")
+def test_a_decompression_bomb_needs_no_memory(tmp_path):
+    sides = {"a.png": (20_000, 20_000), "b.png": (10_001, 10_000), "c.png": (13_000, 13_000)}
+    paths = [bomb(tmp_path / name, *size) for name, size in sides.items()]
+    command = [sys.executable, "-c", LIMITED, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [str(path) for path in paths]
+
+
+def test_the_limit_is_the_largest_image_taken(tmp_path, monkeypatch):
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 600)
+    assert load_image(tmp_path / "a.png").shape == (20, 30, 3)
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 599)
+    with pytest.raises(ImageError, match=r"a\.png: 30x20 pixels, more than 599"):
+        load_image(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="30x20 pixels, more than 599"):
+        load_image(Image.fromarray(RGB))
+    with pytest.raises(ImageError, match="30x20 pixels, over 599"):
+        check_pixels(RGB)
+
+
+def test_pillows_own_smaller_limit_does_not_warn(tmp_path, monkeypatch):
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.warns(Image.DecompressionBombWarning), Image.open(tmp_path / "a.png"):
+        pass
+    assert np.array_equal(load_image(tmp_path / "a.png"), RGB)
+
+
+def test_good_pixels_come_back_as_they_are():
+    assert check_pixels(RGB) is RGB
+    largest = np.lib.stride_tricks.as_strided(RGB, (MAX_PIXELS // 10_000, 10_000, 3), (0, 0, 1))
+    assert check_pixels(largest) is largest
 
 
 @pytest.mark.parametrize(
@@ -164,22 +375,31 @@ def test_arrays_that_are_no_pixels(bad):
 
 
 def reference(image, size):
-    """``ResizeLongestSide.apply_image`` and ``Sam.preprocess``, restated."""
+    """``ResizeLongestSide.apply_image`` and ``Sam.preprocess``, restated; but no side is ever 0."""
     scale = size / max(image.shape[:2])
-    height, width = (int(side * scale + 0.5) for side in image.shape[:2])
+    height, width = (max(1, int(side * scale + 0.5)) for side in image.shape[:2])
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     x = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
     x = (x - torch.tensor(PIXEL_MEAN).view(-1, 1, 1)) / torch.tensor(PIXEL_STD).view(-1, 1, 1)
     return F.pad(x, (0, size - width, 0, size - height)).numpy()
 
 
-@pytest.mark.parametrize("shape", [(300, 451), (768, 512), (64, 64), (4000, 6000), (3, 200)])
+SHAPES = [(300, 451), (768, 512), (64, 64), (4000, 6000), (3, 200), (1, 1), (10000, 1), (1, 10000)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [256, 1024])
 def test_preprocess_equals_the_reference(shape, size):
     image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
     found = preprocess(image, size)
     assert found.dtype == np.float32
     assert np.array_equal(found, reference(image, size))
+    assert found.flags.c_contiguous
+
+
+def test_preprocess_of_views_that_cannot_be_written():
+    view = np.broadcast_to(RGB[:1, ::-1, ::-1], (40, 30, 3))
+    assert np.array_equal(preprocess(view, 64), reference(np.ascontiguousarray(view), 64))
 
 
 @settings(max_examples=60, deadline=None)
@@ -201,3 +421,13 @@ def test_preprocess_of_any_size(height, width, size):
     assert (found[..., :new_height, :new_width] > 1).all()
     assert not found[..., new_height:, :].any()
     assert not found[..., new_width:].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([64, 256]), st.integers(0, 2**32 - 1))
+def test_preprocess_of_any_pixels_equals_the_reference(height, width, size, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    found = preprocess(image, size)
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    assert np.array_equal(found, reference(image, size))

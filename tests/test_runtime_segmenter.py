@@ -1,5 +1,6 @@
 """The runtime against the reference's SamPredictor: same weights, same photographs, same prompts."""
 
+import inspect
 import json
 import shutil
 
@@ -72,6 +73,15 @@ def agree(found, wanted):
     else:
         assert np.abs(found[0] - wanted[0]).max() <= 2e-3
     assert found[1].argmax() == wanted[1].argmax()
+
+
+@pytest.mark.parametrize("name", ["set_image", "predict", "get_image_embedding", "reset_image"])
+def test_methods_take_what_sam_predictors_take(predictor_class, name):
+    def parameters(cls):
+        found = inspect.signature(getattr(cls, name)).parameters.values()
+        return [(one.name, one.default) for one in found]
+
+    assert parameters(Segmenter) == parameters(predictor_class)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
