@@ -1,5 +1,6 @@
 """Layers that more than one part of the network uses."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -34,3 +35,32 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
+
+
+def neck(channels: int, embed_dim: int) -> nn.Sequential:
+    """What ends each image encoder of the SAM family: ``[B, channels, h, w]`` to the embedding."""
+    return nn.Sequential(
+        nn.Conv2d(channels, embed_dim, 1, bias=False),
+        LayerNorm2d(embed_dim),
+        nn.Conv2d(embed_dim, embed_dim, 3, padding=1, bias=False),
+        LayerNorm2d(embed_dim),
+    )
+
+
+def in_windows(x: Tensor, size: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    """Applies ``attend``, ``[windows, size, size, C]`` in and out, to windows of ``x [B, H, W, C]``.
+
+    Where the sides are no multiples of ``size``, zeros are added on the right and below. They are not
+    masked: they take part in the attention, and the official weights were trained with that.
+    """
+    batch, height, width, channels = x.shape
+    bottom, right = -height % size, -width % size
+    x = F.pad(x, (0, 0, 0, right, 0, bottom))
+    rows, columns = (height + bottom) // size, (width + right) // size
+
+    # Rank 4 throughout, which Core ML's Neural Engine and TFLite's GPU delegate can run.
+    x = x.reshape(batch * rows, size, columns, size * channels).transpose(1, 2)
+    x = attend(x.reshape(batch * rows * columns, size, size, channels))
+    x = x.reshape(batch * rows, columns, size, size * channels).transpose(1, 2)
+    x = x.reshape(batch, rows * size, columns * size, channels)
+    return x[:, :height, :width]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketsam.models.common import LayerNorm2d
+from pocketsam.models.common import in_windows, neck
 
 PATCH = 16
 GRID = 64
@@ -84,21 +84,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
         self.mlp = Mlp(channels)
 
-    def _windowed(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        size = self.window
-        bottom, right = -height % size, -width % size  # padding takes part, as in the reference
-        x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        rows, columns = (height + bottom) // size, (width + right) // size
-        x = x.view(batch * rows, size, columns, size * channels).transpose(1, 2)
-        x = self.attn(x.reshape(batch * rows * columns, size, size, channels))
-        x = x.view(batch * rows, columns, size, size * channels).transpose(1, 2)
-        x = x.reshape(batch, rows * size, columns * size, channels)
-        return x[:, :height, :width]
-
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
-        x = x + (self._windowed(normed) if self.window else self.attn(normed))
+        x = x + (in_windows(normed, self.window, self.attn) if self.window else self.attn(normed))
         return x + self.mlp(self.norm2(x))
 
 
@@ -127,12 +115,7 @@ class ImageEncoderViT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(channels, heads, 0 if i in global_blocks else window) for i in range(depth)
         )
-        self.neck = nn.Sequential(
-            nn.Conv2d(channels, embed_dim, 1, bias=False),
-            LayerNorm2d(embed_dim),
-            nn.Conv2d(embed_dim, embed_dim, 3, padding=1, bias=False),
-            LayerNorm2d(embed_dim),
-        )
+        self.neck = neck(channels, embed_dim)
 
     def _positions(self, side: int) -> Tensor:
         if side == GRID:

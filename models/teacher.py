@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketsam.errors import MissingExtraError
-from pocketsam.models.common import LayerNorm2d
+from pocketsam.models.common import LayerNorm2d, neck
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -111,12 +111,7 @@ class TeacherEncoder(nn.Module):
             for width, stride in ((256, 4), (512, 2), (512, 1))
         )
         self.blocks = nn.ModuleList(TeacherBlock(embed_dim, heads) for _ in range(depth))
-        self.neck = nn.Sequential(
-            nn.Conv2d(embed_dim, embed_dim, 1, bias=False),
-            LayerNorm2d(embed_dim),
-            nn.Conv2d(embed_dim, embed_dim, 3, padding=1, bias=False),
-            LayerNorm2d(embed_dim),
-        )
+        self.neck = neck(embed_dim, embed_dim)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         with torch.no_grad():

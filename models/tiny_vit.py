@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketsam.models.common import LayerNorm2d
+from pocketsam.models.common import in_windows, neck
 
 
 class ConvBN(nn.Sequential):
@@ -132,24 +132,12 @@ class TinyViTBlock(nn.Module):
         self.mlp = Mlp(channels)
         self.local_conv = ConvBN(channels, channels, 3, groups=channels)
 
-    def _attend(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        size = self.window
-        # Padding tokens are not masked: they become the norm's bias and take part in the softmax,
-        # and the weights were trained with that.
-        bottom, right = -height % size, -width % size
-        x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        rows, columns = (height + bottom) // size, (width + right) // size
-
-        # Rank 4 throughout, which Core ML's Neural Engine and TFLite's GPU delegate can run.
-        x = x.reshape(batch * rows, size, columns, size * channels).transpose(1, 2)
-        x = self.attn(x.reshape(batch * rows * columns, size * size, channels))
-        x = x.view(batch * rows, columns, size, size * channels).transpose(1, 2)
-        x = x.reshape(batch, rows * size, columns * size, channels)
-        return x[:, :height, :width]
+    def _attend(self, windows: Tensor) -> Tensor:
+        """``[windows, ws, ws, C]`` in and out."""
+        return self.attn(windows.flatten(1, 2)).view(windows.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._attend(x)
+        x = x + in_windows(x, self.window, self._attend)
         x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x + self.mlp(x)
 
@@ -214,12 +202,7 @@ class TinyViT(nn.Module):
             self.layers.append(stage)
         self.norm_head = nn.LayerNorm(channels[-1])
         self.head = nn.Linear(channels[-1], num_classes)
-        self.neck = nn.Sequential(
-            nn.Conv2d(channels[-1], embed_dim, 1, bias=False),
-            LayerNorm2d(embed_dim),
-            nn.Conv2d(embed_dim, embed_dim, 3, padding=1, bias=False),
-            LayerNorm2d(embed_dim),
-        )
+        self.neck = neck(channels[-1], embed_dim)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """``[B, 3, S, S]``, normalised and padded, to the embedding ``[B, embed_dim, S/16, S/16]``."""
