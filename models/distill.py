@@ -175,6 +175,7 @@ def distill(
         lambda number: to_pixel_values(load_pixels(images[number], size), size),
         lambda done, total: progress("teacher's embeddings", done, total),
     )
+    torch.manual_seed(recipe.seed)
     student = new_student(frozen, start, size)
     average = _train(run, fabric, recipe, student, frozen, (images, cache), save_every, progress)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in average.state_dict().items()}
@@ -195,7 +196,6 @@ def _train(
 ) -> Sam:
     """The loop; returns the student with averaged weights."""
     state = run.resume()
-    torch.manual_seed(recipe.seed)
     average = deepcopy(student).to(fabric.device).eval().requires_grad_(False)
     trained = _freeze_others(student, MODES[recipe.mode])
     optimizer: Any = torch.optim.AdamW(trained, weight_decay=recipe.weight_decay)

@@ -41,11 +41,13 @@ class Bundle:
             IntegrityError: the file is missing, leaves the directory, or is not the one described.
         """
         entry = self.manifest[part]
-        path = self._inside(part, entry["file"])
         try:
+            path = self._inside(part, entry["file"])
             data = path.read_bytes()
         except OSError as error:
-            raise IntegrityError(f"{path}: {error.strerror}") from None
+            raise IntegrityError(f"{self.path / entry['file']}: {error.strerror}") from None
+        except ValueError as error:  # a name that no file system takes
+            raise IntegrityError(f"{self.path}: {part} file {entry['file']!r}: {error}") from None
         if len(data) != entry["bytes"]:
             raise IntegrityError(f"{path}: {len(data)} bytes, the manifest says {entry['bytes']}")
         found = hashlib.sha256(data).hexdigest()
@@ -53,7 +55,7 @@ class Bundle:
             raise IntegrityError(f"{path}: sha256 is {found}, the manifest says {entry['sha256']}")
         # A tensor kept in another file names it under the key "location". The word occurs in no
         # graph of ours, and any spelling of such a reference must contain it.
-        if path.suffix == ".onnx" and b"location" in data:
+        if self.manifest["target"] == "onnx" and part in PARTS and b"location" in data:
             raise IntegrityError(f"{path}: refers to external data; a bundle's files stand alone")
         return data
 
@@ -79,7 +81,7 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
         raise BundleError(f"{path}: not a bundle (no {MANIFEST_NAME})") from None
     except OSError as error:
         raise BundleError(f"{manifest_path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{manifest_path}: not JSON: {error}") from None
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if type(version) is not int or version < 1:

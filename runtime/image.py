@@ -27,22 +27,21 @@ def load_image(source: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8
     Raises:
         ImageError: missing, not an image, truncated, over ``MAX_PIXELS``, or of float pixels.
     """
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, "image")
-    name = os.fspath(source)
+    name = "image" if isinstance(source, Image.Image) else os.fspath(source)
     try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is ours
             with Image.open(name) as image:
                 return _to_rgb(image, name)
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image that Pillow can read") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {error}") from None
-    # Pillow's decoders raise whatever their format suggests to them when a file is damaged.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except Exception as error:  # Pillow's plugins raise whatever damage makes their format raise
         raise ImageError(f"{name}: cannot be read: {error}") from None
 
 
@@ -50,19 +49,27 @@ def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: {width}x{height} pixels, more than {MAX_PIXELS:,}")
+    if not width * height:
+        raise ImageError(f"{name}: an image without pixels")
     if image.mode == "F":
         raise ImageError(f"{name}: float pixels have no agreed range; convert to 8 or 16 bits first")
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits instead of scaling them
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError(f"{name}: integer pixels outside 0..65535")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = _to_8_bits(image, name)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return np.array(image.convert("RGB"))
+
+
+def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
+    """The upper 8 of 16 bits (Pillow's own conversion clips); a transparent value becomes white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"{name}: integer pixels outside 0..65535")
+    transparent = image.info.get("transparency")
+    return Image.fromarray(np.where(values == transparent, 255, values >> 8).astype(np.uint8))
 
 
 def check_pixels(image: Any) -> NDArray[np.uint8]:

@@ -21,12 +21,15 @@ from pocketsam.runtime.contract import (
 LABELS = (-1, 0, 1, 2, 3)
 
 
-def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[np.float32]:
-    """``values`` as float32 of the given shape (None: any length), finite; or PromptError."""
+def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
+    """``values`` as float64 of the given shape (None: any length), finite; or PromptError."""
     try:
-        array = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError):
+        given = np.asarray(values)
+        array = given.astype(np.float64, casting="unsafe" if given.dtype.kind in "OUS" else "same_kind")
+    except (TypeError, ValueError, OverflowError):
         raise PromptError(f"{name} is not an array of numbers") from None
+    if not array.ndim:
+        raise PromptError(f"{name} is a single number, not an array")
     fits = array.ndim == len(shape) and all(
         want in (None, got) for want, got in zip(shape, array.shape, strict=True)
     )
@@ -34,7 +37,7 @@ def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArr
         wanted = ", ".join("any" if n is None else str(n) for n in shape[1:])
         raise PromptError(
             f"{name} must have the shape [{wanted}] for each prompt, not {list(array.shape[1:])}"
-            if array.ndim and shape[0] in (None, len(array))
+            if shape[0] in (None, len(array))
             else f"{name} must hold {shape[0]} prompts, like the others, not {len(array)}"
         )
     if not np.isfinite(array).all():
@@ -43,7 +46,7 @@ def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArr
 
 
 def _check_inside(
-    name: str, points: NDArray[np.float32], used: NDArray[np.bool_], size: tuple[int, int]
+    name: str, points: NDArray[np.float64], used: NDArray[np.bool_], size: tuple[int, int]
 ) -> None:
     """Raises PromptError if a used (x, y) lies outside 0..W, 0..H."""
     height, width = size
@@ -88,10 +91,11 @@ def assemble(
         if wrong.any():
             raise PromptError(f"point_labels contains {kinds[wrong][0]:g}; known are {LABELS}")
         _check_inside("point", points, kinds != LABEL_PAD, original_size)
-        coords, labels = [points], [kinds]
+        # where a padding point lies makes no difference, unless it is too far away for float32
+        coords, labels = [np.where(kinds[..., None] == LABEL_PAD, 0.0, points)], [kinds]
         if boxes is None:
-            coords.append(np.zeros((batch, 1, 2), np.float32))
-            labels.append(np.full((batch, 1), LABEL_PAD, np.float32))
+            coords.append(np.zeros((batch, 1, 2)))
+            labels.append(np.full((batch, 1), float(LABEL_PAD)))
     if boxes is not None:
         corners = _array("box", boxes, (batch, 4)).reshape(-1, 2, 2)
         batch = len(corners)
@@ -99,7 +103,7 @@ def assemble(
         if (corners[:, 0] > corners[:, 1]).any():
             raise PromptError("box must be (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1")
         coords.append(corners)
-        labels.append(np.tile(np.array([LABEL_BOX_FIRST, LABEL_BOX_SECOND], np.float32), (batch, 1)))
+        labels.append(np.tile([float(LABEL_BOX_FIRST), float(LABEL_BOX_SECOND)], (batch, 1)))
     if not coords:
         batch = 1 if batch is None else batch
         return np.zeros((batch, 0, 2), np.float32), np.zeros((batch, 0), np.float32)
@@ -108,12 +112,15 @@ def assemble(
     new_height, new_width = resized_shape(height, width, image_size)
     # float64, as the reference scales: whole pixels stay exact.
     scaled = np.concatenate(coords, axis=1) * np.array([new_width / width, new_height / height])
-    return scaled.astype(np.float32), np.concatenate(labels, axis=1)
+    return scaled.astype(np.float32), np.concatenate(labels, axis=1).astype(np.float32)
 
 
 def check_mask_input(mask_input: ArrayLike, batch: int | None, side: int) -> NDArray[np.float32]:
     """``[B, 1, S/4, S/4]`` float32 logits of an earlier call, or PromptError."""
-    return _array("mask_input", mask_input, (batch, 1, side, side))
+    array = _array("mask_input", mask_input, (batch, 1, side, side))
+    if (np.abs(array) > np.finfo(np.float32).max).any():
+        raise PromptError("mask_input contains numbers beyond float32")
+    return array.astype(np.float32)
 
 
 def read_prompt_file(
@@ -131,7 +138,7 @@ def read_prompt_file(
         entries = json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise PromptError(f"{name}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptError(f"{name}: not JSON: {error}") from None
     if not isinstance(entries, list):
         raise PromptError(f"{name}: must hold a list of prompts")
@@ -139,16 +146,18 @@ def read_prompt_file(
     boxes: list[tuple[float, float, float, float]] = []
     for number, entry in enumerate(entries):
         try:
-            kind, data = entry["type"], [float(value) for value in entry["data"]]
-            if kind == "point":
-                x, y = data
-                points.append((x, y, int(entry["label"])))
-            elif kind == "rectangle":
-                x0, y0, x1, y1 = data
-                boxes.append((x0, y0, x1, y1))
-            else:
+            kind, data = entry["type"], entry["data"]
+            if kind not in ("point", "rectangle"):
                 raise PromptError(f"{name}: prompt {number}: unknown type {kind!r}")
-        except (KeyError, TypeError, ValueError) as error:
+            if not isinstance(data, list):
+                raise TypeError("data is no list")
+            if kind == "point":
+                x, y = map(float, data)
+                points.append((x, y, LABELS[LABELS.index(entry["label"])]))
+            else:
+                x0, y0, x1, y1 = map(float, data)
+                boxes.append((x0, y0, x1, y1))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, PromptError):
                 raise
             raise PromptError(f"{name}: prompt {number}: {_expected(entry)}") from None

@@ -26,8 +26,8 @@ def provider_names(providers: str | Sequence[str]) -> list[str]:
     wanted = [providers] if isinstance(providers, str) else list(providers)
     if not wanted:
         raise ProviderError("providers is empty; name at least one, such as 'cpu'")
-    full = {name.lower(): name for name in PROVIDERS.values()}
     available = ort.get_available_providers()
+    full = {name.lower(): name for name in (*PROVIDERS.values(), *available)}
     short = {name: key for key, name in PROVIDERS.items()}
     present = ", ".join(short.get(name, name) for name in available)
     names = []

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from copy import deepcopy
+from functools import reduce
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -59,6 +61,52 @@ def test_any_change_of_a_file_is_found(fake, part):
         bundle.read(part)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder", "golden"])
+def test_every_flipped_bit_and_every_cut_is_found(fake, part):
+    bundle = open_bundle(fake)
+    path = fake / bundle.manifest[part]["file"]
+    good = path.read_bytes()
+    damaged = [good[:end] for end in range(len(good))]
+    damaged += [
+        good[:i] + bytes([good[i] ^ 1 << bit]) + good[i + 1 :]
+        for i in range(len(good))
+        for bit in range(8)
+    ]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(IntegrityError, match=path.name) as caught:
+            bundle.read(part)
+        assert caught.value.exit_code == 5
+    path.write_bytes(good)
+    assert bundle.read(part) == good
+
+
+def test_damage_is_told_in_figures(fake):
+    bundle = open_bundle(fake)
+    (fake / "golden.npz").write_bytes(b"short")
+    with pytest.raises(IntegrityError, match=r"golden\.npz: 5 bytes, the manifest says 19"):
+        bundle.read("golden")
+    other = b"bytes of the Golden"
+    (fake / "golden.npz").write_bytes(other)
+    with pytest.raises(IntegrityError, match=f"sha256 is {hashlib.sha256(other).hexdigest()}, the man"):
+        bundle.read("golden")
+
+
+def test_a_directory_in_the_place_of_a_file(fake):
+    (fake / "encoder.onnx").unlink()
+    (fake / "encoder.onnx").mkdir()
+    with pytest.raises(IntegrityError, match=r"encoder\.onnx: Is a directory"):
+        open_bundle(fake).read("encoder")
+
+
+def test_a_manifest_that_is_a_directory(fake):
+    (fake / MANIFEST_NAME).unlink()
+    (fake / MANIFEST_NAME).mkdir()
+    with pytest.raises(BundleError, match=MANIFEST_NAME) as caught:
+        open_bundle(fake)
+    assert caught.value.exit_code == 1
+
+
 def test_what_is_no_bundle(tmp_path, fake):
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
@@ -66,6 +114,12 @@ def test_what_is_no_bundle(tmp_path, fake):
         with pytest.raises(BundleError, match=f"{path.name}: not a bundle") as caught:
             open_bundle(path)
         assert caught.value.exit_code == 1
+
+
+def test_a_manifest_nested_too_deep(fake):
+    (fake / MANIFEST_NAME).write_text('{"model":' * 100_000)
+    with pytest.raises(IntegrityError, match=MANIFEST_NAME):
+        open_bundle(fake)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"schema_version": "1"}', b"\xff\xfe"])
@@ -82,6 +136,15 @@ def test_a_newer_schema_asks_for_a_newer_pocketsam(fake):
     with pytest.raises(BundleError, match=f"version {SCHEMA_VERSION + 1}.*upgrade") as caught:
         open_bundle(fake)
     assert type(caught.value) is BundleError
+
+
+def test_a_schema_of_the_far_future_names_both_versions(fake):
+    (fake / MANIFEST_NAME).write_text('{"schema_version": 999}')
+    says = rf"{MANIFEST_NAME}: schema version 999, and this pocketsam reads up to {SCHEMA_VERSION}"
+    with pytest.raises(BundleError, match=says) as caught:
+        open_bundle(fake)
+    assert not isinstance(caught.value, IntegrityError)
+    assert caught.value.exit_code == 1
 
 
 @pytest.mark.parametrize("version", ["1", True, 0, -1, 1.0, None])
@@ -112,6 +175,74 @@ def test_missing_and_mistyped_fields(fake, change):
     edit(fake, **change)
     with pytest.raises(IntegrityError, match=next(iter(change))):
         open_bundle(fake)
+
+
+FIELDS = {
+    ("target",): str,
+    ("precision",): str,
+    ("model",): dict,
+    ("model", "trained"): bool,
+    ("image_size",): int,
+    **{(part,): dict for part in ("encoder", "decoder", "golden")},
+    **{(part, "file"): str for part in ("encoder", "decoder", "golden")},
+    **{(part, "sha256"): str for part in ("encoder", "decoder", "golden")},
+    **{(part, "bytes"): int for part in ("encoder", "decoder", "golden")},
+}
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=".".join)
+def test_every_field_is_wanted_and_has_its_type(fake, field):
+    good = open_bundle(fake).manifest
+    missing = deepcopy(good)
+    del reduce(dict.__getitem__, field[:-1], missing)[field[-1]]
+    damaged = [missing]
+    for value in ("x", 64, 64.0, True, None, [], {}):
+        if type(value) is not FIELDS[field]:
+            damaged.append(deepcopy(good))
+            reduce(dict.__getitem__, field[:-1], damaged[-1])[field[-1]] = value
+    assert len(damaged) == 7
+    for manifest in damaged:
+        (fake / MANIFEST_NAME).write_text(json.dumps(manifest))
+        says = rf"{'.'.join(field)} is missing or not of type {FIELDS[field].__name__}"
+        with pytest.raises(IntegrityError, match=says):
+            open_bundle(fake)
+
+
+@pytest.mark.parametrize("size", [0, -64, 1, 100, 1023])
+def test_an_image_size_that_no_network_has(fake, size):
+    edit(fake, image_size=size)
+    with pytest.raises(IntegrityError, match=f"image_size {size} is no multiple of 64"):
+        open_bundle(fake)
+
+
+@pytest.mark.parametrize("name", ["../none", "/none", "none/none", "../../none", "encoder.onnx/"])
+def test_a_name_is_judged_before_anything_is_opened(fake, name):
+    edit(fake, encoder={"file": name, "bytes": 6, "sha256": "0" * 64})
+    with pytest.raises(IntegrityError, match=r"encoder file .* leaves the bundle"):
+        open_bundle(fake).read("encoder")
+
+
+def test_a_link_is_judged_before_it_is_followed(fake):
+    (fake / "encoder.onnx").unlink()
+    (fake / "encoder.onnx").symlink_to(fake.parent / "none")
+    with pytest.raises(IntegrityError, match="leaves the bundle"):
+        open_bundle(fake).read("encoder")
+
+
+@pytest.mark.parametrize("name", ["..\\secret", "\\secret", "C:\\secret"])
+def test_a_backslash_leads_nowhere(fake, name):
+    (fake.parent / "secret").write_bytes(b"secret")
+    edit(fake, encoder={"file": name, "bytes": 6, "sha256": hashlib.sha256(b"secret").hexdigest()})
+    with pytest.raises(IntegrityError, match="secret"):
+        open_bundle(fake).read("encoder")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "a" * 300], ids=["NUL", "surrogate", "long"])
+def test_a_file_name_that_no_system_takes(fake, name):
+    edit(fake, encoder={"file": name, "bytes": 6, "sha256": "0" * 64})
+    with pytest.raises(IntegrityError) as caught:
+        open_bundle(fake).read("encoder")
+    assert str(caught.value).encode()  # can be printed
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/b", "..", ".", "", "./encoder.onnx"])
@@ -148,6 +279,27 @@ def test_external_data_is_refused(fake):
         open_bundle(fake).read("encoder")
 
 
+def outside_weights(folder):
+    """A model of 4 weights in a file of their own, as the onnx package writes it."""
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    model = helper.make_model(helper.make_graph([node], "g", tensors[:1], tensors[1:], [weight]))
+    onnx.save(model, folder / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert (folder / "w.bin").stat().st_size == 16
+    return (folder / "m.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "encoder.ONNX", "encoder.bin", "encoder"])
+def test_external_data_is_refused_whatever_the_file_is_called(fake, name):
+    data = outside_weights(fake)
+    (fake / name).write_bytes(data)
+    edit(fake, encoder={"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    with pytest.raises(IntegrityError, match=f"{name}: refers to external data") as caught:
+        open_bundle(fake).read("encoder")
+    assert caught.value.exit_code == 5
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -163,6 +315,25 @@ def test_no_manifest_raises_anything_else(fake, value, key):
     path = fake / MANIFEST_NAME
     good = path.read_text()
     path.write_text(json.dumps(value if key is None else json.loads(good) | {key: value}))
+    try:
+        bundle = open_bundle(fake)
+        for part in ("encoder", "decoder", "golden"):
+            bundle.read(part)
+    except BundleError:
+        pass
+    finally:
+        path.write_text(good)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(json_values | st.text(max_size=3), st.sampled_from([*FIELDS, ("schema_version",)]))
+@example("a\0b", ("encoder", "file"))
+def test_no_field_raises_anything_else(fake, value, field):
+    path = fake / MANIFEST_NAME
+    good = path.read_text()
+    manifest = json.loads(good)
+    reduce(dict.__getitem__, field[:-1], manifest)[field[-1]] = value
+    path.write_text(json.dumps(manifest))
     try:
         bundle = open_bundle(fake)
         for part in ("encoder", "decoder", "golden"):

@@ -216,12 +216,13 @@ def test_truncated_files_are_named(tmp_path, suffix, kept):
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
-        ("a.dds", (20).to_bytes(4, "little") + (30).to_bytes(4, "little"), None),
+        ("a.dds", b" \x00\x00\x00\x40\x00", b" \x00\x00\x00\x00\x20"),  # the pixel format's flags
         ("a.im", b"30*20", b"3.*20"),
         ("a.bmp", b"BM", b"BX"),
         ("a.jpg", b"\xff\xda", b"\xff\xd9"),
         ("a.png", b"IHDR", b"IHDX"),
     ],
+    ids=["dds", "im", "bmp", "jpg", "png"],
 )
 def test_damaged_headers_are_named(tmp_path, name, good, bad):
     """Pillow's plugins answer to damage with NotImplementedError and TypeError too."""
@@ -229,11 +230,8 @@ def test_damaged_headers_are_named(tmp_path, name, good, bad):
     Image.fromarray(RGB).save(path)
     data = path.read_bytes()
     assert good in data
-    if bad:
-        path.write_bytes(data.replace(good, bad, 1))
-    else:  # the flags of DDS's pixel format
-        path.write_bytes(data[:80] + b"\x00\x20\x00\x00" + data[84:])
-    with pytest.raises(ImageError, match=rf"{name}"):
+    path.write_bytes(data.replace(good, bad, 1))
+    with pytest.raises(ImageError, match=name):
         load_image(path)
 
 
@@ -258,11 +256,12 @@ def test_flipped_bytes_give_pixels_or_one_error(tmp_path_factory, kind, changes)
         try:
             found = load_image(path)
         except ImageError as error:
-            assert "flipped.bin" in str(error)
-        else:
-            assert found.ndim == 3
-            assert found.shape[2] == 3
-            assert found.dtype == np.uint8
+            found = error
+    if isinstance(found, ImageError):
+        assert "flipped.bin" in str(found)
+    else:
+        assert found.dtype == np.uint8
+        assert found.shape[2:] == (3,)
 
 
 def test_files_that_are_no_images(tmp_path):

@@ -6,7 +6,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from pocketsam.errors import BundleError, ProviderError
-from pocketsam.runtime.session import MAX_THREADS, check_threads, open_session, provider_names
+from pocketsam.runtime.session import (
+    MAX_THREADS,
+    PROVIDERS,
+    check_threads,
+    open_session,
+    provider_names,
+    run_session,
+)
 
 GEMM = files("pocketsam.runtime").joinpath("gemm.onnx").read_bytes()
 
@@ -14,6 +21,16 @@ GEMM = files("pocketsam.runtime").joinpath("gemm.onnx").read_bytes()
 @pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider", "cpuexecutionprovider"])
 def test_names_of_a_provider(name):
     assert provider_names(name) == provider_names([name]) == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(("short", "full"), PROVIDERS.items())
+def test_each_name_is_known_in_any_case(short, full):
+    for name in (short, short.upper(), full, full.upper(), full.lower()):
+        if full in ort.get_available_providers():
+            assert provider_names((name,)) == [full]
+        else:
+            with pytest.raises(ProviderError, match=f"{name}.*not in this onnxruntime"):
+                provider_names(name)
 
 
 @pytest.mark.parametrize("name", ["cuda", "tensorrt", "coreml", "xnnpack", "CUDAExecutionProvider"])
@@ -29,15 +46,26 @@ def test_a_missing_provider_lists_those_present(name):
 def test_unknown_and_no_providers():
     with pytest.raises(ProviderError, match="'gpu'; known are cpu, cuda, tensorrt, coreml, xnnpack"):
         provider_names("gpu")
-    with pytest.raises(ProviderError, match="empty"):
-        provider_names([])
+    for empty in ([], ()):
+        with pytest.raises(ProviderError, match="empty"):
+            provider_names(empty)
+    for unknown in ("", "Provider", 3, None):
+        with pytest.raises(ProviderError, match=f"unknown provider {unknown!r}; known are cpu"):
+            provider_names(["cpu", unknown])
+
+
+def test_what_is_listed_as_present_can_be_asked_for():
+    with pytest.raises(ProviderError, match="present are: ") as caught:
+        provider_names([name for name in PROVIDERS if name != "cpu"])
+    for name in str(caught.value).split("present are: ")[1].split(", "):
+        assert provider_names(name)
 
 
 def test_threads():
     assert check_threads(None) == 0
-    assert check_threads(3) == 3
+    assert [check_threads(count) for count in (1, 3, MAX_THREADS)] == [1, 3, MAX_THREADS]
     for bad in (0, -1, MAX_THREADS + 1, 10_000, 1.5, True, "2"):
-        with pytest.raises(ProviderError, match="threads"):
+        with pytest.raises(ProviderError, match=f"threads must be .* 1 to {MAX_THREADS}, not {bad}"):
             check_threads(bad)
 
 
@@ -45,6 +73,48 @@ def test_threads():
 def test_a_model_that_does_not_load(data):
     with pytest.raises(BundleError, match="the model: onnxruntime cannot load it") as caught:
         open_session(data, "the model")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_arguments_are_judged_before_the_model():
+    with pytest.raises(ProviderError, match="unknown provider 'gpu'"):
+        open_session(b"nonsense", "the model", "gpu")
+    with pytest.raises(ProviderError, match="threads"):
+        open_session(b"nonsense", "the model", threads=0)
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_a_session_has_the_threads_and_the_provider_asked_for(threads):
+    session = open_session(GEMM, "gemm", ["cpu"], threads)
+    assert session.get_session_options().intra_op_num_threads == (threads or 0)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5), (1, 300, 7), (64, 1, 64)])
+def test_gemm_multiplies_like_numpy(shape):
+    m, k, n = shape
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(m, k)).astype(np.float32), rng.normal(size=(k, n)).astype(np.float32)
+    (product,) = run_session(open_session(GEMM, "gemm"), "gemm", ["c"], {"a": a, "b": b})
+    assert product.dtype == np.float32
+    assert product.shape == (m, n)
+    assert np.allclose(product, a @ b, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "feeds"),
+    [
+        (["c"], {"a": np.ones((2, 2), np.float32)}),
+        (["c"], {"a": np.ones((2, 2), np.float32), "b": np.ones((3, 2), np.float32)}),
+        (["c"], {"a": np.ones((2, 2)), "b": np.ones((2, 2))}),
+        (["c"], {"a": np.ones(2, np.float32), "b": np.ones((2, 2, 2, 2), np.float32)}),
+        (["d"], {"a": np.ones((2, 2), np.float32), "b": np.ones((2, 2), np.float32)}),
+    ],
+    ids=["missing", "unequal", "float64", "rank", "output"],
+)
+def test_a_model_that_does_not_run(outputs, feeds):
+    with pytest.raises(BundleError, match=r"^the model: onnxruntime failed: .") as caught:
+        run_session(open_session(GEMM, "gemm"), "the model", outputs, feeds)
     assert "\n" not in str(caught.value)
 
 
