@@ -40,15 +40,15 @@ check: install ## lint, formatting, types
 	MYPYPATH=build/types $(BIN)/mypy --package pocketsam
 
 demo: install ## export, verify and segment a photograph with it
-	$(BIN)/python -m pocketsam export seeded --target onnx --precision fp32 --output demo/bundle --force
+	$(BIN)/python -m pocketsam export default --target onnx --precision fp32 --output demo/bundle --force
 	$(BIN)/python -c "from skimage import data, io; io.imsave('demo/photo.png', data.astronaut())"
-	$(RUN) segment demo/bundle demo/photo.png --point 220,120 --box 130,10,370,500 --output demo
+	$(RUN) segment demo/bundle demo/photo.png --point 225,110 --output demo
 
-bench: install ## measure the demo's bundle beside a plain export of the reference
-	@test -d demo/bundle || $(MAKE) demo
+bench: install ## measure a bundle at 1024 beside a plain export of the reference
 	@mkdir -p build
+	$(BIN)/python -m pocketsam export seeded --output build/bundle --force
 	$(BIN)/python tests/plain_export.py build/plain_encoder.onnx
-	$(RUN) bench demo/bundle --against build/plain_encoder.onnx
+	$(RUN) bench build/bundle --against build/plain_encoder.onnx
 
 lock: install ## write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt

@@ -7,22 +7,24 @@ from pocketsam import terminal
 from pocketsam.export.targets import TARGETS
 from pocketsam.runtime import commands as runtime_commands
 
-CHECKPOINT_HELP = ".pt or .safetensors file, or `seeded` for untrained weights"
+CHECKPOINT_HELP = (
+    ".pt or .safetensors file; `default`: the trained weights in this package; `seeded`: untrained"
+)
 
 
 def add_export(subparsers: terminal.Subparsers) -> None:
     """Adds ``export``."""
     parser = subparsers.add_parser("export", help="turn a checkpoint into a verified bundle")
-    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument("checkpoint", nargs="?", default="default", help=CHECKPOINT_HELP)
     parser.add_argument("--target", choices=sorted(TARGETS), default="onnx")
     precisions = sorted({p for _, _, names in TARGETS.values() for p in names})
     parser.add_argument("--precision", choices=precisions, default="fp32")
     parser.add_argument(
         "--image-size",
         type=terminal.image_size,
-        default=1024,
         metavar="S",
-        help="side of the canvas, a multiple of 64 (default 1024); cost falls with its square",
+        help="side of the canvas, a multiple of 64; cost falls with its square (default: what the "
+        "checkpoint was trained at, 512 for `default`, 1024 for others)",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
@@ -47,13 +49,14 @@ def run_export(args: argparse.Namespace) -> None:
     with terminal.extra_needed("export"):
         from pocketsam.export.parity import ReportedParityError
         from pocketsam.export.pipeline import export_bundle
+        from pocketsam.models.checkpoint import usual_image_size
     try:
         report = export_bundle(
             args.checkpoint,
             args.output,
             args.target,
             args.precision,
-            args.image_size,
+            args.image_size or usual_image_size(args.checkpoint),
             verify=not args.no_verify,
             replace=args.force,
             photos=args.images,

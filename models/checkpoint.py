@@ -19,6 +19,17 @@ from pocketsam.models.sam import Sam, architecture_of, build, seeded
 SEEDED = "seeded"
 """Instead of a path: untrained weights of seed 0; ``seeded:7`` those of another seed."""
 
+DEFAULT = "default"
+"""Instead of a path: the trained weights in this package; see ``MODEL_CARD.md``."""
+DEFAULT_FILE = Path(__file__).parent / "mobile_sam_512.safetensors"
+DEFAULT_IMAGE_SIZE = 512
+"""What the trained weights in this package were trained at."""
+
+
+def usual_image_size(source: str) -> int:
+    """The canvas that a checkpoint was trained for: 512 for ``default``, SAM's 1024 for all others."""
+    return DEFAULT_IMAGE_SIZE if source == DEFAULT else 1024
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -43,8 +54,9 @@ def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded
     """Builds MobileSAM, or SAM, whichever the checkpoint holds.
 
     Args:
-        source: a ``.pt``/``.pth`` or ``.safetensors`` file with the official key names, or ``seeded``,
-            ``seeded:N``. Half-precision weights are widened to float32.
+        source: a ``.pt``/``.pth`` or ``.safetensors`` file with the official key names; ``default``,
+            the weights in this package; or ``seeded``, ``seeded:N``. Half-precision weights are widened
+            to float32.
         image_size: side of the canvas, a multiple of 64.
 
     Raises:
@@ -53,6 +65,8 @@ def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded
     name = os.fspath(source)
     if name == SEEDED or name.startswith(f"{SEEDED}:"):
         return _load_seeded(name, image_size)
+    if name == DEFAULT:
+        name = str(DEFAULT_FILE)
     try:
         data = Path(name).read_bytes()
     except OSError as error:
