@@ -21,6 +21,10 @@ class Prompts:
     coords: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> "Prompts":
+        """On another device."""
+        return Prompts(self.coords.to(device), self.labels.to(device))
+
 
 def sample(rng: np.random.Generator, masks: Mask, kind: str) -> Prompts:
     """One prompt for each mask ``[P, S, S]``, none of which is empty.

@@ -20,6 +20,9 @@ Rng = np.random.Generator
 MIN_AREA = 0.0015
 """Objects of which less than this fraction of the image stays visible are no longer objects."""
 
+PADDING = (123.675, 116.28, 103.53)
+"""The colour that is zero once normalised, as SAM's padding is."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -32,23 +35,38 @@ class Scene:
     masks: Mask
 
 
-def generate(seed: int, size: int, textures: Sequence[NDArray[np.uint8]]) -> Scene:
+@dataclass(frozen=True)
+class Photo:
+    """A photograph ``[H, W, 3]`` uint8 and its regions ``[levels, H, W]``, unsigned, fine to coarse."""
+
+    image: NDArray[np.uint8]
+    regions: NDArray[np.uint16]
+
+
+def generate(
+    seed: int, size: int, textures: Sequence[NDArray[np.uint8]], photos: Sequence[Photo] = ()
+) -> Scene:
     """Paints one scene.
 
     Args:
-        seed: the same seed, size and textures give the same scene.
+        seed: the same seed, size, textures and photographs give the same scene.
         size: side of the image in pixels.
         textures: photographs ``[H, W, 3]`` to cut fillings from.
+        photos: photographs that lend a part of the scenes their ground, with its regions as masks, and
+            some objects their outline; a part of those scenes are the photograph alone.
     """
     rng = np.random.default_rng(seed)
-    canvas = _filling(rng, size, textures)
-    masks: list[Mask] = [np.ones((size, size), bool)]
-    if rng.random() < 0.4:  # a second ground: sky and earth, wall and floor
-        ground = _half_plane(rng, size)
-        canvas = _paint(rng, canvas, ground, _filling(rng, size, textures), shadow=False)
-        masks = [~ground, ground]
-    for _ in range(rng.integers(2, 11)):
-        shape = _shape(rng, size)
+    objects = int(rng.integers(2, 11))
+    if photos and rng.random() < 0.7:
+        canvas, masks = _photo_ground(rng, size, _one_of(rng, photos))
+        objects = 0 if rng.random() < 0.5 else objects // 2 + 1
+    else:
+        canvas, masks = _painted_ground(rng, size, textures)
+    for _ in range(objects):
+        if photos and rng.random() < 0.5:
+            shape = _silhouette(rng, size, _one_of(rng, photos))
+        else:
+            shape = _shape(rng, size)
         if not shape.any():
             continue
         canvas = _paint(rng, canvas, shape, _filling(rng, size, textures), rng.random() < 0.4)
@@ -62,6 +80,70 @@ def generate(seed: int, size: int, textures: Sequence[NDArray[np.uint8]]) -> Sce
     if not kept:
         return generate(seed + 1_000_003, size, textures)
     return Scene(_camera(rng, canvas), np.stack(kept))
+
+
+def _one_of(rng: Rng, photos: Sequence[Photo]) -> Photo:
+    return photos[int(rng.integers(len(photos)))]
+
+
+def _painted_ground(
+    rng: Rng, size: int, textures: Sequence[NDArray[np.uint8]]
+) -> tuple[Pixels, list[Mask]]:
+    canvas = _filling(rng, size, textures)
+    if rng.random() < 0.6:
+        return canvas, [np.ones((size, size), bool)]
+    ground = _half_plane(rng, size)  # a second ground: sky and earth, wall and floor
+    return _paint(rng, canvas, ground, _filling(rng, size, textures), shadow=False), [~ground, ground]
+
+
+def _photo_ground(rng: Rng, size: int, photo: Photo) -> tuple[Pixels, list[Mask]]:
+    """A part of a photograph, its longer side as long as the canvas and the rest as padding is, and
+    masks of a few of its regions of every level.
+    """
+    height, width = photo.image.shape[:2]
+    part = rng.uniform(0.4, 1.0, 2) if rng.random() < 0.6 else np.ones(2)
+    h, w = np.maximum(32, (part * (height, width)).astype(int))
+    y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+    scale = size / max(h, w)
+    shape = (max(1, round(w * scale)), max(1, round(h * scale)))
+    crop = Image.fromarray(photo.image[y : y + h, x : x + w]).resize(shape, Image.Resampling.BILINEAR)
+    canvas = np.empty((size, size, 3), np.float32)
+    canvas[:] = PADDING
+    gain, offset = rng.uniform(0.75, 1.25, 3), rng.uniform(-25, 25)
+    pixels = np.clip(
+        np.asarray(crop, np.float32) * gain.astype(np.float32) + np.float32(offset), 0, 255
+    )
+    canvas[: shape[1], : shape[0]] = pixels
+    rows = np.minimum((np.arange(shape[1]) / scale).astype(int), h - 1) + y
+    columns = np.minimum((np.arange(shape[0]) / scale).astype(int), w - 1) + x
+    masks = []
+    for regions in photo.regions:
+        labels = regions[rows[:, None], columns]
+        areas = np.bincount(labels.ravel())
+        areas[areas < MIN_AREA * size * size] = 0
+        wanted = min(3, int(np.count_nonzero(areas)))
+        if wanted:
+            chances = np.sqrt(areas) / np.sqrt(areas).sum()
+            for label in rng.choice(len(areas), wanted, replace=False, p=chances):
+                mask = np.zeros((size, size), bool)
+                mask[: shape[1], : shape[0]] = labels == label
+                masks.append(mask)
+    return canvas, masks
+
+
+def _silhouette(rng: Rng, size: int, photo: Photo) -> Mask:
+    """``[S, S]`` bool: the outline of a photograph's region, turned, scaled and moved."""
+    regions = photo.regions[int(rng.integers(len(photo.regions)))]
+    mask = regions == regions[int(rng.integers(len(regions))), int(rng.integers(regions.shape[1]))]
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    cut = Image.fromarray(mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1].astype(np.uint8) * 255)
+    side = size * np.exp(rng.uniform(np.log(0.1), np.log(0.7)))
+    scale = side / max(cut.size)
+    cut = cut.resize((max(2, int(cut.width * scale)), max(2, int(cut.height * scale))))
+    cut = cut.rotate(rng.uniform(-180, 180) if rng.random() < 0.5 else 0, expand=True)
+    image = Image.new("L", (size, size))
+    image.paste(cut, (int(rng.uniform(-0.3, 0.9) * size), int(rng.uniform(-0.3, 0.9) * size)))
+    return np.asarray(image) > 127
 
 
 def _filling(rng: Rng, size: int, textures: Sequence[NDArray[np.uint8]]) -> Pixels:

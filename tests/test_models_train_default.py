@@ -1,0 +1,81 @@
+"""Regions, the pool of scenes, and the three stages of the shipped weights, at a size for a test."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pocketsam.models.regions import LEVELS, Edges, find_regions
+from pocketsam.models.scene_pool import ScenePool, Source, draw_prompts, paint
+from pocketsam.models.textures import load_textures
+from pocketsam.models.train_default import Recipe, train
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """A bright square on a dark ground, with a little noise."""
+    image = np.full((96, 128, 3), 50, np.uint8)
+    image[24:72, 32:96] = 220
+    noise = np.random.default_rng(0).integers(0, 8, image.shape)
+    return find_regions(Edges().eval(), image + noise.astype(np.uint8))
+
+
+def test_regions_follow_what_is_plain_to_see(photo):
+    assert photo.regions.shape == (len(LEVELS), 96, 128)
+    counts = [len(np.unique(labels)) for labels in photo.regions]
+    assert counts == sorted(counts, reverse=True)
+    square = np.zeros((96, 128), bool)
+    square[24:72, 32:96] = True
+    found = photo.regions[2] == photo.regions[2][48, 64]
+    assert (found & square).sum() / (found | square).sum() > 0.8
+
+
+def test_a_painted_scene_has_its_masks_in_cells(photo):
+    source = Source(64, 3, load_textures(), [photo])
+    image, masks = paint(source, 4)
+    assert (image.shape, image.dtype) == ((64, 64, 3), np.uint8)
+    assert (masks.shape, masks.dtype) == ((3, 16, 16), np.uint8)
+    assert (masks.reshape(3, -1).max(axis=1) > 0).all()
+    assert np.array_equal(image, paint(source, 4)[0])
+
+
+@pytest.mark.parametrize("kind", ["point", "points", "box"])
+def test_prompts_lie_where_they_should(kind):
+    masks = torch.zeros(5, 16, 16)
+    masks[:, 4:9, 6:12] = 1
+    masks[4] = 1  # nothing is outside
+    torch.manual_seed(0)
+    prompts = draw_prompts(masks, kind)
+    cells = (prompts.coords / 4).long().clamp(max=15)
+    for i in range(5):
+        for (x, y), label in zip(cells[i].tolist(), prompts.labels[i].tolist(), strict=True):
+            if label in (0, 1):
+                assert masks[i, y, x] == label
+    if kind == "box":
+        assert (prompts.labels == torch.tensor([2.0, 3.0])).all()
+        wanted = torch.tensor([[24.0, 16.0], [48.0, 36.0]])
+        assert (prompts.coords[:4] - wanted).abs().max() <= 20
+
+
+def test_a_painter_that_fails_is_heard():
+    pool = ScenePool(Source(63, 2, []), 40, torch.device("cpu"), 1, 40)  # 63 is no multiple of a cell
+    with pytest.raises(ValueError, match="reshape"):
+        pool.draw(2)
+    pool.close()
+
+
+def test_the_three_stages_run_one_after_the_other(tmp_path, photo):
+    def stage(name, teacher=None, start=None):
+        recipe = Recipe(stage=name, image_size=64, minutes=1e-6, batch=2, masks=2, pool=4)
+        return train(recipe, tmp_path / name, [photo], [photo], teacher, start, 1, False, scenes=2)
+
+    teacher = stage("teacher")
+    student = stage("student", teacher)
+    finetuned = stage("finetune", teacher, student)
+    states = [torch.load(path, weights_only=True) for path in (teacher, student, finetuned)]
+    key = "mask_decoder.iou_token.weight"
+    assert torch.equal(states[0][key], states[1][key])  # decoupled: the teacher's decoder, untouched
+    assert not torch.equal(states[1][key], states[2][key])
+    last = json.loads((tmp_path / "finetune" / "log.jsonl").read_text().splitlines()[-1])
+    assert set(last["truth"]) == set(last["photos"]) == {"point", "box"}
