@@ -46,7 +46,7 @@ demo: install ## export, verify and segment a photograph with it
 
 bench: install ## measure a bundle at 1024 beside a plain export of the reference
 	@mkdir -p build
-	$(BIN)/python -m pocketsam export seeded --output build/bundle --force
+	@test -d build/bundle || $(BIN)/python -m pocketsam export seeded --output build/bundle
 	$(BIN)/python tests/plain_export.py build/plain_encoder.onnx
 	$(RUN) bench build/bundle --against build/plain_encoder.onnx
 

@@ -23,7 +23,16 @@ from pocketsam.models import prompted
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.models.embedding_cache import EmbeddingCache
 from pocketsam.models.images import load_pixels, to_pixel_values
-from pocketsam.models.run import Run, average_into, check_finite, learning_rate, write_bytes_whole
+from pocketsam.models.run import (
+    Run,
+    average_into,
+    check_finite,
+    half,
+    learning_rate,
+    restore,
+    snapshot,
+    write_bytes_whole,
+)
 from pocketsam.models.sam import Sam, build
 
 MODES: dict[str, tuple[str, ...]] = {
@@ -104,12 +113,10 @@ def loss_of(
     embeddings = encoder(pixel_values).float()
     if recipe.mode == "decoupled":
         return (embeddings - wanted).square().mean()
-    count = recipe.prompts
-    prompts = random_prompts(recipe, len(wanted) * count, step)
-    prompts = prompted.Prompts(prompts.coords.to(wanted.device), prompts.labels.to(wanted.device))
+    prompts = random_prompts(recipe, len(wanted) * recipe.prompts, step).to(wanted.device)
     with torch.no_grad():
-        truth, truth_scores = prompted.decode(teacher, wanted.repeat_interleave(count, 0), prompts)
-    low_res, scores = prompted.decode(student, embeddings.repeat_interleave(count, 0), prompts)
+        truth, truth_scores = prompted.decode(teacher, wanted, prompts)
+    low_res, scores = prompted.decode(student, embeddings, prompts)
     masks = prompted.overlap_loss(low_res.float(), (truth > 0).float()).mean()
     return masks + (scores.float() - truth_scores.float()).square().mean()
 
@@ -178,8 +185,7 @@ def distill(
     torch.manual_seed(recipe.seed)
     student = new_student(frozen, start, size)
     average = _train(run, fabric, recipe, student, frozen, (images, cache), save_every, progress)
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in average.state_dict().items()}
-    packed = save({key: value.contiguous().cpu() for key, value in weights.items()})
+    packed = save({key: value.contiguous().cpu() for key, value in half(average).items()})
     write_bytes_whole(folder / STUDENT_NAME, packed)
     return folder / STUDENT_NAME
 
@@ -197,14 +203,10 @@ def _train(
     """The loop; returns the student with averaged weights."""
     state = run.resume()
     average = deepcopy(student).to(fabric.device).eval().requires_grad_(False)
-    trained = _freeze_others(student, MODES[recipe.mode])
+    trained = freeze_others(student, MODES[recipe.mode])
     optimizer: Any = torch.optim.AdamW(trained, weight_decay=recipe.weight_decay)
     encoder, optimizer = fabric.setup(student.image_encoder, optimizer)
-    if state:
-        student.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-    step = int(state.get("step", 0))
+    step = restore(state, student, average, optimizer)
     examples = Images(*data, recipe, step * recipe.batch * recipe.accumulate)
     loader: Any = fabric.setup_dataloaders(DataLoader(examples, recipe.batch, num_workers=1))
     student.to(fabric.device).train()
@@ -229,12 +231,11 @@ def _train(
             left = run.minutes_left(step, recipe.steps)
             run.log({"step": step, "loss": loss.item(), "minutes_left": left})
         if step % save_every == 0 or step == recipe.steps:
-            models = {"model": student.state_dict(), "average": average.state_dict()}
-            run.save({"step": step, "optimizer": optimizer.state_dict(), **models})
+            run.save(snapshot(step, student, average, optimizer))
     return average
 
 
-def _freeze_others(student: Sam, parts: Sequence[str]) -> list[nn.Parameter]:
+def freeze_others(student: Sam, parts: Sequence[str]) -> list[nn.Parameter]:
     """Leaves gradients to the named parts only; returns their parameters."""
     student.requires_grad_(False)
     trained = [p for part in parts for p in student.get_submodule(part).parameters()]

@@ -58,10 +58,15 @@ def open_image(path: Path) -> Image.Image:
         raise ImageError(f"{path}: cannot be read: {error}") from None
 
 
+def load_rgb(path: Path) -> Image.Image:
+    """RGB, turned as EXIF says."""
+    with open_image(path) as opened:
+        return ImageOps.exif_transpose(opened).convert("RGB")
+
+
 def load_pixels(path: Path, image_size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """``[h, w, 3]`` uint8 RGB, turned as EXIF says, its longest side ``image_size``."""
-    with open_image(path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+    image = load_rgb(path)
     scale = image_size / max(image.size)
     width, height = (max(1, int(side * scale + 0.5)) for side in image.size)
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))

@@ -12,6 +12,8 @@ from pocketsam.models.sam import Sam
 
 Mask = NDArray[np.bool_]
 KINDS = ("point", "box", "points")
+CYCLE = ("point", "box", "point", "points")
+"""The kinds of a training run's batches, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,12 @@ def _jittered_box(rng: np.random.Generator, mask: Mask) -> NDArray[np.float64]:
 
 
 def decode(model: Sam, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """``Sam.decode`` without mask inputs; ``embeddings [P, C, h, w]``, one for each prompt."""
+    """``Sam.decode`` without mask inputs.
+
+    ``embeddings [B, C, h, w]``; P a multiple of B, the first P/B prompts are the first image's.
+    """
     count, side = len(prompts.coords), model.image_size // 4
+    embeddings = embeddings.repeat_interleave(count // len(embeddings), 0)
     no_mask = embeddings.new_zeros(count, 1, side, side)
     return model.decode(embeddings, prompts.coords, prompts.labels, no_mask, no_mask[:, 0, 0, 0])
 

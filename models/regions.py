@@ -15,19 +15,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from pocketsam.models.images import list_images
+from pocketsam import terminal
+from pocketsam.models.images import check_images, list_images, load_rgb
 from pocketsam.models.scenes import Photo
-from pocketsam.models.teacher import PIXEL_MEAN, PIXEL_STD, Vgg16, load_hed, read_hed
+from pocketsam.models.teacher import Vgg16, copy_convolution, load_hed, normalise, read_hed
 
 LEVELS = (0.3, 0.45, 0.6, 0.7, 0.8)
 """Mean edge strengths, 0..1, below which neighbours are one region."""
 
 
 class Edges(nn.Module):
-    """HED: ``[B, 3, H, W]``, normalised as ``PIXEL_MEAN`` and ``PIXEL_STD`` say, to edges in 0..1."""
+    """HED: ``[B, 3, H, W]``, from ``normalise``, to edges in 0..1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,11 +37,9 @@ class Edges(nn.Module):
         self.fuse = nn.Conv2d(len(widths), 1, 1)
         load_hed(self.vgg)
         with read_hed() as file, torch.no_grad():
-            for name, conv in zip(
-                ("dsn1", "dsn2", "dsn3", "dsn4", "dsn5", "fuse"), (*self.sides, self.fuse), strict=True
-            ):
-                conv.weight.copy_(torch.from_numpy(file[f"{name}/vars/0"][()]).permute(3, 2, 0, 1))
-                conv.bias.copy_(torch.from_numpy(file[f"{name}/vars/1"][()]))
+            for number, side in enumerate(self.sides, start=1):
+                copy_convolution(side, file[f"dsn{number}"])
+            copy_convolution(self.fuse, file["fuse"])
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """``[B, H, W]``."""
@@ -62,9 +60,8 @@ def find_regions(edges: Edges, image: NDArray[np.uint8]) -> Photo:
 
     flood: Any = segmentation.watershed
 
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-    pixels = (torch.from_numpy(image.copy()).permute(2, 0, 1).float() - mean) / std
-    strength = edges(pixels[None])[0].numpy()
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    strength = edges(normalise(pixels[None]))[0].numpy()
     smooth = ndimage.gaussian_filter(strength, 2)
     lowest = smooth == ndimage.minimum_filter(smooth, 9)
     basins = flood(smooth, ndimage.label(lowest)[0]).astype(np.int32) - 1
@@ -106,8 +103,11 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     edges = Edges().eval()
-    for path in list_images(args.images):
-        photo = find_regions(edges, np.asarray(Image.open(path).convert("RGB")))
+    good, skipped = check_images(list_images(args.images))
+    for line in skipped:
+        terminal.say(f"skipped: {line}")
+    for path in good:
+        photo = find_regions(edges, np.asarray(load_rgb(path)))
         np.savez_compressed(
             args.output / f"photo_{path.stem}.npz", image=photo.image, regions=photo.regions
         )

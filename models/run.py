@@ -71,6 +71,27 @@ class Run:
         return (now - started) / max(1, step - first) * (steps - step) / 60
 
 
+def snapshot(step: int, model: nn.Module, average: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """What ``restore`` needs to go on after ``step``."""
+    models = {"model": model.state_dict(), "average": average.state_dict()}
+    return {"step": step, "optimizer": optimizer.state_dict(), **models}
+
+
+def restore(state: Mapping[str, Any], model: nn.Module, average: nn.Module, optimizer: Any) -> int:
+    """Puts back what ``snapshot`` took, if there is anything; returns the step."""
+    if not state:
+        return 0
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def half(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict with its floating-point tensors in float16."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+
+
 def write_whole(path: Path, value: Any) -> None:
     """``torch.save``, by way of ``write_bytes_whole``."""
     buffer = io.BytesIO()

@@ -144,27 +144,24 @@ def draw_prompts(masks: Tensor, kind: str) -> prompted.Prompts:
     empty = inside.flatten(1).sum(1) == 0
     inside[empty] = (masks[empty] == masks[empty].amax((1, 2), keepdim=True)).float()
     count = len(masks)
-    labels: list[float]
+
+    def labels(*values: float) -> Tensor:
+        return torch.tensor(values, device=masks.device).repeat(count, 1)
+
     if kind == "box":
-        coords, labels = _boxes(inside), [2, 3]
-    else:
-        deep = inside * (0.02 + F.avg_pool2d(inside[:, None], 15, 1, 7)[:, 0] ** 8)
-        anywhere = torch.rand(count, 1, 1, device=masks.device) < 0.5
-        weights = torch.where(anywhere, inside, deep)
-        pad = torch.zeros(count, 1, 2, device=masks.device)
-        if kind == "point":
-            coords, labels = torch.cat([_cells(weights, 1), pad], 1), [1, -1]
-        else:
-            outside = 1 - inside
-            full = outside.flatten(1).sum(1) == 0
-            outside[full] = 1
-            coords = torch.cat([_cells(weights, 2), _cells(outside, 1), pad], 1)
-            labels = [1, 1, 0, -1]
-            if full.any():  # nothing lies outside: the third point is one more inside
-                each = torch.tensor(labels, device=masks.device).repeat(count, 1)
-                each[full, 2] = 1
-                return prompted.Prompts(coords, each)
-    return prompted.Prompts(coords, torch.tensor(labels, device=masks.device).repeat(count, 1))
+        return prompted.Prompts(_boxes(inside), labels(2, 3))
+    deep = inside * (0.02 + F.avg_pool2d(inside[:, None], 15, 1, 7)[:, 0] ** 8)
+    anywhere = torch.rand(count, 1, 1, device=masks.device) < 0.5
+    weights = torch.where(anywhere, inside, deep)
+    pad = torch.zeros(count, 1, 2, device=masks.device)
+    if kind == "point":
+        return prompted.Prompts(torch.cat([_cells(weights, 1), pad], 1), labels(1, -1))
+    full = inside.flatten(1).amin(1) == 1
+    outside = torch.where(full[:, None, None], inside, 1 - inside)
+    coords = torch.cat([_cells(weights, 2), _cells(outside, 1), pad], 1)
+    told = labels(1, 1, 0, -1)
+    told[full, 2] = 1  # nothing lies outside: the third point is one more inside
+    return prompted.Prompts(coords, told)
 
 
 def _cells(weights: Tensor, points: int) -> Tensor:

@@ -21,6 +21,14 @@ VGG_MEAN_BGR = (104.007, 116.669, 122.679)
 VGG_WIDTHS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
+def normalise(images: Tensor) -> Tensor:
+    """``[B, 3, H, W]`` in 0..255, of any dtype, to float32 ``pixel_values``."""
+    mean, std = (
+        torch.tensor(values, device=images.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD)
+    )
+    return (images.float() - mean) / std
+
+
 class Vgg16(nn.Module):
     """The convolutions of VGG16; gives the last map of blocks 3, 4 and 5 (strides 4, 8 and 16)."""
 
@@ -81,9 +89,13 @@ def load_hed(vgg: Vgg16) -> None:
     with read_hed() as file, torch.no_grad():
         for number, block in enumerate(vgg.blocks, start=1):
             for i, conv in enumerate(block):  # type: ignore[arg-type, var-annotated]
-                layer: Any = file[f"block{number}/layers/conv2d{f'_{i}' if i else ''}/vars"]
-                conv.weight.copy_(torch.from_numpy(layer["0"][()]).permute(3, 2, 0, 1))
-                conv.bias.copy_(torch.from_numpy(layer["1"][()]))
+                copy_convolution(conv, file[f"block{number}/layers/conv2d{f'_{i}' if i else ''}"])
+
+
+def copy_convolution(conv: Any, layer: Any) -> None:
+    """Fills a convolution with that of a layer of ``read_hed``'s file."""
+    conv.weight.copy_(torch.from_numpy(layer["vars/0"][()]).permute(3, 2, 0, 1))
+    conv.bias.copy_(torch.from_numpy(layer["vars/1"][()]))
 
 
 class TeacherBlock(nn.Module):

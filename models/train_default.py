@@ -20,15 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from pocketsam.models import prompted
-from pocketsam.models.run import Run, average_into, check_finite, learning_rate, write_whole
+from pocketsam.models.checkpoint import load_model
+from pocketsam.models.distill import MODES, freeze_others, new_student
+from pocketsam.models.run import (
+    Run,
+    average_into,
+    check_finite,
+    half,
+    learning_rate,
+    restore,
+    snapshot,
+    write_whole,
+)
 from pocketsam.models.sam import Sam, build
 from pocketsam.models.scene_pool import ScenePool, Source, draw_prompts
 from pocketsam.models.scenes import Photo
-from pocketsam.models.teacher import PIXEL_MEAN, PIXEL_STD
+from pocketsam.models.teacher import normalise
 from pocketsam.models.textures import HELD_BACK, load_textures
 from pocketsam.models.train_teacher import build_teacher, evaluate
-
-KINDS = ("point", "box", "point", "points")
 
 
 @dataclass(frozen=True)
@@ -57,14 +66,6 @@ def load_photos(folder: Path, prefix: str = "photo_") -> list[Photo]:
     return photos
 
 
-def to_pixel_values(images: Tensor) -> Tensor:
-    """``[B, 3, S, S]`` in 0..255, normalised."""
-    mean, std = (
-        torch.tensor(x, device=images.device).view(1, 3, 1, 1) for x in (PIXEL_MEAN, PIXEL_STD)
-    )
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
 def on_device(sam: Sam, device: torch.device) -> Sam:
     """Moved there, in the layout that its convolutions are fastest in."""
     move: Any = sam.to
@@ -74,9 +75,9 @@ def on_device(sam: Sam, device: torch.device) -> Sam:
 
 def prompted_loss(sam: Sam, embeddings: Tensor, masks: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """``prompted.mask_loss`` for one kind of prompt, and the mean IoU of the best masks."""
-    count, wanted = masks.shape[1], masks.flatten(0, 1)
-    prompts = draw_prompts(wanted, KINDS[step % len(KINDS)])
-    low_res, scores = prompted.decode(sam, embeddings.repeat_interleave(count, 0), prompts)
+    wanted = masks.flatten(0, 1)
+    prompts = draw_prompts(wanted, prompted.CYCLE[step % len(prompted.CYCLE)])
+    low_res, scores = prompted.decode(sam, embeddings, prompts)
     return prompted.mask_loss(low_res.float(), scores.float(), wanted)
 
 
@@ -104,42 +105,34 @@ def train(
     pool = ScenePool(source, recipe.pool, device, workers, min(600, recipe.pool))
     guide = None
     if teacher is not None:
-        guide = build("hed_teacher", size)
-        guide.load_state_dict(torch.load(teacher, map_location="cpu", weights_only=True))
-        guide = on_device(guide, device).eval().requires_grad_(False)
-    sam = first_model(recipe, guide, start, vgg)
-    sam = on_device(sam, device)
+        guide = on_device(load_model(teacher, size).model, device).requires_grad_(False)
+    sam = on_device(first_model(recipe, guide, start, vgg), device)
     average = copy.deepcopy(sam).eval().requires_grad_(False)
     trained = [p for p in sam.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
     )
-    if state:
-        sam.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+    step = restore(state, sam, average, optimizer)
     encoder: Any = torch.compile(sam.image_encoder) if compiled else sam.image_encoder
     guide_encoder: Any = guide and (
         torch.compile(guide.image_encoder) if compiled else guide.image_encoder
     )
     sam.train()
-    step, spent = int(state.get("step", 0)), float(state.get("spent", 0.0))
-    began, last_log, last_save = time.monotonic() - spent, 0.0, time.monotonic()
-    warm = step + 3  # compilation and the first scenes are not training
-    while (spent := time.monotonic() - began) < recipe.minutes * 60 or step <= warm:
-        if step == warm:
-            began = time.monotonic() - float(state.get("spent", 0.0))
-            spent = float(state.get("spent", 0.0))
-        done = min(1.0, spent / (recipe.minutes * 60)) if step >= warm else 0.0
+    spent = before = float(state.get("spent", 0.0))
+    began, last_log, last_save = time.monotonic(), 0.0, time.monotonic()
+    warm = step + 3
+    while spent < recipe.minutes * 60 or step <= warm:
+        if step <= warm:  # compilation and the first scenes are not training
+            began = time.monotonic()
+        spent = before + time.monotonic() - began
+        done = min(1.0, spent / (recipe.minutes * 60))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe.learning_rate, int(done * 1000), 1000, recipe.warmup)
         images, masks = pool.draw(recipe.batch)
         with torch.autocast(device.type, torch.bfloat16):
-            loss, shown = loss_of(
-                recipe, sam, encoder, guide_encoder, to_pixel_values(images), masks, step
-            )
-        if step % 50 == 0:
-            check_finite(loss, folder, step)
+            pixel_values = normalise(images).contiguous(memory_format=torch.channels_last)
+            loss, shown = loss_of(recipe, sam, encoder, guide_encoder, pixel_values, masks, step)
+        check_finite(loss, folder, step)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -159,11 +152,8 @@ def train(
             )
         if time.monotonic() - last_save > 240:
             last_save = time.monotonic()
-            save(run, step, spent, sam, average, optimizer)
-    write_whole(
-        folder / "weights.pt",
-        {k: v.half() if v.is_floating_point() else v for k, v in average.state_dict().items()},
-    )
+            run.save({**snapshot(step, sam, average, optimizer), "spent": spent})
+    write_whole(folder / "weights.pt", half(average))
     pool.close()
     held_back = load_textures(HELD_BACK)
     figures: dict[str, Any] = {"truth": evaluate(average, held_back, scenes)}
@@ -173,30 +163,20 @@ def train(
     return folder / "weights.pt"
 
 
-def save(run: Run, step: int, spent: float, sam: Sam, average: Sam, optimizer: Any) -> None:
-    """What ``train`` resumes from."""
-    models = {"model": sam.state_dict(), "average": average.state_dict()}
-    run.save({"step": step, "spent": spent, "optimizer": optimizer.state_dict(), **models})
-
-
 def first_model(recipe: Recipe, guide: Sam | None, start: Path | None, vgg: Path | None) -> Sam:
     """A new teacher; or MobileSAM under the teacher's decoder."""
-    if recipe.stage == "teacher":
-        if vgg is None:
-            sam = build_teacher(recipe.image_size)
-        else:
-            sam = build("hed_teacher", recipe.image_size)
-            vgg_part = sam.get_submodule("image_encoder.vgg")
-            vgg_part.load_state_dict(torch.load(vgg, weights_only=True))
-            vgg_part.requires_grad_(False)
-    else:
-        sam = build("mobile_sam", recipe.image_size)
+    size = recipe.image_size
+    if recipe.stage != "teacher":
         assert guide is not None
-        for part in ("prompt_encoder", "mask_decoder"):
-            sam.get_submodule(part).load_state_dict(guide.get_submodule(part).state_dict())
-            sam.get_submodule(part).requires_grad_(recipe.stage == "finetune")
+        student = new_student(guide, None if start is None else str(start), size)
+        freeze_others(student, MODES["coupled" if recipe.stage == "finetune" else "decoupled"])
+        return student
     if start is not None:
-        sam.load_state_dict(torch.load(start, map_location="cpu", weights_only=True))
+        return load_model(start, size).model
+    if vgg is None:
+        return build_teacher(size)
+    sam = build("hed_teacher", size)
+    sam.get_submodule("image_encoder.vgg").load_state_dict(torch.load(vgg, weights_only=True))
     return sam
 
 

@@ -20,10 +20,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pocketsam.models import prompted
-from pocketsam.models.run import Run, average_into, check_finite, learning_rate, write_whole
+from pocketsam.models.run import (
+    Run,
+    average_into,
+    check_finite,
+    learning_rate,
+    restore,
+    snapshot,
+    write_whole,
+)
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.models.scenes import Photo, Scene, generate
-from pocketsam.models.teacher import PIXEL_MEAN, PIXEL_STD, TeacherEncoder, load_hed
+from pocketsam.models.teacher import TeacherEncoder, load_hed, normalise
 from pocketsam.models.textures import HELD_BACK, load_textures
 
 HELD_BACK_SEED = 10_000_000
@@ -53,12 +61,6 @@ def build_teacher(image_size: int) -> Sam:
     return Sam(encoder, image_size)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """``[B, H, W, 3]`` uint8 to ``pixel_values [B, 3, H, W]``."""
-    mean, std = (torch.tensor(values, device=images.device) for values in (PIXEL_MEAN, PIXEL_STD))
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
-
-
 class Examples(Dataset[dict[str, Any]]):
     """Scenes with one prompt for each of a few of their masks."""
 
@@ -75,7 +77,7 @@ class Examples(Dataset[dict[str, Any]]):
         rng = np.random.default_rng((recipe.seed, index))
         image, masks = flipped(rng, scene)
         chosen = masks[rng.integers(0, len(masks), recipe.prompts)]
-        kind = prompted.KINDS[(0, 1, 0, 2)[index // recipe.batch % 4]]
+        kind = prompted.CYCLE[index // recipe.batch % len(prompted.CYCLE)]
         prompts = prompted.sample(rng, chosen, kind)
         whole = torch.from_numpy(chosen.astype(np.float32)).unsqueeze(1)
         return {
@@ -95,10 +97,9 @@ def flipped(rng: np.random.Generator, scene: Scene) -> tuple[NDArray[np.uint8], 
 
 def loss_of(model: nn.Module, sam: Sam, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The losses of ``prompted``; ``model`` is what Fabric made of the encoder."""
-    embeddings = model(normalise(batch["image"])).float()
-    count = batch["coords"].shape[1]
+    embeddings = model(normalise(batch["image"].permute(0, 3, 1, 2))).float()
     prompts = prompted.Prompts(batch["coords"].flatten(0, 1), batch["labels"].flatten(0, 1))
-    low_res, scores = prompted.decode(sam, embeddings.repeat_interleave(count, 0), prompts)
+    low_res, scores = prompted.decode(sam, embeddings, prompts)
     loss, best = prompted.mask_loss(low_res.float(), scores.float(), batch["masks"].flatten(0, 1))
     return loss + prompted.grouping_loss(embeddings, batch["masks"]), best
 
@@ -117,10 +118,11 @@ def evaluate(
     for number in range(scenes):
         scene = generate(HELD_BACK_SEED + number, side, textures, photos)
         rng = np.random.default_rng((seed, number))
-        embedding = sam.encode(normalise(torch.from_numpy(scene.image)[None].to(device)))
+        image = torch.from_numpy(scene.image).permute(2, 0, 1)
+        embedding = sam.encode(normalise(image[None].to(device)))
         for kind, values in sums.items():
             prompts = prompted.sample(rng, scene.masks, kind).to(device)
-            low, scores = prompted.decode(sam, embedding.expand(len(scene.masks), -1, -1, -1), prompts)
+            low, scores = prompted.decode(sam, embedding, prompts)
             best = low[torch.arange(len(low)), 1 + scores[:, 1:].argmax(1)]
             full = F.interpolate(best.unsqueeze(1), (side, side), mode="bilinear").squeeze(1) > 0
             values += prompted.iou(full.cpu(), torch.from_numpy(scene.masks)).tolist()
@@ -149,11 +151,7 @@ def train(
     trained = [p for p in sam.parameters() if p.requires_grad]
     optimizer: Any = torch.optim.AdamW(trained, weight_decay=recipe.weight_decay)
     encoder, optimizer = fabric.setup(sam.image_encoder, optimizer)
-    if state:
-        sam.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-    step = int(state.get("step", 0))
+    step = restore(state, sam, average, optimizer)
     examples = Examples(recipe, load_textures(), first=step * recipe.batch)
     loader: Any = fabric.setup_dataloaders(DataLoader(examples, recipe.batch, num_workers=1))
     held_back = load_textures(HELD_BACK)
@@ -178,8 +176,7 @@ def train(
         if step % evaluate_every == 0 or step == recipe.steps:
             run.log({"step": step, "held_back": evaluate(average, held_back, evaluation_scenes)})
         if step % save_every == 0 or step == recipe.steps:
-            models = {"model": sam.state_dict(), "average": average.state_dict()}
-            run.save({"step": step, "optimizer": optimizer.state_dict(), **models})
+            run.save(snapshot(step, sam, average, optimizer))
     write_whole(folder / "teacher.pt", average.state_dict())
     return folder / "teacher.pt"
 
