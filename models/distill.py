@@ -23,6 +23,7 @@ from pocketsam.models import prompted
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.models.embedding_cache import EmbeddingCache
 from pocketsam.models.images import load_pixels, to_pixel_values
+from pocketsam.models.plots import draw_loss
 from pocketsam.models.run import (
     Run,
     average_into,
@@ -232,6 +233,7 @@ def _train(
             run.log({"step": step, "loss": loss.item(), "minutes_left": left})
         if step % save_every == 0 or step == recipe.steps:
             run.save(snapshot(step, student, average, optimizer))
+            draw_loss(run.folder)
     return average
 
 

@@ -72,6 +72,26 @@ def load_pixels(path: Path, image_size: int) -> np.ndarray[tuple[int, ...], np.d
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
+def load_truth(path: Path, image: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """The label map ``[H, W]`` of an image: integers, 0 where there is no object.
+
+    Raises:
+        ImageError: the file is missing or unreadable, is no label map, or has another size.
+    """
+    with open_image(path) as opened:
+        try:
+            labels = np.array(opened)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise ImageError(f"{path}: cannot be read: {error}") from None
+    if labels.ndim != 2 or labels.dtype.kind not in "iub":
+        raise ImageError(f"{path}: a label map has one channel of whole numbers")
+    with load_rgb(image) as wanted:
+        if labels.shape != (wanted.height, wanted.width):
+            sizes = f"{labels.shape[1]}x{labels.shape[0]}, and {image.name} {wanted.width}x{wanted.height}"
+            raise ImageError(f"{path}: {sizes}")
+    return labels.astype(np.int64)
+
+
 def to_pixel_values(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], image_size: int) -> Tensor:
     """``[h, w, 3]`` to ``pixel_values [3, S, S]``: normalised, zeros on the right and below."""
     mean, std = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from pocketsam.models import prompted
 from pocketsam.models.checkpoint import load_model
 from pocketsam.models.distill import MODES, freeze_others, new_student
+from pocketsam.models.evaluate import scene_examples, truth_miou
 from pocketsam.models.run import (
     Run,
     average_into,
     check_finite,
+    flush_denormals,
     half,
     learning_rate,
     restore,
@@ -35,9 +37,12 @@ from pocketsam.models.run import (
 from pocketsam.models.sam import Sam, build
 from pocketsam.models.scene_pool import ScenePool, Source, draw_prompts
 from pocketsam.models.scenes import Photo
-from pocketsam.models.teacher import normalise
-from pocketsam.models.textures import HELD_BACK, load_textures
-from pocketsam.models.train_teacher import build_teacher, evaluate
+from pocketsam.models.teacher import load_hed, normalise
+from pocketsam.models.textures import load_textures
+
+
+SAVE_EVERY = 240.0
+"""Seconds of training that a kill may lose."""
 
 
 @dataclass(frozen=True)
@@ -150,15 +155,14 @@ def train(
                     "scenes": pool.filled,
                 }
             )
-        if time.monotonic() - last_save > 240:
+        if time.monotonic() - last_save > SAVE_EVERY:
             last_save = time.monotonic()
             run.save({**snapshot(step, sam, average, optimizer), "spent": spent})
     write_whole(folder / "weights.pt", half(average))
     pool.close()
-    held_back = load_textures(HELD_BACK)
-    figures: dict[str, Any] = {"truth": evaluate(average, held_back, scenes)}
+    figures = {"truth": truth_miou(average, scene_examples(scenes, size))}
     if held:
-        figures["photos"] = evaluate(average, [], scenes, photos=held)
+        figures["photos"] = truth_miou(average, scene_examples(scenes, size, photos=held))
     run.log({"step": step, "minutes": round(spent / 60, 2), **figures})
     return folder / "weights.pt"
 
@@ -173,10 +177,12 @@ def first_model(recipe: Recipe, guide: Sam | None, start: Path | None, vgg: Path
         return student
     if start is not None:
         return load_model(start, size).model
-    if vgg is None:
-        return build_teacher(size)
     sam = build("hed_teacher", size)
-    sam.get_submodule("image_encoder.vgg").load_state_dict(torch.load(vgg, weights_only=True))
+    features: Any = sam.get_submodule("image_encoder.vgg")
+    if vgg is None:
+        load_hed(features)
+    else:
+        features.load_state_dict(torch.load(vgg, weights_only=True))
     return sam
 
 
@@ -219,6 +225,7 @@ def main() -> None:
     photos = load_photos(args.photos) if args.photos else []
     held = load_photos(args.photos, "held_") if args.photos else []
     torch.set_float32_matmul_precision("high")
+    flush_denormals()
     print(
         train(
             recipe,

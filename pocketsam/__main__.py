@@ -21,6 +21,7 @@ def main() -> int:
             add_bench,
             exporter.add_download,
             trainer.add_distill,
+            trainer.add_evaluate,
         ]
     )
 

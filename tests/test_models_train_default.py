@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from pocketsam.models import train_default
 from pocketsam.models.regions import LEVELS, Edges, find_regions
+from pocketsam.models.run import Run
 from pocketsam.models.scene_pool import ScenePool, Source, draw_prompts, paint
 from pocketsam.models.textures import load_textures
 from pocketsam.models.train_default import Recipe, train
@@ -79,3 +81,28 @@ def test_the_three_stages_run_one_after_the_other(tmp_path, photo):
     assert not torch.equal(states[1][key], states[2][key])
     last = json.loads((tmp_path / "finetune" / "log.jsonl").read_text().splitlines()[-1])
     assert set(last["truth"]) == set(last["photos"]) == {"point", "box"}
+
+
+def test_a_killed_stage_goes_on(tmp_path, photo, monkeypatch):
+    def run():
+        recipe = Recipe(stage="teacher", image_size=64, minutes=1e-6, batch=2, masks=2, pool=4)
+        return train(recipe, tmp_path, [photo], [], None, None, 1, False, scenes=1)
+
+    saved = Run.save
+
+    def killed(run, state):
+        saved(run, state)
+        if state["step"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_default, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(Run, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    before = torch.load(tmp_path / "state.pt", weights_only=True)
+    monkeypatch.setattr(Run, "save", saved)
+    run()
+    after = torch.load(tmp_path / "state.pt", weights_only=True)
+    key = "image_encoder.neck.0.weight"
+    assert before["step"] == 2 < after["step"]
+    assert not torch.equal(before["model"][key], after["model"][key])

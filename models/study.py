@@ -1,0 +1,252 @@
+"""The paper's tables at toy scale: ``make study``, an hour on two cores.
+
+Decoupled, semi-coupled and coupled distillation at equal compute, finetuning of the decoder, and batch
+size by iterations (MobileSAM, arXiv:2306.14289, tables 2 to 4), each with several seeds. The canvas is
+128 pixels, the images are generated scenes, the teacher is this package's own weights, trained on for
+that canvas; the students begin at random weights. Everything runs through ``distill`` and ``evaluate``,
+and every part that is there already is kept: a study that was killed goes on.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pocketsam import terminal
+from pocketsam.models import train_default
+from pocketsam.models.checkpoint import DEFAULT_FILE, Loaded, load_model
+from pocketsam.models.distill import (
+    MODES,
+    STUDENT_NAME,
+    Recipe,
+    distill,
+    freeze_others,
+    loss_of,
+    new_student,
+)
+from pocketsam.models.evaluate import STUDENT, TEACHER, Example, compare, scene_examples, summary
+from pocketsam.models.plots import draw_points
+from pocketsam.models.run import flush_denormals, write_bytes_whole
+from pocketsam.models.scenes import generate
+from pocketsam.models.textures import load_textures
+
+PAPER = {
+    "coupled": 0.72,
+    "decoupled": 0.75,
+    "batch 4, 1x iterations": 0.7057,
+    "batch 8, 1x iterations": 0.7286,
+    "batch 8, 2x iterations": 0.7447,
+}
+"""mIoU with SAM's masks, where the paper has a figure for it (1x are 50,000 iterations there)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of the study.
+
+    Attributes:
+        steps: of the decoupled run; the others take as long as it does.
+        finetune: share of that time which goes to the decoder where it is finetuned.
+    """
+
+    image_size: int = 128
+    images: int = 1500
+    held_back: int = 60
+    teacher_minutes: float = 5.0
+    batch: int = 8
+    steps: int = 600
+    finetune: float = 0.25
+    seeds: tuple[int, ...] = (0, 1, 2)
+    learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One row of a table: a recipe, and that of the run that it starts from, if any."""
+
+    group: str
+    name: str
+    recipe: Recipe
+    start: Recipe | None = None
+
+
+def trials(plan: Plan, seconds: Mapping[str, float]) -> list[Trial]:
+    """What is trained for each seed.
+
+    Args:
+        seconds: that a step of each mode takes.
+    """
+
+    def recipe(mode: str, batch: int, steps: float) -> Recipe:
+        whole = max(1, round(steps))
+        return Recipe(
+            mode=mode,
+            image_size=plan.image_size,
+            steps=whole,
+            batch=batch,
+            learning_rate=plan.learning_rate,
+            warmup=max(1, whole // 20),
+        )
+
+    def at(mode: str, share: float = 1.0) -> Recipe:
+        equal = plan.steps * seconds["decoupled"] / seconds[mode]
+        return recipe(mode, plan.batch, share * equal)
+
+    decoupled, few = at("decoupled"), plan.batch // 2
+    methods, sizes = "methods at equal compute", "batch and iterations, decoupled"
+    return [
+        Trial(methods, "decoupled", decoupled),
+        Trial(methods, "semi-coupled", at("semi-coupled")),
+        Trial(methods, "coupled", at("coupled")),
+        Trial(methods, f"decoupled for {1 - plan.finetune:.0%}", at("decoupled", 1 - plan.finetune)),
+        Trial(
+            methods,
+            "the same, then its decoder finetuned",
+            at("finetune", plan.finetune),
+            at("decoupled", 1 - plan.finetune),
+        ),
+        Trial(sizes, f"batch {few}, 1x iterations", recipe("decoupled", few, plan.steps / 2)),
+        Trial(sizes, f"batch {plan.batch}, 1x iterations", at("decoupled", 0.5)),
+        Trial(sizes, f"batch {plan.batch}, 2x iterations", decoupled),
+    ]
+
+
+def seconds_per_step(teacher: Loaded, plan: Plan) -> dict[str, float]:
+    """Of each mode, forward and backward: the median of rounds in which all modes take their turn."""
+    size, side = plan.image_size, plan.image_size // 16
+    batch = (torch.randn(plan.batch, 3, size, size), torch.randn(plan.batch, 256, side, side))
+    students = {}
+    for mode in MODES:
+        students[mode] = new_student(teacher.model, None, size).train()
+        freeze_others(students[mode], MODES[mode])
+    taken: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for number in range(12):
+        for mode, student in students.items():
+            began = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16):
+                recipe = Recipe(mode=mode, image_size=size, batch=plan.batch)
+                loss = loss_of(recipe, student.image_encoder, student, teacher.model, batch, number)
+            torch.autograd.backward(loss)
+            taken[mode].append(time.perf_counter() - began)
+    return {mode: float(np.median(values[2:])) for mode, values in taken.items()}
+
+
+def paint_images(folder: Path, plan: Plan) -> list[Path]:
+    """Scenes as PNG files; those that are there are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    textures = load_textures()
+    paths = []
+    for number in range(plan.images):
+        path = folder / f"{number:05d}.png"
+        if not path.exists():
+            part = path.with_suffix(".part")
+            Image.fromarray(generate(number, plan.image_size, textures).image).save(part, "PNG")
+            part.replace(path)
+        terminal.show_progress(f"scenes: {number + 1} of {plan.images}", number + 1 == plan.images)
+        paths.append(path)
+    return paths
+
+
+def train_teacher(folder: Path, plan: Plan) -> Path:
+    """The shipped weights, trained on for the study's canvas by the masks of generated scenes."""
+    if not (folder / "weights.pt").exists():
+        recipe = train_default.Recipe(
+            stage="teacher",
+            image_size=plan.image_size,
+            minutes=plan.teacher_minutes,
+            batch=16,
+            learning_rate=3e-4,
+            ema=0.99,
+            pool=plan.images,
+        )
+        train_default.train(recipe, folder, [], [], None, DEFAULT_FILE, 1, False, scenes=plan.held_back)
+    return folder / "weights.pt"
+
+
+def measure(path: Path, teacher: Loaded, examples: Sequence[Example], plan: Plan) -> dict[str, float]:
+    """mIoU of a student with its teacher: at a point, a box, and over pairs of points."""
+    models = {STUDENT: load_model(path, plan.image_size).model, TEACHER: teacher.model}
+    rng = np.random.default_rng(0)
+    scores = [s for e in examples for s in compare(e, models, 0, rng, with_baselines=False)[0]]
+    rows = [row for row in summary(scores) if row["against"] == TEACHER]
+    by_kind = {row["prompt"]: row["miou"] for row in rows}
+    pairs = [value for kind, value in by_kind.items() if kind.endswith("px")]
+    return {"point": by_kind["point"], "box": by_kind["box"], "two points": float(np.mean(pairs))}
+
+
+def study(folder: Path, plan: Plan) -> dict[str, Any]:
+    """Runs what is missing; returns, and keeps in ``study.json``, all figures."""
+    teacher = load_model(train_teacher(folder / "teacher", plan), plan.image_size)
+    timed = folder / "seconds.json"
+    if not timed.exists():
+        write_bytes_whole(timed, json.dumps(seconds_per_step(teacher, plan)).encode())
+    seconds = json.loads(timed.read_text())
+    images = paint_images(folder / "images", plan)
+    examples = list(scene_examples(plan.held_back, plan.image_size))
+
+    def run(recipe: Recipe, start: Path | None) -> Path:
+        name = f"{recipe.mode}-batch{recipe.batch}-steps{recipe.steps}-seed{recipe.seed}"
+        student = folder / "runs" / name / STUDENT_NAME
+        if not student.exists():
+            first = None if start is None else str(start)
+            distill(images, teacher, student.parent, folder / "cache", recipe, first)
+        return student
+
+    report: dict[str, Any] = {"plan": asdict(plan), "seconds_per_step": seconds, "trials": []}
+    for trial in trials(plan, seconds):
+        figures = []
+        for seed in plan.seeds:
+            start = None if trial.start is None else run(replace(trial.start, seed=seed), None)
+            student = run(replace(trial.recipe, seed=seed), start)
+            figures.append(measure(student, teacher, examples, plan))
+        about = {"group": trial.group, "name": trial.name, "recipe": asdict(trial.recipe)}
+        report["trials"].append({**about, "miou": figures})
+    write_bytes_whole(folder / "study.json", json.dumps(report, indent=1).encode())
+    return report
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown: mean ± standard deviation over the seeds."""
+    lines = ["| | steps | point | box | two points | paper |", "|---|---|---|---|---|---|"]
+    group = ""
+    for trial in report["trials"]:
+        if trial["group"] != group:
+            group = trial["group"]
+            lines.append(f"| **{group}** | | | | | |")
+        cells = [trial["name"], str(trial["recipe"]["steps"])]
+        for kind in ("point", "box", "two points"):
+            values = [figures[kind] for figures in trial["miou"]]
+            cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=min(1, len(values) - 1)):.3f}")
+        lines.append("| " + " | ".join([*cells, str(PAPER.get(trial["name"], ""))]) + " |")
+    return "\n".join(lines)
+
+
+def picture(report: dict[str, Any], path: Path) -> None:
+    """The mIoU at a point of every run."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for trial in report["trials"]:
+        values = [figures["point"] for figures in trial["miou"]]
+        groups.setdefault(trial["group"], {})[trial["name"]] = values
+    draw_points(groups, "mIoU with the teacher's masks at one point, held-back scenes", path)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Reproduce the paper's tables at toy scale.")
+    parser.add_argument("folder", type=Path, help="of everything that is made; a killed study resumes")
+    folder = parser.parse_args().folder
+    flush_denormals()
+    report = study(folder, Plan())
+    picture(report, folder / "study.png")
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()
