@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from pocketsam.errors import ImageError
@@ -124,7 +123,8 @@ def answer(sam: Sam, embedding: Tensor, prompts: Prompts, shape: tuple[int, ...]
     """The masks ``[P, h, w]`` that a user gets; P prompts of N points as in ``prompted.Prompts``."""
     height, width = shape[:2]
     found = []
-    for coords, labels in zip(prompts.coords.split(16), prompts.labels.split(16), strict=True):
+    for first in range(0, len(prompts.coords), 16):
+        coords, labels = (x[first : first + 16] for x in (prompts.coords, prompts.labels))
         some = Prompts(coords, labels).to(embedding.device)
         low, scores = prompted.decode(sam, embedding, some)
         best = 1 + scores[:, 1:].argmax(1) if coords.shape[1] < 3 else scores.new_zeros(len(low)).long()
@@ -203,7 +203,10 @@ def compare(
         else rng.uniform(0, (width - 1, height - 1), (prompts, 2))
     )
     at_points = answers(point_prompts(clicks[:, None]))
-    targets = example.truth if known else at_points[TEACHER][at_points[TEACHER].any(axis=(1, 2))]
+    targets = example.truth
+    if not known:
+        guessed = at_points[TEACHER]
+        targets = guessed[np.count_nonzero(guessed, axis=(1, 2)) > 0]
     boxes = box_prompts(targets)
     at_boxes = answers(boxes)
     if with_baselines:
@@ -226,9 +229,9 @@ def compare(
                     overlaps = prompted.iou(torch.from_numpy(found), torch.from_numpy(wanted))
                     scores += [Score(example.name, against, kind, system, v) for v in overlaps.tolist()]
     truth = {TRUTH: example.truth} if known else {}
-    shown = {**truth, **{name: at_points[name] for name in reversed(models)}}
+    drawn = {**truth, **{name: at_points[name] for name in reversed(models)}}
     panels = [
-        Panel(example, (x, y), {name: masks[i] for name, masks in shown.items()})
+        Panel(example, (x, y), {name: masks[i] for name, masks in drawn.items()})
         for i, (x, y) in enumerate(clicks.tolist())
     ]
     return scores, panels

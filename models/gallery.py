@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: a row for each click, the image and everybody's masks beside each other."""
+"""Pictures of an evaluation: a row for each click, the image and everybody's masks side by side."""
 
 import io
 from collections.abc import Sequence

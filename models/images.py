@@ -87,7 +87,9 @@ def load_truth(path: Path, image: Path) -> np.ndarray[tuple[int, ...], np.dtype[
         raise ImageError(f"{path}: a label map has one channel of whole numbers")
     with load_rgb(image) as wanted:
         if labels.shape != (wanted.height, wanted.width):
-            sizes = f"{labels.shape[1]}x{labels.shape[0]}, and {image.name} {wanted.width}x{wanted.height}"
+            sizes = (
+                f"{labels.shape[1]}x{labels.shape[0]}, and {image.name} {wanted.width}x{wanted.height}"
+            )
             raise ImageError(f"{path}: {sizes}")
     return labels.astype(np.int64)
 

@@ -40,7 +40,6 @@ from pocketsam.models.scenes import Photo
 from pocketsam.models.teacher import load_hed, normalise
 from pocketsam.models.textures import load_textures
 
-
 SAVE_EVERY = 240.0
 """Seconds of training that a kill may lose."""
 
