@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN := $(BIN)/pocketsam
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all check demo bench lock clean
+.PHONY: help install test test-all check demo bench study clicks lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ bench: install ## measure a bundle at 1024 beside a plain export of the referenc
 	@test -d build/bundle || $(BIN)/python -m pocketsam export seeded --output build/bundle
 	$(BIN)/python tests/plain_export.py build/plain_encoder.onnx
 	$(RUN) bench build/bundle --against build/plain_encoder.onnx
+
+study: install ## the distillation paper's tables at toy scale, an hour; resumes in build/study
+	$(BIN)/python -m pocketsam.models.study build/study
+
+clicks: install ## draw the answers to the fixed clicks of docs/distillation.md
+	$(BIN)/python -m pocketsam.models.clicks docs/clicks.jpg
 
 lock: install ## write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt
