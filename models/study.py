@@ -67,8 +67,8 @@ class Plan:
 
 
 LEARNING_RATES = {"decoupled": 2e-3, "semi-coupled": 5e-4, "coupled": 5e-4, "finetune": 5e-4}
-"""The better of 5e-4 and 2e-3 in runs of a third of the length with another seed, where both were tried:
-decoupled and coupled.
+"""For decoupled and coupled the better of 5e-4 and 2e-3, in runs of a third of the length with another
+seed; the other two were not tried with both.
 """
 
 
