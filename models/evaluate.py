@@ -206,7 +206,7 @@ def compare(
     targets = example.truth
     if not known:
         guessed = at_points[TEACHER]
-        targets = guessed[guessed.reshape(len(guessed), -1).any(axis=1)]
+        targets = guessed[guessed.reshape(len(guessed), -1).any(axis=-1)]
     boxes = box_prompts(targets)
     at_boxes = answers(boxes)
     if with_baselines:
