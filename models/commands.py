@@ -88,7 +88,9 @@ def add_evaluate(subparsers: terminal.Subparsers) -> None:
         "trivial baselines beside them.",
     )
     parser.add_argument("student", metavar="CHECKPOINT", help="the model to judge")
-    parser.add_argument("images", type=Path, nargs="?", help="folder of images")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder; what cannot be read is skipped"
+    )
     parser.add_argument("--teacher", metavar="CKPT", help="whose masks are the reference")
     parser.add_argument(
         "--truth", type=Path, metavar="DIR", help="label maps STEM.png of the images; 0 is no object"
@@ -155,9 +157,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def _check_evaluation(args: argparse.Namespace) -> None:
     """Raises PocketSamError where there is nothing to compare, or nothing to compare with."""
     if bool(args.images) == bool(args.scenes):
-        raise PocketSamError("evaluate needs a folder of images, or --scenes N")
+        raise PocketSamError("evaluate needs either --images DIR or --scenes N")
     if args.truth and args.scenes:
-        raise PocketSamError("--truth belongs to a folder of images; scenes know their own")
+        raise PocketSamError("--truth belongs to --images; scenes know their own")
     if not (args.teacher or args.truth or args.scenes):
         raise PocketSamError("nothing to compare with: give --teacher, --truth, or --scenes")
     if args.truth and not args.truth.is_dir():

@@ -124,7 +124,8 @@ def test_baselines():
     found = baselines.at_clicks(pixels, np.array([[10.0, 20.0], [50.0, 5.0]]))
     y, x = np.mgrid[:40, :60]
     assert np.array_equal(found["disk"][0], np.hypot(x - 10, y - 20) <= 8)
-    assert np.array_equal(found["Felzenszwalb's segment"], np.stack([x < 30, x >= 30]))
+    halves = np.stack([x < 30, x >= 30])  # smoothing may move their border by a pixel or two
+    assert (found["Felzenszwalb's segment"] != halves).mean() < 0.05
 
 
 def test_means_and_their_table():
@@ -160,7 +161,7 @@ def test_the_command_with_truth(folder):
     (folder / "images" / "broken.png").write_text("no picture")
     gallery = folder / "gallery.png"
     done = run_pocketsam(
-        *("evaluate", "seeded:1", folder / "images", "--truth", folder / "truth"),
+        *("evaluate", "seeded:1", "--images", folder / "images", "--truth", folder / "truth"),
         *("--image-size", 64, "--teacher", "seeded:2", "--gallery", gallery, "--json"),
     )
     assert done.returncode == 0, done.stderr
@@ -179,7 +180,7 @@ def test_the_command_with_truth(folder):
 
 
 def test_the_command_prints_a_table(folder):
-    arguments = ("evaluate", "seeded:1", folder / "images", "--teacher", "seeded:2")
+    arguments = ("evaluate", "seeded:1", "--images", folder / "images", "--teacher", "seeded:2")
     done = run_pocketsam(*arguments, "--image-size", 64, "--prompts", 3)
     assert done.returncode == 0, done.stderr
     assert "mIoU against teacher" in done.stdout
@@ -190,7 +191,16 @@ def test_label_maps_that_do_not_fit_are_named(folder):
     Image.new("L", (119, 80)).save(folder / "truth" / "coffee.png")
     Image.new("RGB", (120, 80)).save(folder / "truth" / "rocket.png")
     done = run_pocketsam(
-        *("evaluate", "seeded", folder / "images", "--truth", folder / "truth", "--image-size", 64)
+        *(
+            "evaluate",
+            "seeded",
+            "--images",
+            folder / "images",
+            "--truth",
+            folder / "truth",
+            "--image-size",
+            64,
+        )
     )
     assert done.returncode == 1
     assert "coffee.png: 119x80, and coffee.png 120x80" in done.stderr
@@ -201,13 +211,13 @@ def test_label_maps_that_do_not_fit_are_named(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "needs a folder of images, or --scenes"),
-        (("IMAGES", "--scenes", "2"), "needs a folder of images, or --scenes"),
-        (("IMAGES",), "nothing to compare with"),
+        ((), "needs either --images DIR or --scenes N"),
+        (("--images", "IMAGES", "--scenes", "2"), "needs either --images DIR or --scenes N"),
+        (("--images", "IMAGES"), "nothing to compare with"),
         (("--scenes", "2", "--truth", "IMAGES"), "scenes know their own"),
         (("--scenes", "-2"), "--scenes must be at least 1"),
-        (("IMAGES", "--truth", "nowhere"), "nowhere: no such folder"),
-        (("nowhere", "--teacher", "seeded"), "nowhere: no such folder"),
+        (("--images", "IMAGES", "--truth", "nowhere"), "nowhere: no such folder"),
+        (("--images", "nowhere", "--teacher", "seeded"), "nowhere: no such folder"),
         (("--scenes", "1", "--prompts", "0"), "--prompts must be at least 1"),
         (("--scenes", "1", "--gallery", "nowhere/g.png"), "nowhere: no such folder for the gallery"),
         (("--scenes", "1", "--teacher", "nowhere.pt"), "nowhere.pt: No such file"),
