@@ -168,8 +168,8 @@ def second_points(
     angles = rng.uniform(0, 2 * np.pi, (len(clicks), 64))
     steps = distance * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     places = clicks[:, None] + steps
-    inside: Mask = ((places >= 0) & (places <= (shape[1] - 1, shape[0] - 1))).all(axis=-1)
-    kept = inside.any(axis=1)
+    inside = np.all((places >= 0) & (places <= (shape[1] - 1, shape[0] - 1)), axis=-1)
+    kept = np.any(inside, axis=1)
     chosen = places[np.arange(len(clicks)), inside.argmax(axis=1)]
     return np.stack([clicks, chosen], axis=1)[kept]
 
