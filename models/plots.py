@@ -22,9 +22,12 @@ def _save(figure: Figure, path: Path) -> None:
     write_bytes_whole(path, buffer.getvalue())
 
 
-def draw_loss(folder: Path) -> Path:
-    """``loss.png`` beside a run's log: the loss by step, and what else the log tells by step."""
-    entries = [json.loads(line) for line in (folder / LOG_NAME).read_text().splitlines()]
+def draw_loss(folder: Path) -> None:
+    """``loss.png`` beside a run's log: the loss by step. Without a log yet, nothing."""
+    log = folder / LOG_NAME
+    if not log.exists():
+        return
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
     told = [entry for entry in entries if "loss" in entry]
     figure = _figure(6, 3.5)
     axes = figure.subplots()
@@ -35,7 +38,6 @@ def draw_loss(folder: Path) -> Path:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     _save(figure, folder / LOSS_NAME)
-    return folder / LOSS_NAME
 
 
 def draw_points(groups: Mapping[str, Mapping[str, Sequence[float]]], label: str, path: Path) -> None:

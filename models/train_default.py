@@ -11,6 +11,7 @@ import copy
 import os
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,58 +108,58 @@ def train(
         size, recipe.masks, load_textures() + [p.image for p in photos], photos, recipe.seed
     )
     pool = ScenePool(source, recipe.pool, device, workers, min(600, recipe.pool))
-    guide = None
-    if teacher is not None:
-        guide = on_device(load_model(teacher, size).model, device).requires_grad_(False)
-    sam = on_device(first_model(recipe, guide, start, vgg), device)
-    average = copy.deepcopy(sam).eval().requires_grad_(False)
-    trained = [p for p in sam.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
-    )
-    step = restore(state, sam, average, optimizer)
-    encoder: Any = torch.compile(sam.image_encoder) if compiled else sam.image_encoder
-    guide_encoder: Any = guide and (
-        torch.compile(guide.image_encoder) if compiled else guide.image_encoder
-    )
-    sam.train()
-    spent = before = float(state.get("spent", 0.0))
-    began, last_log, last_save = time.monotonic(), 0.0, time.monotonic()
-    warm = step + 3
-    while spent < recipe.minutes * 60 or step <= warm:
-        if step <= warm:  # compilation and the first scenes are not training
-            began = time.monotonic()
-        spent = before + time.monotonic() - began
-        done = min(1.0, spent / (recipe.minutes * 60))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe.learning_rate, int(done * 1000), 1000, recipe.warmup)
-        images, masks = pool.draw(recipe.batch)
-        with torch.autocast(device.type, torch.bfloat16):
-            pixel_values = normalise(images).contiguous(memory_format=torch.channels_last)
-            loss, shown = loss_of(recipe, sam, encoder, guide_encoder, pixel_values, masks, step)
-        check_finite(loss, folder, step)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        average_into(average, sam, step, recipe.ema)
-        if spent - last_log > 15 or step in (1, 5):
-            last_log = spent
-            run.log(
-                {
-                    "step": step,
-                    "minutes": round(spent / 60, 2),
-                    "loss": loss.item(),
-                    **{k: v.item() for k, v in shown.items()},
-                    "scenes": pool.filled,
-                }
-            )
-        if time.monotonic() - last_save > SAVE_EVERY:
-            last_save = time.monotonic()
-            run.save({**snapshot(step, sam, average, optimizer), "spent": spent})
+    with closing(pool):
+        guide = None
+        if teacher is not None:
+            guide = on_device(load_model(teacher, size).model, device).requires_grad_(False)
+        sam = on_device(first_model(recipe, guide, start, vgg), device)
+        average = copy.deepcopy(sam).eval().requires_grad_(False)
+        trained = [p for p in sam.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
+        )
+        step = restore(state, sam, average, optimizer)
+        encoder: Any = torch.compile(sam.image_encoder) if compiled else sam.image_encoder
+        guide_encoder: Any = guide and (
+            torch.compile(guide.image_encoder) if compiled else guide.image_encoder
+        )
+        sam.train()
+        spent = before = float(state.get("spent", 0.0))
+        began, last_log, last_save = time.monotonic(), 0.0, time.monotonic()
+        warm = step + 3
+        while spent < recipe.minutes * 60 or step <= warm:
+            if step <= warm:  # compilation and the first scenes are not training
+                began = time.monotonic()
+            spent = before + time.monotonic() - began
+            done = min(1.0, spent / (recipe.minutes * 60))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe.learning_rate, int(done * 1000), 1000, recipe.warmup)
+            images, masks = pool.draw(recipe.batch)
+            with torch.autocast(device.type, torch.bfloat16):
+                pixel_values = normalise(images).contiguous(memory_format=torch.channels_last)
+                loss, shown = loss_of(recipe, sam, encoder, guide_encoder, pixel_values, masks, step)
+            check_finite(loss, folder, step)
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            average_into(average, sam, step, recipe.ema)
+            if spent - last_log > 15 or step in (1, 5):
+                last_log = spent
+                run.log(
+                    {
+                        "step": step,
+                        "minutes": round(spent / 60, 2),
+                        "loss": loss.item(),
+                        **{k: v.item() for k, v in shown.items()},
+                        "scenes": pool.filled,
+                    }
+                )
+            if time.monotonic() - last_save > SAVE_EVERY:
+                last_save = time.monotonic()
+                run.save({**snapshot(step, sam, average, optimizer), "spent": spent})
     write_whole(folder / "weights.pt", half(average))
-    pool.close()
     figures = {"truth": truth_miou(average, scene_examples(scenes, size))}
     if held:
         figures["photos"] = truth_miou(average, scene_examples(scenes, size, photos=held))
