@@ -14,6 +14,7 @@ from skimage import data
 from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
 from pocketsam.models.evaluate import Example, Panel, answer, embed, point_prompts
 from pocketsam.models.gallery import draw_tile, paste_grid, save_picture
+from pocketsam.models.images import scaled
 
 CLICKS = (
     ("astronaut", 220, 110, "head"),
@@ -60,11 +61,10 @@ def answered(source: str) -> list[Panel]:
     model = load_model(source, size).model
     panels: list[Panel] = []
     for name, clicks in groupby(CLICKS, key=lambda click: click[0]):
-        photo = np.asarray(Image.fromarray(getattr(data, name)()).convert("RGB"))
-        scale = size / max(photo.shape)
-        height, width = (round(side * scale) for side in photo.shape[:2])
-        picture = Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR)
-        example = Example(name, np.asarray(picture), np.zeros((0, height, width), bool))
+        photo = Image.fromarray(getattr(data, name)()).convert("RGB")
+        scale = size / max(photo.size)
+        pixels = scaled(photo, size)
+        example = Example(name, pixels, np.zeros((0, *pixels.shape[:2]), bool))
         embedding = embed(model, example.pixels)
         for _, x, y, meant in clicks:
             click = (x * scale, y * scale)

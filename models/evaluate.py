@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pocketsam.errors import ImageError
 from pocketsam.models import baselines, prompted
-from pocketsam.models.images import load_pixels, load_truth, to_pixel_values
+from pocketsam.models.images import load_rgb, load_truth, scaled, to_pixel_values
 from pocketsam.models.prompted import Mask, Prompts
 from pocketsam.models.sam import Sam
 from pocketsam.models.scenes import MIN_AREA, Photo, generate
@@ -66,11 +66,9 @@ class Panel:
     masks: dict[str, Mask]
 
 
-def scene_examples(
-    count: int, size: int, textures: Sequence[NDArray[np.uint8]] = (), photos: Sequence[Photo] = ()
-) -> Iterator[Example]:
-    """Scenes that no training run sees; of the held-back textures, where none are given."""
-    textures = textures or load_textures(HELD_BACK)
+def scene_examples(count: int, size: int, photos: Sequence[Photo] = ()) -> Iterator[Example]:
+    """Scenes that no training run sees, of the held-back textures and of photographs, if any."""
+    textures = load_textures(HELD_BACK)
     for number in range(count):
         scene = generate(HELD_BACK_SEED + number, size, textures, photos)
         yield Example(f"scene {number}", scene.image, scene.masks)
@@ -89,11 +87,13 @@ def folder_examples(
         skipped: gets a line for each image without a usable label map.
     """
     for path in paths:
-        pixels = load_pixels(path, size)
+        image = load_rgb(path)
+        pixels = scaled(image, size)
         masks = np.zeros((0, *pixels.shape[:2]), bool)
         if truth is not None:
             try:
-                masks = _masks_of(load_truth(truth / f"{path.stem}.png", path), pixels.shape[:2])
+                labels = load_truth(truth / f"{path.stem}.png", path.name, image)
+                masks = _masks_of(labels, pixels.shape[:2])
             except ImageError as error:
                 skipped.append(str(error))
                 continue
@@ -268,8 +268,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def truth_miou(sam: Sam, examples: Iterable[Example]) -> dict[str, float]:
-    """Mean IoU with the truth at ``point`` and ``box``."""
+def miou(examples: Iterable[Example], models: dict[str, Sam], against: str) -> dict[str, float]:
+    """Mean IoU of the student by kind of prompt, over examples with true masks.
+
+    Args:
+        models: as in ``compare``.
+        against: ``truth``, or ``teacher`` if there is one.
+    """
     rng = np.random.default_rng(0)
-    scores = [s for e in examples for s in compare(e, {STUDENT: sam}, 0, rng, with_baselines=False)[0]]
-    return {row["prompt"]: row["miou"] for row in summary(scores)}
+    scores = [s for e in examples for s in compare(e, models, 0, rng, with_baselines=False)[0]]
+    rows = summary([s for s in scores if s.against == against and s.system == STUDENT])
+    return {row["prompt"]: row["miou"] for row in rows}

@@ -66,14 +66,20 @@ def load_rgb(path: Path) -> Image.Image:
 
 def load_pixels(path: Path, image_size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """``[h, w, 3]`` uint8 RGB, turned as EXIF says, its longest side ``image_size``."""
-    image = load_rgb(path)
+    return scaled(load_rgb(path), image_size)
+
+
+def scaled(image: Image.Image, image_size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """``[h, w, 3]`` of an RGB image, its longest side ``image_size``."""
     scale = image_size / max(image.size)
     width, height = (max(1, int(side * scale + 0.5)) for side in image.size)
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def load_truth(path: Path, image: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """The label map ``[H, W]`` of an image: integers, 0 where there is no object.
+def load_truth(
+    path: Path, name: str, image: Image.Image
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """The label map ``[H, W]`` of the image of that name: integers, 0 where there is no object.
 
     Raises:
         ImageError: the file is missing or unreadable, is no label map, or has another size.
@@ -85,12 +91,9 @@ def load_truth(path: Path, image: Path) -> np.ndarray[tuple[int, ...], np.dtype[
             raise ImageError(f"{path}: cannot be read: {error}") from None
     if labels.ndim != 2 or labels.dtype.kind not in "iub":
         raise ImageError(f"{path}: a label map has one channel of whole numbers")
-    with load_rgb(image) as wanted:
-        if labels.shape != (wanted.height, wanted.width):
-            sizes = (
-                f"{labels.shape[1]}x{labels.shape[0]}, and {image.name} {wanted.width}x{wanted.height}"
-            )
-            raise ImageError(f"{path}: {sizes}")
+    if labels.shape != image.size[::-1]:
+        sizes = f"{labels.shape[1]}x{labels.shape[0]}, and {name} {image.width}x{image.height}"
+        raise ImageError(f"{path}: {sizes}")
     return labels.astype(np.int64)
 
 

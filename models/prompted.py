@@ -1,4 +1,4 @@
-"""Prompted training and evaluation: prompts drawn from true masks, and the loss of the answers."""
+"""Prompted training and evaluation: masks at prompts, and the loss of the answers."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from pocketsam.models.sam import Sam
 
 Mask = NDArray[np.bool_]
-KINDS = ("point", "box", "points")
 CYCLE = ("point", "box", "point", "points")
 """The kinds of a training run's batches, one after the other."""
 
@@ -26,43 +25,6 @@ class Prompts:
     def to(self, device: torch.device) -> "Prompts":
         """On another device."""
         return Prompts(self.coords.to(device), self.labels.to(device))
-
-
-def sample(rng: np.random.Generator, masks: Mask, kind: str) -> Prompts:
-    """One prompt for each mask ``[P, S, S]``, none of which is empty.
-
-    ``point`` is a pixel of the mask and the pad; ``box`` its box, jittered by a tenth of its sides
-    (SAM, appendix A); ``points`` two pixels of the mask, one outside it, and the pad.
-    """
-    if kind == "box":
-        coords = np.stack([_jittered_box(rng, mask) for mask in masks])
-        labels = np.tile([2.0, 3.0], (len(masks), 1))
-    else:
-        count, wanted_outside = (1, 0) if kind == "point" else (3, 1)
-        coords = np.zeros((len(masks), count + 1, 2))
-        labels = np.full((len(masks), count + 1), -1.0)
-        for i, mask in enumerate(masks):
-            outside = 0 if mask.all() else wanted_outside
-            coords[i, : count - outside] = _pixels(rng, mask, count - outside)
-            coords[i, count - outside : count] = _pixels(rng, ~mask, outside)
-            labels[i, :count] = [1] * (count - outside) + [0] * outside
-    as_float = [torch.from_numpy(array.astype(np.float32)) for array in (coords, labels)]
-    return Prompts(*as_float)
-
-
-def _pixels(rng: np.random.Generator, mask: Mask, count: int) -> NDArray[np.intp]:
-    """``[count, 2]`` (x, y) of pixels drawn from the mask."""
-    ys, xs = np.nonzero(mask)
-    chosen = rng.integers(0, len(ys), count) if count else np.zeros(0, np.intp)
-    return np.stack([xs[chosen], ys[chosen]], axis=-1)
-
-
-def _jittered_box(rng: np.random.Generator, mask: Mask) -> NDArray[np.float64]:
-    """``[2, 2]``: the corners, each moved by a tenth of the sides, at most 20 pixels."""
-    xs, ys = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    corners = np.array([[xs[0], ys[0]], [xs[-1] + 1, ys[-1] + 1]], np.float64)
-    noise = np.clip(rng.normal(0, 0.1, (2, 2)) * (corners[1] - corners[0]), -20, 20)
-    return np.sort(np.clip(corners + noise, 0, mask.shape[-1]), axis=0)
 
 
 def decode(model: Sam, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:

@@ -136,8 +136,10 @@ def recolour(images: Tensor) -> Tensor:
 
 
 def draw_prompts(masks: Tensor, kind: str) -> prompted.Prompts:
-    """One prompt for each mask ``[P, h, w]``, as ``prompted.sample``, on the masks' device.
+    """One prompt for each mask ``[P, h, w]``, on the masks' device.
 
+    ``point`` is a place in the mask and the pad; ``box`` its box, jittered by a tenth of its sides
+    (SAM, appendix A); ``points`` two places in the mask, one outside it, and the pad.
     Half of the points lie anywhere in the mask; half away from its edge, as people click.
     """
     inside = (masks > 0.5).float()

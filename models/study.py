@@ -31,7 +31,7 @@ from pocketsam.models.distill import (
     loss_of,
     new_student,
 )
-from pocketsam.models.evaluate import STUDENT, TEACHER, Example, compare, scene_examples, summary
+from pocketsam.models.evaluate import STUDENT, TEACHER, Example, miou, scene_examples
 from pocketsam.models.plots import draw_points
 from pocketsam.models.run import flush_denormals, write_bytes_whole
 from pocketsam.models.scenes import generate
@@ -178,10 +178,7 @@ def train_teacher(folder: Path, plan: Plan) -> Path:
 def measure(path: Path, teacher: Loaded, examples: Sequence[Example], plan: Plan) -> dict[str, float]:
     """mIoU of a student with its teacher: at a point, a box, and over pairs of points."""
     models = {STUDENT: load_model(path, plan.image_size).model, TEACHER: teacher.model}
-    rng = np.random.default_rng(0)
-    scores = [s for e in examples for s in compare(e, models, 0, rng, with_baselines=False)[0]]
-    rows = [row for row in summary(scores) if row["against"] == TEACHER]
-    by_kind = {row["prompt"]: row["miou"] for row in rows}
+    by_kind = miou(examples, models, TEACHER)
     pairs = [value for kind, value in by_kind.items() if kind.endswith("px")]
     return {"point": by_kind["point"], "box": by_kind["box"], "two points": float(np.mean(pairs))}
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pocketsam.models import prompted
 from pocketsam.models.checkpoint import load_model
 from pocketsam.models.distill import MODES, freeze_others, new_student
-from pocketsam.models.evaluate import scene_examples, truth_miou
+from pocketsam.models.evaluate import STUDENT, TRUTH, miou, scene_examples
 from pocketsam.models.run import (
     Run,
     average_into,
@@ -160,9 +160,10 @@ def train(
                 last_save = time.monotonic()
                 run.save({**snapshot(step, sam, average, optimizer), "spent": spent})
     write_whole(folder / "weights.pt", half(average))
-    figures = {"truth": truth_miou(average, scene_examples(scenes, size))}
+    models = {STUDENT: average}
+    figures = {"truth": miou(scene_examples(scenes, size), models, TRUTH)}
     if held:
-        figures["photos"] = truth_miou(average, scene_examples(scenes, size, photos=held))
+        figures["photos"] = miou(scene_examples(scenes, size, held), models, TRUTH)
     run.log({"step": step, "minutes": round(spent / 60, 2), **figures})
     return folder / "weights.pt"
 

@@ -13,26 +13,6 @@ def masks():
     return np.stack([disk, x > 40, np.ones((64, 64), bool)])
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("kind", prompted.KINDS)
-def test_prompts_fit_their_masks(masks, kind, seed):
-    prompts = prompted.sample(np.random.default_rng(seed), masks, kind)
-    assert prompts.coords.shape == (3, *{"point": (2, 2), "box": (2, 2), "points": (4, 2)}[kind])
-    assert prompts.labels.shape == prompts.coords.shape[:2]
-    for mask, coords, labels in zip(masks, prompts.coords.int(), prompts.labels.int(), strict=True):
-        for (x, y), label in zip(coords.tolist(), labels.tolist(), strict=True):
-            if label in (0, 1):
-                assert mask[y, x] == label
-    if kind == "box":
-        assert prompts.labels.tolist() == [[2, 3]] * 3
-        first, second = prompts.coords[0]
-        assert (first <= second).all()
-        assert abs(first - torch.tensor([21.0, 11.0])).max() <= 8
-        assert abs(second - torch.tensor([40.0, 30.0])).max() <= 8
-    else:
-        assert (prompts.labels[:, -1] == -1).all()
-
-
 def test_iou():
     a = torch.tensor([[[1, 1], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]]).bool()
     b = torch.tensor([[[1, 0], [0, 0]], [[0, 0], [0, 0]], [[0, 1], [0, 0]]]).bool()

@@ -49,6 +49,12 @@ def test_prompts_lie_where_they_should(kind):
     masks[4] = 1  # nothing is outside
     torch.manual_seed(0)
     prompts = draw_prompts(masks, kind)
+    assert prompts.coords.shape == (5, *{"point": (2, 2), "box": (2, 2), "points": (4, 2)}[kind])
+    assert prompts.labels.shape == prompts.coords.shape[:2]
+    if kind == "box":
+        assert (prompts.coords[:, 0] <= prompts.coords[:, 1]).all()
+    else:
+        assert (prompts.labels[:, -1] == -1).all()
     cells = (prompts.coords / 4).long().clamp(max=15)
     for i in range(5):
         for (x, y), label in zip(cells[i].tolist(), prompts.labels[i].tolist(), strict=True):
