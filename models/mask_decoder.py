@@ -1,10 +1,14 @@
 """SAM's mask decoder (arXiv:2304.02643, fig. 14)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketsam.models.common import MLP, LayerNorm2d
 from pocketsam.models.transformer import TwoWayTransformer
+
+ABSENT_SCORE = -1e4
+"""Of an absent token: its weight is 0 in float32 and float16 alike, and float16 can hold it."""
 
 
 class MaskDecoder(nn.Module):
@@ -29,7 +33,12 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = MLP(channels, channels, num_masks, 3)
 
     def forward(
-        self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        absent: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns (low_res_masks ``[B, 4, 4h, 4w]`` logits, iou_predictions ``[B, 4]``).
 
@@ -38,6 +47,7 @@ class MaskDecoder(nn.Module):
             image_pe: ``[1, C, h, w]``.
             sparse: ``[B, N, C]``, N from 0 up.
             dense: ``[B, C, h, w]``, or ``[1, C, h, w]`` shared by all prompts.
+            absent: ``[B, N]``, 1 where no token may attend to a sparse one, 0 elsewhere.
         """
         batch = sparse.shape[0]
         height, width = image_embeddings.shape[-2:]
@@ -46,7 +56,10 @@ class MaskDecoder(nn.Module):
 
         image = (image_embeddings + dense).flatten(2).transpose(1, 2)  # [B or 1, h·w, C]
         pe = image_pe.flatten(2).transpose(1, 2)
-        tokens, image = self.transformer(image, pe, tokens)
+        bias = None
+        if absent is not None:
+            bias = F.pad(absent * ABSENT_SCORE, (len(output_tokens), 0))[:, None, None]
+        tokens, image = self.transformer(image, pe, tokens, bias)
 
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))
         weights = torch.stack(

@@ -68,6 +68,7 @@ class Sam(nn.Module):
         point_labels: Tensor,
         mask_input: Tensor,
         has_mask_input: Tensor,
+        absent: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns (low_res_masks ``[B, 4, S/4, S/4]`` logits, iou_predictions ``[B, 4]``).
 
@@ -77,10 +78,13 @@ class Sam(nn.Module):
             point_labels: ``[B, N]``: 1, 0, 2 and 3 (box corners), -1 (pad).
             mask_input: ``[B or 1, 1, S/4, S/4]`` logits of an earlier call.
             has_mask_input: ``[B or 1]``, 0 or 1.
+            absent: ``[B, N]``, 1 where a point only fills a place, 0 elsewhere: the result is as if
+                the point had not been there.
         """
         sparse = self.prompt_encoder.embed_points(point_coords, point_labels)
         dense = self.prompt_encoder.embed_masks(mask_input, has_mask_input)
-        return self.mask_decoder(image_embeddings, self.prompt_encoder.dense_pe(), sparse, dense)
+        pe = self.prompt_encoder.dense_pe()
+        return self.mask_decoder(image_embeddings, pe, sparse, dense, absent)
 
 
 def build(architecture: str = "mobile_sam", image_size: int = 1024) -> Sam:

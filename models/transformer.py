@@ -26,14 +26,17 @@ class Attention(nn.Module):
         """``[B, T, inner]`` to ``[B, heads, T, head_dim]``."""
         return x.view(x.shape[0], -1, self.heads, self.head_dim).transpose(1, 2)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``bias``, ``[B, 1, 1, keys]``, is added to the scores."""
         q, k, v = (
             self._split(self.q_proj(q)),
             self._split(self.k_proj(k)),
             self._split(self.v_proj(v)),
         )
-        weights = torch.softmax(q @ k.transpose(-2, -1) * self.head_dim**-0.5, dim=-1)
-        out = (weights @ v).transpose(1, 2).flatten(2)
+        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+        if bias is not None:
+            scores = scores + bias
+        out = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
         return self.out_proj(out)
 
 
@@ -65,20 +68,25 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(channels, heads, downsample=2)
 
     def forward(
-        self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor
+        self,
+        tokens: Tensor,
+        image: Tensor,
+        token_pe: Tensor,
+        image_pe: Tensor,
+        token_bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         if self.first:  # the tokens are still their own position encoding: no shortcut, no addition
-            tokens = self.self_attn(tokens, tokens, tokens)
+            tokens = self.self_attn(tokens, tokens, tokens, token_bias)
         else:
             q = tokens + token_pe
-            tokens = tokens + self.self_attn(q, q, tokens)
+            tokens = tokens + self.self_attn(q, q, tokens, token_bias)
         tokens = self.norm1(tokens)
 
         k = image + image_pe
         tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, k, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(image + self.cross_attn_image_to_token(k, tokens + token_pe, tokens))
-        return tokens, image
+        attended = self.cross_attn_image_to_token(k, tokens + token_pe, tokens, token_bias)
+        return tokens, self.norm4(image + attended)
 
 
 class TwoWayTransformer(nn.Module):
@@ -92,16 +100,20 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = Attention(channels, heads, downsample=2)
         self.norm_final_attn = nn.LayerNorm(channels)
 
-    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, image_pe: Tensor, tokens: Tensor, token_bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns (tokens, image).
 
         Args:
             image: ``[B or 1, H·W, C]``, embedding and dense prompt.
             image_pe: ``[1, H·W, C]``.
             tokens: ``[B, T, C]``, output tokens and sparse prompts.
+            token_bias: ``[B, 1, 1, T]``, added to every score of attention to a token: very negative
+                where a token is to be left out.
         """
         token_pe = tokens
         for layer in self.layers:
-            tokens, image = layer(tokens, image, token_pe, image_pe)
+            tokens, image = layer(tokens, image, token_pe, image_pe, token_bias)
         attended = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
         return self.norm_final_attn(tokens + attended), image

@@ -21,6 +21,7 @@ MASKS = "masks"  # [B, 4, H, W] logits
 IOU_PREDICTIONS = "iou_predictions"  # [B, 4]
 LOW_RES_MASKS = "low_res_masks"  # [B, 4, S/4, S/4] logits
 
+LABEL_ABSENT = -2  # fills a place in files with a fixed number of points; SAM's own pad is LABEL_PAD
 LABEL_PAD, LABEL_BACKGROUND, LABEL_FOREGROUND, LABEL_BOX_FIRST, LABEL_BOX_SECOND = -1, 0, 1, 2, 3
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
