@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketsam.errors import BundleError
+from pocketsam.runtime.bundle import hash_tree
 from pocketsam.runtime.contract import MANIFEST_NAME
 
 
@@ -70,7 +71,7 @@ def _check_free(destination: Path, replace: bool) -> None:
 
 def _sync(directory: Path) -> None:
     """Data before name: a crash after the rename must not show a bundle with empty files."""
-    for path in directory.iterdir():
+    for path in (p for p in directory.rglob("*") if p.is_file()):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -94,7 +95,10 @@ def _swap(work: Path, destination: Path) -> None:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """The manifest's entry of a file: its name, sha256 and size in bytes."""
+    """The manifest's entry of a file or package: its name, sha256 and size in bytes."""
+    if path.is_dir():
+        digest, size = hash_tree(path)
+        return {"file": path.name, "sha256": digest, "bytes": size}
     data = path.read_bytes()
     return {"file": path.name, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 

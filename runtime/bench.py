@@ -19,7 +19,8 @@ import onnxruntime as ort
 from pocketsam import terminal
 from pocketsam.errors import BundleError, PocketSamError
 from pocketsam.runtime.bundle import open_bundle
-from pocketsam.runtime.image import load_image, preprocess
+from pocketsam.runtime.halves import open_half
+from pocketsam.runtime.image import load_image
 from pocketsam.runtime.machine import describe_machine, peak_rss_bytes
 from pocketsam.runtime.segmenter import Segmenter
 from pocketsam.runtime.session import open_session, provider_names
@@ -116,7 +117,7 @@ def cold_load(
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
         start = time.perf_counter()
-        open_session(bundle.read(part), part, providers, threads)
+        open_half(bundle, part, providers, threads)
         seconds[part] = time.perf_counter() - start
     return seconds | {"page_cache_dropped": dropped}
 
@@ -130,7 +131,7 @@ def bundle_stages(
 ) -> dict[str, Stage]:
     """Encoder, decoder (one click, low-resolution masks) and end to end, as functions to time."""
     segmenter = Segmenter(bundle_dir, providers, threads)
-    values = preprocess(pixels, segmenter.image_size)
+    feeds = segmenter.encoder_feeds(pixels)
     height, width = pixels.shape[:2]
     points, labels = [[[width / 2, height / 2]]], [[1]]
     segmenter.set_image(pixels)
@@ -140,7 +141,7 @@ def bundle_stages(
         segmenter.predict_batch(points, labels)
 
     return {
-        f"{prefix}encoder": lambda: segmenter.encode(values),
+        f"{prefix}encoder": lambda: segmenter.encode(feeds),
         f"{prefix}decoder": lambda: segmenter.predict_low_res(points, labels),
         f"{prefix}end to end": end_to_end,
     }

@@ -15,6 +15,8 @@ from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.runtime.contract import MANIFEST_NAME, SCHEMA_VERSION
 
 PARTS = ("encoder", "decoder")
+STATIC_TARGETS = ("coreml", "tflite")
+"""Formats with static shapes: their decoder takes one prompt with a fixed number of points."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,63 @@ class Bundle:
             raise IntegrityError(f"{path}: refers to external data; a bundle's files stand alone")
         return data
 
+    def inputs(self, part: str) -> list[str]:
+        """Names of the tensors that one half takes, as the manifest lists them."""
+        return [str(tensor["name"]) for tensor in self.manifest[part].get("inputs", [])]
+
+    @property
+    def points(self) -> int:
+        """Places for points in the decoder of a target with static shapes."""
+        return int(self.manifest["decoder"]["points"])
+
+    def locate(self, part: str) -> Path:
+        """The checked path of a half that is a directory, such as an ``.mlpackage``.
+
+        Raises:
+            IntegrityError: it is missing, leaves the bundle, or is not the one described.
+        """
+        entry = self.manifest[part]
+        path = self._inside(part, entry["file"])
+        if not path.is_dir():
+            raise IntegrityError(f"{path}: missing, or not a directory")
+        found, size = hash_tree(path)
+        if found != entry["sha256"]:
+            raise IntegrityError(f"{path}: sha256 of its files is {found}, the manifest says {entry['sha256']}")
+        return path
+
+    def check(self, part: str) -> None:
+        """Raises IntegrityError unless a half, or ``golden``, is the one described."""
+        if (self.path / str(self.manifest[part]["file"])).is_dir():
+            self.locate(part)
+        else:
+            self.read(part)
+
     def _inside(self, part: str, name: str) -> Path:
         path = self.path / name
         if name in ("", "..") or Path(name).name != name or path.is_symlink():
             raise IntegrityError(f"{self.path / MANIFEST_NAME}: {part} file {name!r} leaves the bundle")
         return path
+
+
+def hash_tree(directory: Path) -> tuple[str, int]:
+    """sha256 over the names, sizes and contents of a directory's files, and their bytes in sum.
+
+    Raises:
+        IntegrityError: a link, or a file that cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    try:
+        for path in sorted(directory.rglob("*"), key=lambda p: p.relative_to(directory).as_posix()):
+            if path.is_symlink():
+                raise IntegrityError(f"{path}: a link; a bundle's files stand alone")
+            if path.is_file():
+                data = path.read_bytes()
+                name = path.relative_to(directory).as_posix()
+                digest.update(f"{name}\0{len(data)}\0".encode() + data)
+                size += len(data)
+    except OSError as error:
+        raise IntegrityError(f"{error.filename}: {error.strerror}") from None
+    return digest.hexdigest(), size
 
 
 def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
@@ -113,3 +167,5 @@ def _check_fields(manifest: dict[str, Any], path: Path) -> None:
         check(part, manifest.get(part), dict)
         for key, kind in (("file", str), ("sha256", str), ("bytes", int)):
             check(f"{part}.{key}", manifest[part].get(key), kind)
+    if manifest["target"] in STATIC_TARGETS:
+        check("decoder.points", manifest["decoder"].get("points"), int)

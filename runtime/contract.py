@@ -10,6 +10,8 @@ MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"
 
 PIXEL_VALUES = "pixel_values"  # [1, 3, S, S] RGB, normalised, zero-padded right and bottom
+IMAGE = "image"  # [1, 3, S, S] RGB 0..255, instead of pixel_values; what lies outside is ignored
+RESIZED_SIZE = "resized_size"  # [2] (height, width) of the picture on the canvas, with IMAGE
 IMAGE_EMBEDDINGS = "image_embeddings"  # [1, 256, S/16, S/16]
 
 POINT_COORDS = "point_coords"  # [B, N, 2] (x, y) in pixels of the canvas

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pocketsam.errors import ImageError
-from pocketsam.runtime.contract import PIXEL_MEAN, PIXEL_STD, resized_shape
+from pocketsam.runtime.contract import (
+    IMAGE,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    PIXEL_VALUES,
+    RESIZED_SIZE,
+    resized_shape,
+)
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused: their masks would not fit in a small device's memory."""
@@ -90,11 +98,34 @@ def preprocess(image: NDArray[np.uint8], image_size: int) -> NDArray[np.float32]
     Scales the longest side to S (Pillow's antialiased bilinear filter), normalises, pads with zeros on
     the right and below: ``ResizeLongestSide`` and ``Sam.preprocess`` of the reference.
     """
-    height, width = resized_shape(image.shape[0], image.shape[1], image_size)
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    values = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)
+    values = _resized(image, image_size)
+    _, height, width = values.shape
     mean = np.array(PIXEL_MEAN, np.float32).reshape(3, 1, 1)
     std = np.array(PIXEL_STD, np.float32).reshape(3, 1, 1)
     canvas = np.zeros((1, 3, image_size, image_size), np.float32)
     canvas[0, :, :height, :width] = (values - mean) / std
     return canvas
+
+
+def preprocess_raw(image: NDArray[np.uint8], image_size: int) -> dict[str, NDArray[np.float32]]:
+    """For encoders that normalise inside: ``image`` [1, 3, S, S] 0..255 and ``resized_size`` [2]."""
+    values = _resized(image, image_size)
+    canvas = np.zeros((1, 3, image_size, image_size), np.float32)
+    canvas[0, :, : values.shape[1], : values.shape[2]] = values
+    return {IMAGE: canvas, RESIZED_SIZE: np.array(values.shape[1:], np.float32)}
+
+
+def encoder_feeds(
+    image: NDArray[np.uint8], image_size: int, inputs: Collection[str]
+) -> dict[str, NDArray[np.float32]]:
+    """The inputs of an encoder, by the names of the tensors that it takes."""
+    if IMAGE in inputs:
+        return preprocess_raw(image, image_size)
+    return {PIXEL_VALUES: preprocess(image, image_size)}
+
+
+def _resized(image: NDArray[np.uint8], image_size: int) -> NDArray[np.float32]:
+    """``[H, W, 3]`` uint8 to ``[3, h, w]`` float32 with the longest side S."""
+    height, width = resized_shape(image.shape[0], image.shape[1], image_size)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)

@@ -8,19 +8,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from pocketsam.errors import BundleError, ImageError, PromptError
+from pocketsam.errors import ImageError, PromptError
 from pocketsam.runtime import contract, prompts
 from pocketsam.runtime.bundle import PARTS, open_bundle
-from pocketsam.runtime.image import check_pixels, load_image, preprocess
+from pocketsam.runtime.halves import open_half
+from pocketsam.runtime.image import check_pixels, encoder_feeds, load_image
 from pocketsam.runtime.masks import Upscaler
-from pocketsam.runtime.session import open_session, run_session
 
 DECODER_BATCH = 16
 """Prompts per call of the decoder: about 40 MB of activations each at 1024."""
 
 
 class Segmenter:
-    """The runtime's counterpart of the reference's ``SamPredictor``, on onnxruntime.
+    """The runtime's counterpart of the reference's ``SamPredictor``.
+
+    It runs ONNX bundles in onnxruntime, TFLite bundles in LiteRT (extra ``litert``), and Core ML
+    bundles on macOS (extra ``coreml``), with the same results.
 
     Args:
         bundle_dir: a directory that ``pocketsam export`` wrote.
@@ -30,6 +33,7 @@ class Segmenter:
     Raises:
         BundleError, IntegrityError: the bundle cannot be used.
         ProviderError: a provider is missing here.
+        MissingExtraError: the runtime of the bundle's target is not installed.
     """
 
     def __init__(
@@ -39,15 +43,10 @@ class Segmenter:
         threads: int | None = None,
     ) -> None:
         bundle = open_bundle(bundle_dir)
-        target = bundle.manifest["target"]
-        if target != "onnx":
-            raise BundleError(f"{bundle.path}: a bundle for {target}; this runtime runs onnx")
         self.manifest: dict[str, Any] = bundle.manifest
         self.image_size: int = bundle.image_size
-        self._names = {part: f"{bundle.path}: {part}" for part in PARTS}
-        self._encoder, self._decoder = (
-            open_session(bundle.read(part), self._names[part], providers, threads) for part in PARTS
-        )
+        self._inputs = bundle.inputs("encoder")
+        self._encoder, self._decoder = (open_half(bundle, part, providers, threads) for part in PARTS)
         self._embedding: NDArray[np.float32] | None = None
         self._upscaler: Upscaler | None = None
         self._original_size = (0, 0)
@@ -85,17 +84,17 @@ class Segmenter:
             pixels = check_pixels(image)
             if image_format == "BGR":
                 pixels = pixels[..., ::-1]
-        self._embedding = self.encode(preprocess(pixels, self.image_size))
+        self._embedding = self.encode(self.encoder_feeds(pixels))
         self._original_size = (pixels.shape[0], pixels.shape[1])
         self._upscaler = Upscaler(self.image_size, self._original_size)
 
-    def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The encoder alone: ``[1, 3, S, S]``, see ``preprocess``, to ``[1, 256, S/16, S/16]``."""
-        feeds = {contract.PIXEL_VALUES: pixel_values}
-        embedding: NDArray[np.float32]
-        (embedding,) = run_session(
-            self._encoder, self._names["encoder"], [contract.IMAGE_EMBEDDINGS], feeds
-        )
+    def encoder_feeds(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The encoder's inputs by name, from ``[H, W, 3]`` uint8 RGB."""
+        return encoder_feeds(pixels, self.image_size, self._inputs)
+
+    def encode(self, feeds: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The encoder alone: what ``encoder_feeds`` gave, to ``[1, 256, S/16, S/16]`` float32."""
+        embedding: NDArray[np.float32] = self._encoder(feeds)[contract.IMAGE_EMBEDDINGS]
         return embedding
 
     def reset_image(self) -> None:
@@ -212,21 +211,17 @@ class Segmenter:
         scores, low_res = [], []
         for start in range(0, total, DECODER_BATCH):
             part = slice(start, start + DECODER_BATCH)
-            iou, low = run_session(
-                self._decoder,
-                self._names["decoder"],
-                [contract.IOU_PREDICTIONS, contract.LOW_RES_MASKS],
+            found = self._decoder(
                 {
                     contract.IMAGE_EMBEDDINGS: embedding,
                     contract.POINT_COORDS: coords[part],
                     contract.POINT_LABELS: labels[part],
                     contract.MASK_INPUT: np.ascontiguousarray(masks[part]),
                     contract.HAS_MASK_INPUT: has_mask[part],
-                    contract.ORIG_IM_SIZE: np.zeros(2, np.float32),  # upscaling is ours
-                },
+                }
             )
-            scores.append(iou[:, chosen])
-            low_res.append(low[:, chosen])
+            scores.append(found[contract.IOU_PREDICTIONS][:, chosen])
+            low_res.append(found[contract.LOW_RES_MASKS][:, chosen])
         return np.concatenate(scores), np.concatenate(low_res)
 
     def _require_image(self) -> tuple[NDArray[np.float32], Upscaler]:

@@ -333,5 +333,13 @@ def test_a_bundle_that_holds_another_graph(bundle, photo, tmp_path):
     manifest["encoder"]["file"] = "decoder.onnx"
     manifest["target"] = "coreml"
     (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="coreml"):
+    with pytest.raises(BundleError, match=r"decoder\.points is missing"):
+        Segmenter(copy)
+    manifest["decoder"]["points"] = 16
+    (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"decoder\.onnx: missing, or not a directory"):
+        Segmenter(copy)
+    manifest["target"] = "openvino"
+    (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="a bundle for openvino"):
         Segmenter(copy)

@@ -1,0 +1,61 @@
+"""Core ML packages through Apple's own predictor: macOS only."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pocketsam.errors import BundleError, MissingExtraError, ProviderError
+from pocketsam.runtime import contract as c
+
+Arrays = dict[str, Any]
+
+
+def available() -> bool:
+    """Whether this system can run Core ML packages."""
+    return sys.platform == "darwin"
+
+
+def open_coreml(path: Path, name: str, providers: str | Sequence[str] = "cpu") -> Any:
+    """One callable, dict of float32 arrays in and out, on an ``.mlpackage``.
+
+    Args:
+        path: the package.
+        name: what errors call it.
+        providers: ``cpu``, or ``coreml`` for the CPU, GPU and Neural Engine as the system chooses.
+
+    Raises:
+        BundleError: not on macOS, or the package does not load.
+        ProviderError: another provider.
+        MissingExtraError: coremltools is not installed.
+    """
+    wanted = [providers] if isinstance(providers, str) else list(providers)
+    if wanted not in (["cpu"], ["coreml"], ["coreml", "cpu"]):
+        raise ProviderError(f"a Core ML bundle runs with provider cpu or coreml, not {', '.join(wanted)}")
+    if not available():
+        raise BundleError(
+            f"{name}: Core ML predicts on macOS, iOS and their kin only; here, "
+            "`pocketsam verify --checkpoint` executes the program in torch"
+        )
+    try:
+        import coremltools as ct
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "coremltools", "coreml") from None
+    units = ct.ComputeUnit.CPU_ONLY if wanted == ["cpu"] else ct.ComputeUnit.ALL
+    try:
+        model = ct.models.MLModel(str(path), compute_units=units)
+    except Exception as error:  # coremltools raises a dozen unrelated classes
+        raise BundleError(f"{name}: Core ML cannot load it: {str(error).splitlines()[0]}") from None
+    inputs = {entry.name for entry in model.get_spec().description.input}
+
+    def call(feeds: Arrays) -> Arrays:
+        used = {key: array for key, array in feeds.items() if key in inputs}
+        if c.IMAGE in used:
+            used[c.IMAGE] = Image.fromarray(used[c.IMAGE][0].transpose(1, 2, 0).astype(np.uint8))
+        found = model.predict(used)
+        return {key: np.asarray(array, np.float32) for key, array in found.items()}
+
+    return call

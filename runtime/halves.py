@@ -1,0 +1,103 @@
+"""The two halves of a bundle as callables, whatever its target: dict of arrays in, dict of arrays out.
+
+ONNX runs in onnxruntime, TFLite in LiteRT (extra ``litert``), Core ML on macOS (extra ``coreml``).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketsam.errors import BundleError, PromptError
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.bundle import Bundle
+from pocketsam.runtime.session import open_session, run_session
+
+Arrays = dict[str, NDArray[Any]]
+Half = Callable[[Arrays], Arrays]
+
+OUTPUTS = {"encoder": (c.IMAGE_EMBEDDINGS,), "decoder": (c.IOU_PREDICTIONS, c.LOW_RES_MASKS)}
+
+
+def open_half(
+    bundle: Bundle, part: str, providers: str | Sequence[str] = "cpu", threads: int | None = None
+) -> Half:
+    """Opens ``encoder`` or ``decoder`` of a bundle, after checking its hash.
+
+    The decoder takes B prompts of N points whatever the file's shapes are; see ``one_by_one``.
+
+    Raises:
+        BundleError, IntegrityError: the file cannot be used, or not on this machine.
+        ProviderError: a provider is missing here, or the target has no such provider.
+        MissingExtraError: the target's runtime is not installed.
+    """
+    target = bundle.manifest["target"]
+    if target == "onnx":
+        return _open_onnx(bundle, part, providers, threads)
+    name = f"{bundle.path}: {part}"
+    if target == "tflite":
+        from pocketsam.runtime.litert import open_tflite
+
+        half = open_tflite(bundle.read(part), name, providers, threads)
+    elif target == "coreml":
+        from pocketsam.runtime.coreml import open_coreml
+
+        half = open_coreml(bundle.locate(part), name, providers)
+    else:
+        raise BundleError(
+            f"{bundle.path}: a bundle for {target}; this runtime runs onnx, tflite and coreml"
+        )
+    return one_by_one(half, bundle.points) if part == "decoder" else half
+
+
+def _open_onnx(
+    bundle: Bundle, part: str, providers: str | Sequence[str], threads: int | None
+) -> Half:
+    name = f"{bundle.path}: {part}"
+    session = open_session(bundle.read(part), name, providers, threads)
+
+    def call(feeds: Arrays) -> Arrays:
+        if part == "decoder":  # (0, 0): no full-size masks; ``Upscaler`` is exact and cheaper
+            feeds = feeds | {c.ORIG_IM_SIZE: np.zeros(2, np.float32)}
+        return dict(zip(OUTPUTS[part], run_session(session, name, OUTPUTS[part], feeds), strict=True))
+
+    return call
+
+
+def one_by_one(decoder: Half, points: int) -> Half:
+    """A decoder of static shapes (one prompt, ``points`` points) as one of B prompts of N points.
+
+    Places that a prompt does not use are filled with ``LABEL_ABSENT``, which the graph leaves out of
+    its attention: the masks are those of N points.
+
+    Raises:
+        PromptError: by the callable, at more points than there are places.
+    """
+
+    def call(feeds: Arrays) -> Arrays:
+        coords, labels = feeds[c.POINT_COORDS], feeds[c.POINT_LABELS]
+        batch, count = labels.shape
+        if count > points:
+            raise PromptError(
+                f"a prompt of {count} points (a box is two, and points without a box get one more); "
+                f"this bundle's decoder has places for {points}; export it with more: --points"
+            )
+        wide = np.zeros((batch, points, 2), np.float32)
+        kinds = np.full((batch, points), c.LABEL_ABSENT, np.float32)
+        wide[:, :count], kinds[:, :count] = coords, labels
+        rows = [
+            decoder(
+                {
+                    c.IMAGE_EMBEDDINGS: feeds[c.IMAGE_EMBEDDINGS],
+                    c.POINT_COORDS: wide[i : i + 1],
+                    c.POINT_LABELS: kinds[i : i + 1],
+                    c.MASK_INPUT: feeds[c.MASK_INPUT][i : i + 1],
+                    c.HAS_MASK_INPUT: feeds[c.HAS_MASK_INPUT][i : i + 1],
+                }
+            )
+            for i in range(batch)
+        ]
+        return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+
+    return call

@@ -1,0 +1,60 @@
+"""TFLite files through LiteRT: ai-edge-litert, the runtime of Android, here on the CPU (XNNPACK)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pocketsam.errors import BundleError, MissingExtraError, ProviderError
+from pocketsam.runtime.session import check_threads
+
+SIGNATURE = "serving_default"
+
+Arrays = dict[str, Any]
+
+
+def open_tflite(
+    data: bytes, name: str, providers: str | Sequence[str] = "cpu", threads: int | None = None
+) -> Callable[[Arrays], Arrays]:
+    """One callable, dict of float32 arrays in and out, named as in the file's signature.
+
+    Args:
+        data: a TFLite file.
+        name: what errors call it.
+        providers: only ``cpu``.
+        threads: None leaves it to LiteRT.
+
+    Raises:
+        BundleError: LiteRT cannot load or run the file.
+        ProviderError: another provider.
+        MissingExtraError: ai-edge-litert is not installed.
+    """
+    wanted = [providers] if isinstance(providers, str) else list(providers)
+    if wanted != ["cpu"]:
+        raise ProviderError(f"a TFLite bundle runs with provider cpu, not {', '.join(wanted)}")
+    count = check_threads(threads)
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "ai_edge_litert", "litert") from None
+    try:
+        interpreter = Interpreter(model_content=data, num_threads=count or None)
+        runner = interpreter.get_signature_runner(SIGNATURE)
+        interpreter.allocate_tensors()
+    except Exception as error:  # LiteRT raises ValueError and RuntimeError alike
+        raise BundleError(f"{name}: LiteRT cannot load it: {_first_line(error)}") from None
+    inputs = runner.get_input_details()
+
+    def call(feeds: Arrays) -> Arrays:
+        used = {key: np.ascontiguousarray(feeds[key], np.float32) for key in inputs if key in feeds}
+        try:
+            found: Arrays = runner(**used)
+        except Exception as error:
+            raise BundleError(f"{name}: LiteRT failed: {_first_line(error)}") from None
+        return found
+
+    return call
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
