@@ -30,6 +30,13 @@ class Tolerance:
 TOLERANCES: dict[tuple[str, str], Tolerance] = {
     # (target, precision). 4e-4 of a scale of 5 is 2e-3 of a logit.
     ("onnx", "fp32"): Tolerance(error=4e-4, snr_db=80.0, cosine=0.999999, mask_iou=0.999),
+    ("coreml", "fp32"): Tolerance(error=1e-4, snr_db=80.0, cosine=0.999999, mask_iou=0.999),
+    ("coreml", "fp16"): Tolerance(error=1.0, snr_db=20.0, cosine=0.99, mask_iou=0.9),
+    ("coreml", "int8-weights"): Tolerance(error=9.0, snr_db=-20.0, cosine=0.9, mask_iou=0.5),
+    ("coreml", "palette8"): Tolerance(error=9.0, snr_db=-20.0, cosine=0.9, mask_iou=0.5),
+    ("coreml", "palette6"): Tolerance(error=9.0, snr_db=-20.0, cosine=0.5, mask_iou=0.3),
+    ("coreml", "palette4"): Tolerance(error=99.0, snr_db=-20.0, cosine=-1, mask_iou=0.0),
+    ("coreml", "int8"): Tolerance(error=99.0, snr_db=-20.0, cosine=-1, mask_iou=0.0),
 }
 
 

@@ -55,6 +55,9 @@ class MilProgram:
         if unknown:
             listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(unknown.items()))
             raise ConversionError(f"{name}: operations that mil_reference does not simulate: {listed}")
+        self.shapes = {
+            var.name: tuple(var.shape) for op in function.operations for var in op.outputs
+        }
         self._input_dtypes = {key: _dtype(var) for key, var in function.inputs.items()}
         self._last_use = {
             var.name: number
@@ -112,6 +115,10 @@ class MilProgram:
                 if var.name in values and self._last_use[var.name] == number and var.name not in kept:
                     del values[var.name]
         return {key: _to_numpy(scope[key]) for key in (*self.outputs, *also) if key in scope}
+
+    def count_operations(self) -> dict[str, int]:
+        """How many operations there are of each kind, constants aside."""
+        return dict(sorted(Counter(op.op_type for op in self.operations).items()))
 
     def _compute(self, op: Any, values: Any, rounding: bool) -> list[Tensor]:
         arguments = {}

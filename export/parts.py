@@ -85,8 +85,73 @@ class Decoder(nn.Module):
         }
 
 
+class PixelEncoder(Encoder):
+    """``image`` (0..255) and the picture's ``resized_size`` to ``image_embeddings``.
+
+    Normalises inside, and sets what lies right of and below the picture to zero: SAM pads after
+    normalising, with the mean colour as it were, and no 8-bit picture can hold that exactly.
+    """
+
+    inputs = (c.IMAGE, c.RESIZED_SIZE)
+
+    def forward(self, image: Tensor, resized_size: Tensor) -> tuple[Tensor, ...]:
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (c.PIXEL_MEAN, c.PIXEL_STD))
+        places = torch.arange(self.model.image_size, dtype=image.dtype)
+        height, width = resized_size[0:1], resized_size[1:2]
+        rows, columns = (places < height).to(image.dtype), (places < width).to(image.dtype)
+        inside = rows.view(1, 1, -1, 1) * columns.view(1, 1, 1, -1)
+        return (self.model.encode((image - mean) * (1 / std) * inside),)
+
+    def example(self) -> dict[str, Tensor]:
+        side = self.model.image_size
+        return {c.IMAGE: torch.zeros(1, 3, side, side), c.RESIZED_SIZE: torch.full((2,), float(side))}
+
+
+class StaticDecoder(Decoder):
+    """The decoder for formats with static shapes: one prompt, and places for ``points`` points.
+
+    A place that is not used carries ``LABEL_ABSENT`` and is left out of every attention, so the masks
+    are those of the points that are there: SAM's own pad point (label -1) would change them.
+    """
+
+    def __init__(self, model: Sam, points: int) -> None:
+        super().__init__(model)
+        self.points = points
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, ...]:
+        absent = (point_labels == c.LABEL_ABSENT).to(point_coords.dtype)
+        low_res_masks, iou_predictions = self.model.decode(
+            image_embeddings, point_coords, point_labels, mask_input, has_mask_input.clamp(0, 1), absent
+        )
+        return iou_predictions, low_res_masks
+
+    def example(self, prompts: int = 1, points: int | None = None) -> dict[str, Tensor]:
+        return super().example(1, self.points)
+
+
 Part = Encoder | Decoder
 PART_TYPES: dict[str, type[Part]] = {"encoder": Encoder, "decoder": Decoder}
+"""The halves with the dynamic shapes of PyTorch: the reference of every target."""
+
+
+class Tapped(nn.Module):
+    """A half whose stages are outputs too: that is how their names come into a traced graph."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        with tapped(self.part) as taps:
+            results = self.part(*inputs)
+        return (*results, *(taps[name] for name in self.part.stages()))
 
 
 @contextmanager

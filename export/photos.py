@@ -13,8 +13,12 @@ BUNDLED = ("astronaut", "chelsea", "rocket")
 """Square and landscape, all in scikit-image's own wheel: nothing is downloaded."""
 
 
-def load_photos(paths: Sequence[str] = ()) -> list[tuple[str, NDArray[np.uint8]]]:
-    """Names and ``[H, W, 3]`` uint8 images: the given files and folders, or ``BUNDLED``.
+CALIBRATION = ("coffee", "hubble_deep_field", "immunohistochemistry")
+"""Likewise, for ranges: other photographs than those that are verified on."""
+
+
+def load_photos(paths: Sequence[str] = (), bundled: Sequence[str] = BUNDLED) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Names and ``[H, W, 3]`` uint8 images: the given files and folders, or the bundled ones.
 
     Raises:
         ImageError: a file that cannot be read, or a folder without images.
@@ -22,7 +26,7 @@ def load_photos(paths: Sequence[str] = ()) -> list[tuple[str, NDArray[np.uint8]]
     if not paths:
         from skimage import data
 
-        return [(name, getattr(data, name)()) for name in BUNDLED]
+        return [(name, getattr(data, name)()) for name in bundled]
     files: list[Path] = []
     for path in map(Path, paths):
         kinds = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

@@ -11,8 +11,9 @@ import numpy as np
 from pocketsam.export import bundle as writer
 from pocketsam.export import parity
 from pocketsam.export.metrics import TOLERANCES
+from pocketsam.export.options import Options
 from pocketsam.export.parts import PART_TYPES, Decoder, Encoder, run
-from pocketsam.export.photos import load_photos
+from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.export.targets import open_target
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.models.sam import Sam
@@ -21,7 +22,13 @@ from pocketsam.runtime import golden
 from pocketsam.runtime.bundle import Bundle, open_bundle
 from pocketsam.runtime.image import preprocess
 
-TOOLS = ("pocketsam", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy", "pillow")
+COMMON = ("pocketsam", "torch", "numpy", "pillow")
+TOOLS = {
+    "onnx": (*COMMON, "onnx", "onnxscript", "onnxsim", "onnxruntime"),
+    "coreml": (*COMMON, "coremltools"),
+    "tflite": (*COMMON, "onnx", "onnxscript", "ai-edge-litert", "litert-quantizer"),
+}
+OPTIONS = Options()
 
 Progress = Callable[[str], None]
 
@@ -30,11 +37,12 @@ def export_bundle(
     checkpoint: str,
     destination: Path,
     target: str = "onnx",
-    precision: str = "fp32",
+    options: Options = OPTIONS,
     image_size: int = 1024,
     verify: bool = True,
     replace: bool = False,
     photos: Sequence[str] = (),
+    calibration: Sequence[str] = (),
     progress: Progress = lambda _: None,
 ) -> parity.Report | None:
     """Writes a bundle; unless it passes parity, nothing is left at ``destination``.
@@ -42,11 +50,14 @@ def export_bundle(
     Args:
         checkpoint: as for ``load_model``.
         destination: the bundle's directory.
-        target, precision: see ``targets.TARGETS``.
+        target: see ``targets.TARGETS``.
+        options: precision and what else the target lets one choose.
         image_size: side of the canvas, a multiple of 64.
         verify: False skips parity; the manifest then says that the bundle is unverified.
         replace: whether a bundle already there gives way.
         photos: files or folders to verify on, instead of scikit-image's photographs.
+        calibration: files or folders that ranges are measured on, likewise; read only by precisions
+            that need them.
         progress: called with a line about each step.
 
     Returns:
@@ -56,18 +67,21 @@ def export_bundle(
         ParityError: the files do not compute what the checkpoint computes.
         CheckpointError, ConversionError, BundleError, ImageError: what could not be read or written.
     """
-    converter = open_target(target, precision)
+    converter = open_target(target, options)
     images = load_photos(photos) if verify else []
+    measured = load_photos(calibration, CALIBRATION) if options.precision != "fp32" else []
     progress(f"loading {checkpoint}")
     loaded = load_model(checkpoint, image_size)
-    tolerance = TOLERANCES[target, precision]
+    tolerance = TOLERANCES[target, options.precision]
     with writer.staged(destination, replace) as work:
-        manifest = _describe(loaded, target, precision)
-        for name, part_type in PART_TYPES.items():
-            progress(f"converting the {name}")
+        manifest = _describe(loaded, target, options)
+        samples = calibration_samples(loaded.model, measured)
+        about = {"checkpoint": loaded.name, "checkpoint_sha256": loaded.sha256}
+        for name, part in converter.parts(loaded.model, options).items():
+            progress(f"converting the {name} to {target} {options.precision}")
             path = work / f"{name}{converter.SUFFIX}"
-            entry = converter.convert(part_type(loaded.model), path)
-            manifest[name] = writer.describe_file(path) | entry
+            entry = converter.convert(part, path, options, samples[name], about)
+            manifest[name] = writer.describe_file(path) | {"macs": None} | entry
         _write_golden(loaded.model, work / c.GOLDEN_NAME)
         described = writer.describe_file(work / c.GOLDEN_NAME)
         manifest["golden"] = described | {"tolerance": tolerance.error}
@@ -110,24 +124,25 @@ def _verify(
     threads: int | None = None,
 ) -> parity.Report:
     target, precision = bundle.manifest["target"], bundle.manifest["precision"]
-    converter = open_target(target, precision)
-    calls = {}
+    converter = open_target(target, Options(precision))
+    calls, held = {}, []
     for part in PART_TYPES:
-        data = bundle.read(part)
-        stages = PART_TYPES[part](model).stages()
+        source = bundle.source(part)
+        stages = [str(stage) for stage in bundle.manifest[part].get("stages", [])]
         name, device = f"{bundle.path}: {part}", {"providers": providers, "threads": threads}
-        calls[part] = converter.load(data, name, **device)
-        calls[f"{part}_stages"] = converter.load(data, name, stages, **device)
+        calls[part] = converter.load(source, name, **device)
+        calls[f"{part}_stages"] = converter.load(source, name, stages, **device)
+        held += stages
     return parity.verify(
         model,
-        parity.Artefact(**calls),
+        parity.Artefact(**calls, stages=frozenset(held), runner=converter.runner()),
         images,
         TOLERANCES[target, precision],
         lambda name: progress(f"comparing with PyTorch on {name}"),
     )
 
 
-def _describe(loaded: Loaded, target: str, precision: str) -> dict[str, Any]:
+def _describe(loaded: Loaded, target: str, options: Options) -> dict[str, Any]:
     """The manifest without its files."""
     return {
         "schema_version": c.SCHEMA_VERSION,
@@ -138,9 +153,10 @@ def _describe(loaded: Loaded, target: str, precision: str) -> dict[str, Any]:
             "trained": loaded.trained,
         },
         "target": target,
-        "precision": precision,
+        "precision": options.precision,
         "image_size": loaded.model.image_size,
         "preprocessing": {
+            "input": c.IMAGE if options.image_input else c.PIXEL_VALUES,
             "color": "RGB",
             "layout": "NCHW",
             "resize": "longest side to image_size: int(side * scale + 0.5), at least 1",
@@ -150,6 +166,7 @@ def _describe(loaded: Loaded, target: str, precision: str) -> dict[str, Any]:
             "padding": "zeros on the right and below, after normalising",
         },
         "prompt_labels": {
+            "absent": c.LABEL_ABSENT,
             "pad": c.LABEL_PAD,
             "background": c.LABEL_BACKGROUND,
             "foreground": c.LABEL_FOREGROUND,
@@ -157,8 +174,34 @@ def _describe(loaded: Loaded, target: str, precision: str) -> dict[str, Any]:
             "box_second_corner": c.LABEL_BOX_SECOND,
         },
         "mask_threshold": c.MASK_THRESHOLD,
-        "tools": {"python": platform.python_version()} | {name: version(name) for name in TOOLS},
+        "tools": {"python": platform.python_version()} | _versions(TOOLS[target]),
     }
+
+
+def _versions(tools: Sequence[str]) -> dict[str, str]:
+    return {name: version(name) for name in tools}
+
+
+def calibration_samples(
+    model: Sam, photos: Sequence[tuple[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Inputs of each half for photographs and ``parity.PROMPTS``, one prompt at a time, M points each.
+
+    The mask input is the mask of the prompt before, as when a user refines a mask.
+    """
+    samples: dict[str, list[dict[str, Any]]] = {"encoder": [], "decoder": []}
+    side = model.image_size // 4
+    for _, photo in photos:
+        feeds = parity.encoder_feeds(photo, model.image_size)
+        samples["encoder"].append(feeds)
+        embedding = run(Encoder(model), feeds)[0][c.IMAGE_EMBEDDINGS]
+        mask = np.zeros((1, 1, side, side), np.float32)
+        for prompt in parity.PROMPTS:
+            size = (photo.shape[0], photo.shape[1])
+            wanted = parity.decoder_feeds(prompt, embedding, mask, size, model.image_size)
+            mask = run(Decoder(model), wanted)[0][c.LOW_RES_MASKS][:1, 1:2]
+            samples["decoder"].append({key: array[:1] for key, array in wanted.items()})
+    return samples
 
 
 def _write_golden(model: Sam, path: Path) -> None:

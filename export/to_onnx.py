@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import onnxsim
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError
-from pocketsam.export.parts import Decoder, Part, tapped
+from pocketsam.export.options import Options
+from pocketsam.export.parts import Decoder, Encoder, Part, Tapped
+from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.session import open_session
 
@@ -26,10 +29,27 @@ PRECISIONS = ("fp32",)
 SUFFIX = ".onnx"
 
 Arrays = dict[str, NDArray[Any]]
+OPTIONS = Options()
 
 
-def convert(part: Part, path: Path) -> dict[str, Any]:
-    """Writes one half as a self-contained ONNX file.
+def parts(model: Sam, options: Options) -> dict[str, Part]:
+    """The halves as ONNX gets them: prompts and points are dynamic."""
+    return {"encoder": Encoder(model), "decoder": Decoder(model)}
+
+
+def runner() -> str:
+    """What ``load`` runs a file with, for certificates."""
+    return f"onnxruntime {ort.__version__}"
+
+
+def convert(
+    part: Part,
+    path: Path,
+    options: Options = OPTIONS,
+    samples: Sequence[Arrays] = (),
+    about: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Writes one half as a self-contained ONNX file; fp32 asks for nothing but the half itself.
 
     Returns:
         What the manifest says of it: opset, whether it was simplified, MACs, inputs and outputs.
@@ -90,19 +110,6 @@ def load(
     return call
 
 
-class _Tapped(torch.nn.Module):
-    """A half whose stages are outputs too: that is how their names come into the graph."""
-
-    def __init__(self, part: Part) -> None:
-        super().__init__()
-        self.part = part
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with tapped(self.part) as taps:
-            results = self.part(*inputs)
-        return (*results, *(taps[name] for name in self.part.stages()))
-
-
 def _trace(part: Part) -> onnx.ModelProto:
     example = part.example()
     shapes: tuple[dict[int, Any], ...] | None = None
@@ -121,7 +128,7 @@ def _trace(part: Part) -> onnx.ModelProto:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
             program = torch.onnx.export(
-                _Tapped(part).eval(),
+                Tapped(part).eval(),
                 tuple(example[name] for name in part.inputs),
                 input_names=list(part.inputs),
                 output_names=[*part.outputs, *part.stages()],

@@ -25,7 +25,7 @@ def run_info(args: argparse.Namespace) -> None:
     """Prints the manifest, after checking the files against it."""
     bundle = open_bundle(args.bundle)
     for part in (*PARTS, "golden"):
-        bundle.check(part)
+        bundle.source(part)
     if args.json:
         terminal.print_json(bundle.manifest)
         return

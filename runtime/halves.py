@@ -65,38 +65,38 @@ def _open_onnx(
     return call
 
 
+def fill_places(feeds: Arrays, points: int) -> Arrays:
+    """A decoder's inputs with each prompt's points filled up to ``points`` by ``LABEL_ABSENT``.
+
+    Raises:
+        PromptError: a prompt has more points than there are places.
+    """
+    coords, labels = feeds[c.POINT_COORDS], feeds[c.POINT_LABELS]
+    batch, count = labels.shape
+    if count > points:
+        raise PromptError(
+            f"a prompt of {count} points (a box is two, and points without a box get one more); "
+            f"this bundle's decoder has places for {points}; export it with more: --points"
+        )
+    wide = np.zeros((batch, points, 2), np.float32)
+    kinds = np.full((batch, points), c.LABEL_ABSENT, np.float32)
+    wide[:, :count], kinds[:, :count] = coords, labels
+    return feeds | {c.POINT_COORDS: wide, c.POINT_LABELS: kinds}
+
+
 def one_by_one(decoder: Half, points: int) -> Half:
     """A decoder of static shapes (one prompt, ``points`` points) as one of B prompts of N points.
 
-    Places that a prompt does not use are filled with ``LABEL_ABSENT``, which the graph leaves out of
-    its attention: the masks are those of N points.
-
-    Raises:
-        PromptError: by the callable, at more points than there are places.
+    Places that a prompt does not use are filled up, see ``fill_places``, and the graph leaves them out
+    of its attention: the masks are those of N points.
     """
+    per_prompt = (c.POINT_COORDS, c.POINT_LABELS, c.MASK_INPUT, c.HAS_MASK_INPUT)
 
     def call(feeds: Arrays) -> Arrays:
-        coords, labels = feeds[c.POINT_COORDS], feeds[c.POINT_LABELS]
-        batch, count = labels.shape
-        if count > points:
-            raise PromptError(
-                f"a prompt of {count} points (a box is two, and points without a box get one more); "
-                f"this bundle's decoder has places for {points}; export it with more: --points"
-            )
-        wide = np.zeros((batch, points, 2), np.float32)
-        kinds = np.full((batch, points), c.LABEL_ABSENT, np.float32)
-        wide[:, :count], kinds[:, :count] = coords, labels
+        filled = fill_places(feeds, points)
         rows = [
-            decoder(
-                {
-                    c.IMAGE_EMBEDDINGS: feeds[c.IMAGE_EMBEDDINGS],
-                    c.POINT_COORDS: wide[i : i + 1],
-                    c.POINT_LABELS: kinds[i : i + 1],
-                    c.MASK_INPUT: feeds[c.MASK_INPUT][i : i + 1],
-                    c.HAS_MASK_INPUT: feeds[c.HAS_MASK_INPUT][i : i + 1],
-                }
-            )
-            for i in range(batch)
+            decoder(filled | {key: filled[key][i : i + 1] for key in per_prompt})
+            for i in range(len(filled[c.POINT_LABELS]))
         ]
         return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
 

@@ -1,0 +1,157 @@
+"""From a traced half to an ``.mlpackage``, in a process of its own: ``python -m … JOB.json``.
+
+``to_coreml`` writes the job and starts this; see ``Job`` there for its fields.
+"""
+
+import json
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import coremltools.optimize.coreml as cto
+import numpy as np
+import torch
+from coremltools.optimize.coreml import _post_training_quantization as quantization
+
+WEIGHT_THRESHOLD = 512
+"""Tensors with fewer elements stay as they are: norms and biases, which cost precision and save nothing."""
+
+
+def main(path: str) -> None:
+    """Converts, compresses, takes the stages out of the outputs, saves."""
+    job = json.loads(Path(path).read_text())
+    model = compress(convert(job), job)
+    save(model, job)
+
+
+def convert(job: dict[str, Any]) -> Any:
+    """The traced half as an ML program, fp32 or fp16, its stages among the outputs."""
+    skipped = set(job["fp32_tensors"])
+
+    def in_float16(op: Any) -> bool:
+        return not any(var.name in skipped for var in op.outputs)
+
+    half = ct.transform.FP16ComputePrecision(op_selector=in_float16)
+    inputs = [
+        ct.ImageType(name=name, shape=shape, color_layout=ct.colorlayout.RGB)
+        if name == job["image_input"]
+        else ct.TensorType(name=name, shape=shape, dtype=np.float32)
+        for name, shape in job["inputs"].items()
+    ]
+    names = [*job["outputs"], *job["stages"].values()]
+    return ct.convert(
+        torch.jit.load(job["traced"]),
+        inputs=inputs,
+        outputs=[ct.TensorType(name=name, dtype=np.float32) for name in names],
+        convert_to="mlprogram",
+        compute_precision=ct.precision.FLOAT32 if job["precision"] == "fp32" else half,
+        minimum_deployment_target=ct.target[job["deployment_target"]],
+        skip_model_load=True,
+    )
+
+
+def compress(model: Any, job: dict[str, Any]) -> Any:
+    """Weights and activations as the job's precision says."""
+    precision, modern = job["precision"], job["deployment_target"] not in ("iOS16", "iOS17")
+    if precision in ("int8-weights", "int8"):
+        config: Any = cto.OpLinearQuantizerConfig(
+            mode="linear_symmetric", weight_threshold=WEIGHT_THRESHOLD
+        )
+        if precision == "int8":
+            activations = cto.OptimizationConfig(cto.OpLinearQuantizerConfig(mode="linear_symmetric"))
+            # coremltools gathers the ranges by predicting, which only a Mac can; ours come from
+            # mil_reference, which executes the same program
+            quantization._get_activation_calibration_stats = lambda *_: job["ranges"]
+            model = cto.linear_quantize_activations(model, activations, [{}])
+        return cto.linear_quantize_weights(model, cto.OptimizationConfig(config))
+    if precision.startswith("palette"):
+        groups = {"granularity": "per_grouped_channel", "group_size": 16} if modern else {}
+        config = cto.OpPalettizerConfig(
+            mode="kmeans",
+            nbits=int(precision.removeprefix("palette")),
+            weight_threshold=WEIGHT_THRESHOLD,
+            **groups,
+        )
+        return cto.palettize_weights(model, cto.OptimizationConfig(config))
+    return model
+
+
+def save(model: Any, job: dict[str, Any]) -> None:
+    """Writes the package: the same job gives the same bytes."""
+    spec = model.get_spec()
+    stages = strip_stages(spec, job["outputs"], job["stages"])
+    description = spec.description
+    metadata = description.metadata
+    metadata.author, metadata.license = job["author"], job["license"]
+    metadata.shortDescription, metadata.versionString = job["description"], job["version"]
+    metadata.userDefined.clear()
+    metadata.userDefined.update(job["metadata"] | {job["stages_key"]: json.dumps(stages)})
+    for feature in (*description.input, *description.output):
+        feature.shortDescription = job["feature_descriptions"][feature.name]
+    package = Path(job["output"])
+    finished = ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
+    finished.save(str(package))
+    (model_file,) = package.glob("Data/*/*.mlmodel")
+    model_file.write_bytes(spec.SerializeToString(deterministic=True))
+    _fix_identifiers(package / "Manifest.json")
+
+
+def strip_stages(spec: Any, outputs: list[str], stages: dict[str, str]) -> dict[str, str]:
+    """Takes the stages out of a program's outputs, and what only served them.
+
+    Returns:
+        Stage to the name of the tensor that holds it.
+    """
+    function = spec.mlProgram.functions["main"]
+    block = function.block_specializations[function.opset]
+    makers = {value.name: op for op in block.operations for value in op.outputs}
+    holders = {}
+    for stage, name in stages.items():
+        op = makers[name]
+        while op.type == "cast":  # to float32, for the output's sake
+            name = op.inputs["x"].arguments[0].name
+            op = makers[name]
+        holders[stage] = name
+    block.outputs[:] = [name for name in block.outputs if name in outputs]
+    kept = [feature for feature in spec.description.output if feature.name in outputs]
+    del spec.description.output[:]
+    spec.description.output.extend(sorted(kept, key=lambda feature: outputs.index(feature.name)))
+    while dead := _dead_operations(block):
+        alive = [op for op in block.operations if op.outputs[0].name not in dead]
+        del block.operations[:]
+        block.operations.extend(alive)
+    return {stage: name for stage, name in holders.items() if _is_made(block, name)}
+
+
+def _dead_operations(block: Any) -> set[str]:
+    """Names of the first outputs of operations that nothing uses."""
+    used = set(block.outputs)
+    for op in block.operations:
+        for argument in op.inputs.values():
+            used.update(binding.name for binding in argument.arguments if binding.name)
+    return {
+        op.outputs[0].name for op in block.operations if not any(o.name in used for o in op.outputs)
+    }
+
+
+def _is_made(block: Any, name: str) -> bool:
+    return any(value.name == name for op in block.operations for value in op.outputs)
+
+
+def _fix_identifiers(path: Path) -> None:
+    """A package names its files by random identifiers; ours follow from the files' paths."""
+    manifest = json.loads(path.read_text())
+    fixed = {}
+    for identifier, item in manifest["itemInfoEntries"].items():
+        new = str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"])).upper()
+        fixed[new] = item
+        if manifest["rootModelIdentifier"] == identifier:
+            manifest["rootModelIdentifier"] = new
+    manifest["itemInfoEntries"] = dict(sorted(fixed.items()))
+    path.write_text(json.dumps(manifest, indent=4) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,25 @@
+"""What a user may choose of an export, beside the target."""
+
+from dataclasses import dataclass
+
+POINTS = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices of one export.
+
+    Attributes:
+        precision: one that the target has; see ``targets.TARGETS``.
+        points: places for points in a decoder of static shapes (a box takes two).
+        image_input: the encoder takes a picture (0..255) and normalises inside. Core ML only.
+        deployment_target: oldest system that must run the file, such as iOS17. Core ML only; None:
+            the oldest that the precision allows.
+        time_limit: seconds that one run of an outside converter may take.
+    """
+
+    precision: str = "fp32"
+    points: int = POINTS
+    image_input: bool = False
+    deployment_target: str | None = None
+    time_limit: float = 1800.0

@@ -1,0 +1,263 @@
+"""PyTorch to Core ML's ML programs, and back to something that runs: on a Mac Core ML itself, elsewhere
+``mil_reference``.
+"""
+
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pocketsam.errors import ConversionError
+from pocketsam.export.child import run_child
+from pocketsam.export.mil_reference import STAGES_KEY, MilProgram, load_package
+from pocketsam.export.neural_engine import leaving
+from pocketsam.export.options import Options
+from pocketsam.export.parts import Encoder, Part, PixelEncoder, StaticDecoder, Tapped
+from pocketsam.models.sam import Sam
+from pocketsam.runtime import contract as c
+from pocketsam.runtime import coreml
+from pocketsam.runtime.halves import fill_places, one_by_one
+
+SUFFIX = ".mlpackage"
+OLDEST = {
+    "fp32": "iOS15",
+    "fp16": "iOS15",
+    "int8-weights": "iOS16",
+    "palette8": "iOS16",
+    "palette6": "iOS16",
+    "palette4": "iOS16",
+    "int8": "iOS17",
+}
+"""The oldest deployment target of each precision: what its operations came with."""
+PRECISIONS = tuple(OLDEST)
+USUAL = "iOS16"
+"""Deployment target where none is asked for and the precision allows it."""
+DEPLOYMENT_TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
+FLOAT16_MAX = 65504.0
+HEADROOM = 8.0
+"""float16 operations keep their values below ``FLOAT16_MAX`` over this; others stay in float32."""
+
+DESCRIPTIONS = {
+    c.PIXEL_VALUES: "[1, 3, S, S] RGB, normalised by SAM's mean and deviation, zeros right and below",
+    c.IMAGE: "S x S picture, RGB, at the top left, longest side S; normalised inside",
+    c.RESIZED_SIZE: "[2] (height, width) in pixels of the picture on the canvas",
+    c.IMAGE_EMBEDDINGS: "[1, 256, S/16, S/16] the image's embedding, for every prompt on it",
+    c.POINT_COORDS: "[1, N, 2] (x, y) in pixels of the canvas",
+    c.POINT_LABELS: "[1, N] 1 foreground, 0 background, 2 and 3 a box's corners, -1 SAM's padding "
+    "point (one, where there are points but no box), -2 a place that is not used",
+    c.MASK_INPUT: "[1, 1, S/4, S/4] logits of an earlier answer, or zeros",
+    c.HAS_MASK_INPUT: "[1] 1 if mask_input is used, else 0",
+    c.IOU_PREDICTIONS: "[1, 4] predicted IoU of each mask",
+    c.LOW_RES_MASKS: "[1, 4, S/4, S/4] logits: 0 the single mask, 1 to 3 whole, part, subpart; above 0 "
+    "is the object",
+}
+
+Arrays = dict[str, NDArray[Any]]
+Call = Callable[[Arrays], Arrays]
+
+
+def deployment_target(options: Options) -> str:
+    """The target that an export will have.
+
+    Raises:
+        ConversionError: unknown, or too old for the precision.
+    """
+    oldest = OLDEST[options.precision]
+    wanted = options.deployment_target or max(oldest, USUAL)
+    if wanted not in DEPLOYMENT_TARGETS:
+        raise ConversionError(
+            f"unknown deployment target {wanted!r}; known are {', '.join(DEPLOYMENT_TARGETS)}"
+        )
+    if DEPLOYMENT_TARGETS.index(wanted) < DEPLOYMENT_TARGETS.index(oldest):
+        raise ConversionError(f"Core ML {options.precision} needs {oldest}, not {wanted}")
+    return wanted
+
+
+def convert(
+    part: Part, path: Path, options: Options, samples: Sequence[Arrays], about: dict[str, str]
+) -> dict[str, Any]:
+    """Writes one half as an ``.mlpackage``.
+
+    Args:
+        part: the half.
+        path: where to.
+        options: precision, deployment target.
+        samples: inputs of the half, of photographs: ranges and headroom are measured on them.
+        about: the package's metadata.
+
+    Returns:
+        What the manifest says of it.
+
+    Raises:
+        ConversionError: the converter failed, or wrote something that does not run.
+    """
+    with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
+        job = _describe_job(part, Path(folder), path, options, about)
+        _trace(part, Path(job["traced"]))
+        float16: dict[str, Any] | None = None
+        if options.precision != "fp32":
+            float16 = _float16_program(job, samples, options)
+        else:
+            _run(job, options)
+    program, stages = load_package(path)
+    entry: dict[str, Any] = {
+        "deployment_target": job["deployment_target"],
+        "stages": list(stages),
+        "inputs": [_describe(name, shape) for name, shape in program.inputs.items()],
+        "outputs": [_describe(name, program.shapes[name]) for name in program.outputs],
+        "operations": program.count_operations(),
+        "leaving_neural_engine": leaving(program, options.precision),
+    }
+    if isinstance(part, StaticDecoder):
+        entry["points"] = part.points
+    if float16 is not None:
+        entry["float16"] = float16
+    return entry
+
+
+def _float16_program(job: dict[str, Any], samples: Sequence[Arrays], options: Options) -> dict[str, Any]:
+    """Converts with the operations in float32 whose values float16 would not hold; says which.
+
+    The ranges that int8 activations need come from the same run over the samples.
+    """
+    compressed, job["precision"] = job["precision"], "fp16"
+    _run(job, options)
+    ranges = measure_ranges(load_package(Path(job["output"]))[0], samples)
+    wide = sorted(_plain(name) for name, span in ranges.items() if _largest(span) > FLOAT16_MAX / HEADROOM)
+    if wide or compressed != "fp16":
+        job["precision"], job["fp32_tensors"], job["ranges"] = compressed, wide, ranges
+        _run(job, options)
+    peak = max(ranges, key=lambda name: _largest(ranges[name]))
+    return {
+        "largest": float(f"{_largest(ranges[peak]):.4g}"),
+        "largest_tensor": peak,
+        "limit": FLOAT16_MAX,
+        "tensors_measured": len(ranges),
+        "kept_in_float32": wide,
+    }
+
+
+def measure_ranges(program: MilProgram, samples: Iterable[Arrays]) -> dict[str, dict[str, float]]:
+    """``rmin`` and ``rmax`` of every floating-point tensor over the samples, computed in float32."""
+    ranges: dict[str, dict[str, float]] = {}
+
+    def note(name: str, value: torch.Tensor) -> None:
+        low, high = (float(v) for v in torch.aminmax(value))
+        old = ranges.setdefault(name, {"rmin": low, "rmax": high})
+        old["rmin"], old["rmax"] = min(old["rmin"], low), max(old["rmax"], high)
+
+    places = program.inputs.get(c.POINT_LABELS)
+    for sample in samples:
+        feeds = sample if places is None else fill_places(sample, places[1])
+        for name in program.inputs:
+            note(name, torch.from_numpy(feeds[name]))
+        program(feeds, observe=note, rounding=False)
+    return ranges
+
+
+def _largest(span: dict[str, float]) -> float:
+    return max(-span["rmin"], span["rmax"])
+
+
+def _plain(name: str) -> str:
+    """A tensor's name before the float16 pass renamed it."""
+    return name.removesuffix("_cast_fp16")
+
+
+def load(
+    path: Path,
+    name: str,
+    stages: Sequence[str] = (),
+    providers: str | Sequence[str] = "cpu",
+    threads: int | None = None,
+) -> Call:
+    """One callable, dict of arrays in, dict of arrays out.
+
+    On macOS the outputs are Core ML's own; elsewhere, and for the stages, ``mil_reference``'s.
+
+    Args:
+        path: an ``.mlpackage``.
+        name: what errors call it.
+        stages: also return these, as far as the package has them.
+        providers: on macOS, as for ``open_coreml``.
+        threads: unused.
+    """
+    program, holders = load_package(path)
+    wanted = {stage: holders[stage] for stage in stages if stage in holders}
+
+    def simulate(feeds: Arrays) -> Arrays:
+        found = program(feeds, also=list(wanted.values()))
+        outputs = {key: found[key] for key in program.outputs}
+        return outputs | {stage: found[tensor] for stage, tensor in wanted.items()}
+
+    half = simulate
+    if coreml.available() and not stages:
+        half = coreml.open_coreml(path, name, providers)
+    points = program.inputs.get(c.POINT_LABELS)
+    return half if points is None else one_by_one(half, points[1])
+
+
+def runner() -> str:
+    """What ``load`` runs a package with, for certificates."""
+    simulated = f"pocketsam's MIL interpreter (torch {version('torch')})"
+    return f"Core ML on macOS; stages: {simulated}" if coreml.available() else simulated
+
+
+def parts(model: Sam, options: Options) -> dict[str, Part]:
+    """The halves as Core ML gets them: static shapes."""
+    encoder = PixelEncoder(model) if options.image_input else Encoder(model)
+    return {"encoder": encoder, "decoder": StaticDecoder(model, options.points)}
+
+
+def _describe(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": name, "shape": list(shape), "dtype": "float32"}
+
+
+def _describe_job(
+    part: Part, folder: Path, path: Path, options: Options, about: dict[str, str]
+) -> dict[str, Any]:
+    """What ``coreml_worker`` is told; names and numbers only."""
+    half = "encoder" if c.IMAGE_EMBEDDINGS in part.outputs else "decoder"
+    return {
+        "traced": str(folder / "traced.pt"),
+        "output": str(path),
+        "inputs": {name: list(value.shape) for name, value in part.example().items()},
+        "image_input": c.IMAGE,
+        "outputs": list(part.outputs),
+        "stages": {stage: "stage_" + stage.replace(".", "_") for stage in part.stages()},
+        "stages_key": STAGES_KEY,
+        "precision": options.precision,
+        "deployment_target": deployment_target(options),
+        "fp32_tensors": [],
+        "ranges": {},
+        "author": "pocketsam",
+        "license": "Apache-2.0 (the code and the architecture; the weights have their own)",
+        "description": f"MobileSAM, the {half}, {options.precision}, {part.model.image_size} px",
+        "version": version("pocketsam"),
+        "metadata": {f"com.github.pocketsam.{key}": value for key, value in about.items()},
+        "feature_descriptions": DESCRIPTIONS,
+    }
+
+
+def _trace(part: Part, path: Path) -> None:
+    example = part.example()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about shapes that become constants, as they are meant to
+        arguments = tuple(example[name] for name in part.inputs)
+        traced: Any = torch.jit.trace(Tapped(part).eval(), arguments, check_trace=False)
+    traced.save(str(path))
+
+
+def _run(job: dict[str, Any], options: Options) -> None:
+    file = Path(job["traced"]).with_name("job.json")
+    file.write_text(json.dumps(job))
+    command = [sys.executable, "-m", "pocketsam.export.coreml_worker", str(file)]
+    run_child(command, f"Core ML's converter ({Path(job['output']).stem})", options.time_limit)
