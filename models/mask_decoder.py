@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pocketsam.models.common import MLP, LayerNorm2d
 from pocketsam.models.transformer import TwoWayTransformer
 
-ABSENT_SCORE = -1e4
+ABSENT_SCORE = -1e3
 """Of an absent token: its weight is 0 in float32 and float16 alike, and float16 can hold it."""
 
 
