@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from pocketsam import terminal
+from pocketsam.export.options import POINTS, Options
 from pocketsam.export.targets import TARGETS
 from pocketsam.runtime import commands as runtime_commands
 
@@ -26,11 +27,37 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         help="side of the canvas, a multiple of 64; cost falls with its square (default: what the "
         "checkpoint was trained at, 512 for `default`, 1024 for others)",
     )
+    parser.add_argument(
+        "--points",
+        type=int,
+        default=POINTS,
+        metavar="N",
+        help=f"places for points in Core ML's and TFLite's decoder, a box taking two (default: {POINTS})",
+    )
+    parser.add_argument(
+        "--input",
+        choices=("tensor", "image"),
+        default="tensor",
+        help="Core ML: the encoder takes a normalised tensor, or a picture that it normalises itself",
+    )
+    parser.add_argument(
+        "--deployment-target", metavar="iOSNN", help="Core ML: the oldest system to run on, such as iOS17"
+    )
+    parser.add_argument(
+        "--time-limit", type=float, default=1800.0, metavar="S", help="seconds for one outside converter"
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--no-verify", action="store_true", help="skip parity; the bundle will say so")
     parser.add_argument("--json", action="store_true", help="the parity report to stdout")
     _add_images(parser)
+    parser.add_argument(
+        "--calibration",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="photographs to measure ranges on for fp16 and int8; default: three more of scikit-image's",
+    )
     parser.set_defaults(run=run_export)
 
 
@@ -55,11 +82,18 @@ def run_export(args: argparse.Namespace) -> None:
             args.checkpoint,
             args.output,
             args.target,
-            args.precision,
+            Options(
+                args.precision,
+                args.points,
+                args.input == "image",
+                args.deployment_target,
+                args.time_limit,
+            ),
             args.image_size or usual_image_size(args.checkpoint),
             verify=not args.no_verify,
             replace=args.force,
             photos=args.images,
+            calibration=args.calibration,
             progress=terminal.say,
         )
     except ReportedParityError as error:

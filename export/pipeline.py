@@ -26,7 +26,7 @@ COMMON = ("pocketsam", "torch", "numpy", "pillow")
 TOOLS = {
     "onnx": (*COMMON, "onnx", "onnxscript", "onnxsim", "onnxruntime"),
     "coreml": (*COMMON, "coremltools"),
-    "tflite": (*COMMON, "onnx", "onnxscript", "ai-edge-litert", "litert-quantizer"),
+    "tflite": (*COMMON, "onnx", "onnxscript", "onnxsim", "ai-edge-litert", "litert-quantizer"),
 }
 OPTIONS = Options()
 

@@ -15,6 +15,11 @@ TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "coreml",
         ("fp32", "fp16", "int8-weights", "palette8", "palette6", "palette4", "int8"),
     ),
+    "tflite": (
+        "pocketsam.export.to_tflite",
+        "tflite",
+        ("fp32", "fp16", "int8-weights", "int8-dynamic", "int8"),
+    ),
 }
 
 

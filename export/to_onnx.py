@@ -110,10 +110,17 @@ def load(
     return call
 
 
-def _trace(part: Part) -> onnx.ModelProto:
+def trace_static(part: Part) -> onnx.ModelProto:
+    """A half as ONNX with the shapes of its example, for converters that start from ONNX."""
+    model, _ = _simplify(_trace(part, static=True), part)
+    del model.graph.output[len(part.outputs) :]
+    return model
+
+
+def _trace(part: Part, static: bool = False) -> onnx.ModelProto:
     example = part.example()
     shapes: tuple[dict[int, Any], ...] | None = None
-    if isinstance(part, Decoder):
+    if isinstance(part, Decoder) and not static:
         prompts, points = torch.export.Dim("B"), torch.export.Dim("N")
         dims = {
             c.POINT_COORDS: {0: prompts, 1: points},

@@ -48,8 +48,8 @@ def _print_manifest(bundle: Bundle) -> None:
 
 
 def _print_part(part: str, entry: dict[str, Any]) -> None:
-    size, macs = f"{entry['bytes'] / 1e6:.1f} MB", f"{entry['macs'] / 1e9:.2f} GMAC"
-    print(f"  {part}: {entry['file']}, {size}, {macs}, sha256 {entry['sha256']}")
+    macs = f"{entry['macs'] / 1e9:.2f} GMAC, " if entry["macs"] else ""
+    print(f"  {part}: {entry['file']}, {entry['bytes'] / 1e6:.1f} MB, {macs}sha256 {entry['sha256']}")
     for direction in ("inputs", "outputs"):
         for tensor in entry[direction]:
             shape = ", ".join(map(str, tensor["shape"]))

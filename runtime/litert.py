@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 
 from pocketsam.errors import BundleError, MissingExtraError, ProviderError
+from pocketsam.runtime import contract as c
 from pocketsam.runtime.session import check_threads
 
 SIGNATURE = "serving_default"
+CHANNELS_LAST = (c.PIXEL_VALUES, c.IMAGE_EMBEDDINGS)
+"""Tensors that our TFLite files hold as [1, H, W, C]; the manifest says so at each."""
 
 Arrays = dict[str, Any]
 
@@ -17,6 +20,8 @@ def open_tflite(
     data: bytes, name: str, providers: str | Sequence[str] = "cpu", threads: int | None = None
 ) -> Callable[[Arrays], Arrays]:
     """One callable, dict of float32 arrays in and out, named as in the file's signature.
+
+    All arrays are as in ``contract``; those of ``CHANNELS_LAST`` are turned on the way.
 
     Args:
         data: a TFLite file.
@@ -46,14 +51,22 @@ def open_tflite(
     inputs = runner.get_input_details()
 
     def call(feeds: Arrays) -> Arrays:
-        used = {key: np.ascontiguousarray(feeds[key], np.float32) for key in inputs if key in feeds}
+        used = {
+            key: np.ascontiguousarray(_turned(key, feeds[key], (0, 2, 3, 1)), np.float32)
+            for key in inputs
+            if key in feeds
+        }
         try:
             found: Arrays = runner(**used)
         except Exception as error:
             raise BundleError(f"{name}: LiteRT failed: {_first_line(error)}") from None
-        return found
+        return {key: _turned(key, array, (0, 3, 1, 2)) for key, array in found.items()}
 
     return call
+
+
+def _turned(name: str, array: Any, axes: tuple[int, ...]) -> Any:
+    return array.transpose(axes) if name in CHANNELS_LAST and array.ndim == 4 else array
 
 
 def _first_line(error: Exception) -> str:

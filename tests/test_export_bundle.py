@@ -13,6 +13,7 @@ import pytest
 from conftest import SMALL, run_pocketsam
 
 from pocketsam.errors import BundleError, CheckpointError, ParityError, PocketSamError
+from pocketsam.export.options import Options
 from pocketsam.export import bundle as writer
 from pocketsam.export import pipeline, to_onnx
 from pocketsam.export.metrics import TOLERANCES, Tolerance
@@ -162,5 +163,5 @@ def test_bad_arguments_cost_nothing(tmp_path):
     with pytest.raises(PocketSamError, match="tflight"):
         pipeline.export_bundle("seeded", tmp_path / "bundle", target="tflight")
     with pytest.raises(PocketSamError, match="int3"):
-        pipeline.export_bundle("seeded", tmp_path / "bundle", precision="int3")
+        pipeline.export_bundle("seeded", tmp_path / "bundle", options=Options("int3"))
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,185 @@
+"""PyTorch to TFLite: through ONNX and onnx2tf (flatbuffer_direct, no TensorFlow), then litert-quantizer.
+
+onnx2tf needs Python 3.12 and pins all its packages exactly, so it lives in an environment of its own
+and is called as a program. ``docs/tflite.md`` compares the roads to int8.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from pocketsam.errors import ConversionError, PocketSamError
+from pocketsam.export import to_onnx
+from pocketsam.export.child import run_child
+from pocketsam.export.options import Options
+from pocketsam.export.parts import Encoder, Part, StaticDecoder
+from pocketsam.models.sam import Sam
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.halves import fill_places, one_by_one
+from pocketsam.runtime.litert import CHANNELS_LAST, SIGNATURE, open_tflite
+
+SUFFIX = ".tflite"
+ONNX2TF = "2.6.9"
+ONNX2TF_VARIABLE = "POCKETSAM_ONNX2TF"
+
+Arrays = dict[str, NDArray[Any]]
+Call = Callable[[Arrays], Arrays]
+
+
+def parts(model: Sam, options: Options) -> dict[str, Part]:
+    """The halves as TFLite gets them: static shapes."""
+    return {"encoder": Encoder(model), "decoder": StaticDecoder(model, options.points)}
+
+
+def runner() -> str:
+    """What ``load`` runs a file with, for certificates."""
+    return f"LiteRT (ai-edge-litert {version('ai-edge-litert')}), CPU"
+
+
+def find_onnx2tf() -> str:
+    """The converter's program: ``POCKETSAM_ONNX2TF``, ``.venv-tflite`` here, or the one on PATH.
+
+    Raises:
+        PocketSamError: there is none; the error says how to get it.
+    """
+    named = os.environ.get(ONNX2TF_VARIABLE)
+    beside = Path(sys.prefix).parent / ".venv-tflite/bin/onnx2tf"
+    for place in (named, str(beside), ".venv-tflite/bin/onnx2tf", "onnx2tf"):
+        found = shutil.which(place) if place else None
+        if found:
+            return found
+        if place and place == named:
+            raise PocketSamError(f"{ONNX2TF_VARIABLE}={named}: no such program")
+    raise PocketSamError(
+        f"TFLite export needs onnx2tf {ONNX2TF} in an environment of its own (Python 3.12 or newer): "
+        "run `make tflite-env` in a checkout, or `python3.12 -m venv .venv-tflite && "
+        f".venv-tflite/bin/pip install onnx2tf=={ONNX2TF}`"
+    )
+
+
+def convert(
+    part: Part, path: Path, options: Options, samples: Sequence[Arrays], about: dict[str, str]
+) -> dict[str, Any]:
+    """Writes one half as a TFLite file with one signature, named by the contract.
+
+    Args:
+        part: the half.
+        path: where to.
+        options: the precision.
+        samples: inputs of the half, of photographs: what static int8 is calibrated on.
+        about: unused; a TFLite file carries no metadata of ours, the manifest does.
+
+    Returns:
+        What the manifest says of it.
+
+    Raises:
+        ConversionError: a converter failed, or wrote something that does not run.
+        PocketSamError: onnx2tf is not there.
+    """
+    program = find_onnx2tf()
+    with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
+        work = Path(folder)
+        model = to_onnx.trace_static(part)
+        onnx.save(model, work / "half.onnx")
+        kept = [name for name in part.inputs if name not in CHANNELS_LAST]
+        command = [program, "-i", str(work / "half.onnx"), "-o", str(work / "out"), "-v", "error"]
+        command += ["-tb", "flatbuffer_direct", "-coion", "-osd", *(["-kat", *kept] if kept else [])]
+        # a leaked PYTHONPATH would mix the two environments
+        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+        run_child(command, "onnx2tf", options.time_limit, clean)
+        float_file = work / "out/half_float32.tflite"
+        if not float_file.is_file():
+            raise ConversionError(f"onnx2tf ended without writing {float_file.name}")
+        _write_precision(part, float_file, path, options, samples)
+    entry: dict[str, Any] = {"macs": to_onnx.count_macs(model), "signature": SIGNATURE}
+    if isinstance(part, StaticDecoder):
+        entry["points"] = part.points
+    return entry | _describe(path, part)
+
+
+def _write_precision(
+    part: Part, float_file: Path, path: Path, options: Options, samples: Sequence[Arrays]
+) -> None:
+    if options.precision == "fp32":
+        shutil.copyfile(float_file, path)
+        return
+    sample_file = float_file.with_name("samples.npz")
+    if options.precision == "int8":
+        arrays = {}
+        for number, sample in enumerate(samples):
+            feeds = fill_places(sample, part.points) if isinstance(part, StaticDecoder) else sample
+            for name in part.inputs:
+                value = feeds[name].transpose(0, 2, 3, 1) if name in CHANNELS_LAST else feeds[name]
+                arrays[f"{number}/{name}"] = value
+        np.savez(sample_file, **arrays)  # type: ignore[arg-type]
+    # The decoder's few tokens do not bear 8-bit activations; its weights do.
+    is_decoder = isinstance(part, StaticDecoder)
+    precision = "int8-weights" if options.precision == "int8" and is_decoder else options.precision
+    command = [sys.executable, "-m", "pocketsam.export.tflite_worker", precision]
+    command += [str(float_file), str(path), str(sample_file)]
+    run_child(command, "litert-quantizer", options.time_limit)
+
+
+def _describe(path: Path, part: Part) -> dict[str, Any]:
+    """Inputs and outputs as the file has them; raises ConversionError unless they are the contract's."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    example = part.example()
+    wanted: dict[str, list[int]] = {name: list(value.shape) for name, value in example.items()}
+    side = part.model.image_size // 4
+    wanted[c.IMAGE_EMBEDDINGS] = [1, 256, side // 4, side // 4]
+    wanted |= {c.LOW_RES_MASKS: [1, 4, side, side], c.IOU_PREDICTIONS: [1, 4]}
+    runner = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
+    entry: dict[str, Any] = {}
+    for key, names, details in (
+        ("inputs", part.inputs, runner.get_input_details()),
+        ("outputs", part.outputs, runner.get_output_details()),
+    ):
+        if set(details) != set(names):
+            raise ConversionError(f"{path.name}: {key} {sorted(details)}, wanted {sorted(names)}")
+        entry[key] = []
+        for name in names:
+            shape = wanted[name]
+            tensor: dict[str, Any] = {"name": name}
+            if len(shape) == 4:
+                tensor["layout"] = "NHWC" if name in CHANNELS_LAST else "NCHW"
+            if name in CHANNELS_LAST:
+                shape = [shape[0], *shape[2:], shape[1]]
+            found = [int(n) for n in details[name]["shape"]]
+            if found != shape:
+                raise ConversionError(f"{path.name}: {name} has the shape {found}, wanted {shape}")
+            entry[key].append(tensor | {"shape": shape, "dtype": str(np.dtype(details[name]["dtype"]))})
+    return entry
+
+
+def load(
+    data: bytes,
+    name: str,
+    stages: Sequence[str] = (),
+    providers: str | Sequence[str] = "cpu",
+    threads: int | None = None,
+) -> Call:
+    """One callable, dict of arrays in, dict of arrays out, in LiteRT; it has no stages.
+
+    Args:
+        data: a TFLite file.
+        name: what errors call it.
+        stages: unused.
+        providers, threads: as for the runtime's ``Segmenter``.
+    """
+    half = open_tflite(data, name, providers, threads)
+    from ai_edge_litert.interpreter import Interpreter
+
+    inputs = Interpreter(model_content=data).get_signature_runner(SIGNATURE).get_input_details()
+    if c.POINT_LABELS not in inputs:
+        return half
+    return one_by_one(half, int(inputs[c.POINT_LABELS]["shape"][1]))
