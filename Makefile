@@ -3,14 +3,21 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		>/dev/null 2>&1 && { echo $$p; break; }; done)
+# onnx2tf needs 3.12; where only pyenv has one, its shim may refuse, so the real ones are tried too
+PYTHON312 ?= $(shell for p in python3.12 python3.13 python3 python \
+	$$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[23]*/bin/python 2>/dev/null); do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 12) <= sys.version_info < (3, 14))' \
+		>/dev/null 2>&1 && { echo $$p; break; }; done)
+CHECKPOINT ?= default
 BIN := .venv/bin
 RUN := $(BIN)/pocketsam
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all check demo bench study clicks lock clean
+.PHONY: help install test test-all check demo bench study clicks lock clean \
+	tflite-env export-coreml export-tflite parity
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed ## make .venv with everything, at the pinned versions
 
@@ -44,6 +51,25 @@ demo: install ## export, verify and segment a photograph with it
 	$(BIN)/python -c "from skimage import data, io; io.imsave('demo/photo.png', data.astronaut())"
 	$(RUN) segment demo/bundle demo/photo.png --point 225,110 --output demo
 
+export-coreml: install ## Core ML in every precision, verified; CHECKPOINT=file.pt, else our weights
+	$(BIN)/python -m pocketsam.export.matrix coreml build/coreml --checkpoint $(CHECKPOINT)
+
+export-tflite: install tflite-env ## TFLite in every precision, verified; CHECKPOINT= likewise
+	$(BIN)/python -m pocketsam.export.matrix tflite build/tflite --checkpoint $(CHECKPOINT)
+
+parity: install tflite-env ## every target and precision against PyTorch, at 512 pixels
+	@status=0; for target in onnx coreml tflite; do $(BIN)/python -m pocketsam.export.matrix $$target \
+		build/parity/$$target --checkpoint $(CHECKPOINT) --image-size 512 || status=$$?; done; exit $$status
+
+tflite-env: .venv-tflite/installed ## make .venv-tflite, where onnx2tf lives
+
+.venv-tflite/installed: Makefile
+	@test -n "$(PYTHON312)" || { echo "TFLite export needs Python 3.12 or 3.13 with venv, for onnx2tf;" \
+		"on Debian and Ubuntu: sudo apt install python3.12 python3.12-venv" >&2; exit 1; }
+	@if ! test -x .venv-tflite/bin/python; then $(PYTHON312) -m venv --clear .venv-tflite; fi
+	.venv-tflite/bin/python -m pip install --quiet --disable-pip-version-check onnx2tf==2.6.9
+	@touch $@
+
 bench: install ## measure a bundle at 1024 beside a plain export of the reference
 	@mkdir -p build
 	@test -d build/bundle || $(BIN)/python -m pocketsam export seeded --output build/bundle
@@ -60,4 +86,4 @@ lock: install ## write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt
 
 clean: ## remove what the targets above made
-	rm -rf .venv build dist demo *.egg-info
+	rm -rf .venv .venv-tflite build dist demo *.egg-info

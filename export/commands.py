@@ -32,7 +32,7 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         type=int,
         default=POINTS,
         metavar="N",
-        help=f"places for points in Core ML's and TFLite's decoder, a box taking two (default: {POINTS})",
+        help=f"places for points in Core ML's and TFLite's decoder; a box takes two (default {POINTS})",
     )
     parser.add_argument(
         "--input",
@@ -41,10 +41,16 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         help="Core ML: the encoder takes a normalised tensor, or a picture that it normalises itself",
     )
     parser.add_argument(
-        "--deployment-target", metavar="iOSNN", help="Core ML: the oldest system to run on, such as iOS17"
+        "--deployment-target",
+        metavar="iOSNN",
+        help="Core ML: oldest system to run on, such as iOS17",
     )
     parser.add_argument(
-        "--time-limit", type=float, default=1800.0, metavar="S", help="seconds for one outside converter"
+        "--time-limit",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="seconds for an outside converter",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
@@ -56,7 +62,7 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="photographs to measure ranges on for fp16 and int8; default: three more of scikit-image's",
+        help="photographs to measure ranges on (fp16, int8); default: three more of scikit-image's",
     )
     parser.set_defaults(run=run_export)
 

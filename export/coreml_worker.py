@@ -40,9 +40,10 @@ def convert(job: dict[str, Any]) -> Any:
         else ct.TensorType(name=name, shape=shape, dtype=np.float32)
         for name, shape in job["inputs"].items()
     ]
+    load: Any = torch.jit.load
     names = [*job["outputs"], *job["stages"].values()]
     return ct.convert(
-        torch.jit.load(job["traced"]),
+        load(job["traced"]),
         inputs=inputs,
         outputs=[ct.TensorType(name=name, dtype=np.float32) for name in names],
         convert_to="mlprogram",

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 def unpack_bits(packed: Array, bits: int, count: int) -> NDArray[np.uint8]:
-    """``count`` numbers of ``bits`` bits each from bytes, the lowest bits first, across byte borders."""
+    """``count`` numbers of ``bits`` bits each from bytes, lowest bits first, across borders."""
     stream = np.unpackbits(packed.reshape(-1).view(np.uint8), bitorder="little", count=count * bits)
     weights = (1 << np.arange(bits)).astype(np.uint8)
     numbers: NDArray[np.uint8] = (stream.reshape(count, bits) * weights).sum(axis=1, dtype=np.uint8)
@@ -62,7 +62,9 @@ def constexpr_blockwise_shift_scale(data: Any, scale: Any, offset: Any = None) -
 
 
 @op
-def constexpr_lut_to_dense(indices: Any, lut: Any, shape: Any = None, vector_axis: Any = None) -> Tensor:
+def constexpr_lut_to_dense(
+    indices: Any, lut: Any, shape: Any = None, vector_axis: Any = None
+) -> Tensor:
     table, numbers = _numpy(lut), _numpy(indices)
     if shape is not None:  # iOS 16: one table, indices in packed bits
         sides = _shape(shape)
@@ -102,7 +104,9 @@ RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 @op
-def quantize(input: Tensor, scale: Any, output_dtype: str, zero_point: Any = None, axis: Any = None) -> Tensor:
+def quantize(
+    input: Tensor, scale: Any, output_dtype: str, zero_point: Any = None, axis: Any = None
+) -> Tensor:
     steps, zero = _scale_and_zero(scale, zero_point, axis, input.ndim)
     low, high = RANGES[output_dtype]
     return (torch.round(input / steps) + zero).clamp(low, high).to(DTYPES[output_dtype])

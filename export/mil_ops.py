@@ -310,7 +310,9 @@ def conv_transpose(
         length = full.shape[2 + axis] - before - after
         if output_shape is not None:
             wanted = ints(output_shape)[2 + axis]
-            full = _pad_spatial(full, [(0, max(0, wanted - length)) if a == axis else (0, 0) for a in range(axes)])
+            full = _pad_spatial(
+                full, [(0, max(0, wanted - length)) if a == axis else (0, 0) for a in range(axes)]
+            )
             length = wanted
         full = full.narrow(2 + axis, before, length)
     return full
@@ -374,7 +376,11 @@ def avg_pool(
 
 @op
 def layer_norm(
-    x: Tensor, axes: Any = None, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5
+    x: Tensor,
+    axes: Any = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    epsilon: float = 1e-5,
 ) -> Tensor:
     dims = sorted(n % x.ndim for n in (range(x.ndim) if axes is None else ints(axes)))
     centred = x - x.mean(dims, keepdim=True)
@@ -482,17 +488,35 @@ def slice_by_index(
     steps = _ones_unless(stride, rank)
 
     def flags(mask: Any) -> list[bool]:
-        return [bool(flag) for flag in np.atleast_1d(np.asarray(mask))] if mask is not None else [False] * rank
+        return (
+            [bool(flag) for flag in np.atleast_1d(np.asarray(mask))]
+            if mask is not None
+            else [False] * rank
+        )
 
     index: list[Any] = []
     for axis, (first, last, step, open_first, open_last, one) in enumerate(
-        zip(ints(begin), ints(end), steps, flags(begin_mask), flags(end_mask), flags(squeeze_mask), strict=True)
+        zip(
+            ints(begin),
+            ints(end),
+            steps,
+            flags(begin_mask),
+            flags(end_mask),
+            flags(squeeze_mask),
+            strict=True,
+        )
     ):
         if one:
             index.append(first)
             continue
-        chosen = range(array.shape[axis])[None if open_first else first : None if open_last else last : step]
-        index.append(torch.tensor(list(chosen), dtype=torch.long) if step < 0 else slice(chosen.start, chosen.stop, step))
+        chosen = range(array.shape[axis])[
+            None if open_first else first : None if open_last else last : step
+        ]
+        index.append(
+            torch.tensor(list(chosen), dtype=torch.long)
+            if step < 0
+            else slice(chosen.start, chosen.stop, step)
+        )
     for axis in reversed([a for a, one in enumerate(index) if isinstance(one, Tensor)]):
         array = array.index_select(axis, index[axis])
         index[axis] = slice(None)
@@ -536,7 +560,7 @@ def gather(
         gather(one, which, axis - batch)
         for one, which in zip(array.flatten(0, batch - 1), index.flatten(0, batch - 1), strict=True)
     ]
-    return torch.stack(rows).unflatten(0, array.shape[:batch])
+    return torch.stack(rows).reshape(*array.shape[:batch], *rows[0].shape)
 
 
 @op
@@ -558,7 +582,9 @@ def fill(shape: Any, value: Any = 0.0) -> Tensor:
 
 @op
 def range_1d(end: Any, start: Any, step: Any) -> Tensor:
-    return torch.arange(tensor(start).item(), tensor(end).item(), tensor(step).item()).to(tensor(end).dtype)
+    return torch.arange(tensor(start).item(), tensor(end).item(), tensor(step).item()).to(
+        tensor(end).dtype
+    )
 
 
 @op
@@ -600,7 +626,9 @@ def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
 
 
 @op
-def upsample_nearest_neighbor(x: Tensor, scale_factor_height: Any = 1, scale_factor_width: Any = 1) -> Tensor:
+def upsample_nearest_neighbor(
+    x: Tensor, scale_factor_height: Any = 1, scale_factor_width: Any = 1
+) -> Tensor:
     factors = (float(scale_factor_height), float(scale_factor_width))
     return F.interpolate(x, scale_factor=factors, mode="nearest")
 
@@ -615,5 +643,8 @@ def upsample_bilinear(
 ) -> Tensor:
     if half_pixel_centers is not None and bool(half_pixel_centers) == bool(align_corners):
         raise ValueError("upsample_bilinear with half_pixel_centers equal to align_corners")
-    size = [math.floor(x.shape[2] * float(scale_factor_height)), math.floor(x.shape[3] * float(scale_factor_width))]
+    size = [
+        math.floor(x.shape[2] * float(scale_factor_height)),
+        math.floor(x.shape[3] * float(scale_factor_width)),
+    ]
     return F.interpolate(x, size, mode="bilinear", align_corners=bool(align_corners))

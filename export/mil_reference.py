@@ -20,7 +20,7 @@ from torch import Tensor
 from pocketsam.errors import ConversionError
 from pocketsam.export import mil_constants  # noqa: F401  registers its operations
 
-logging.getLogger("coremltools").setLevel(logging.ERROR)  # it warns of every library that only a Mac has
+logging.getLogger("coremltools").setLevel(logging.ERROR)  # else it names every library of a Mac
 import coremltools as ct  # noqa: E402
 from coremltools.converters.mil.frontend.milproto.load import load as parse  # noqa: E402
 from coremltools.converters.mil.mil import Program, types  # noqa: E402
@@ -55,9 +55,7 @@ class MilProgram:
         if unknown:
             listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(unknown.items()))
             raise ConversionError(f"{name}: operations that mil_reference does not simulate: {listed}")
-        self.shapes = {
-            var.name: tuple(var.shape) for op in function.operations for var in op.outputs
-        }
+        self.shapes = {var.name: tuple(var.shape) for op in function.operations for var in op.outputs}
         self._input_dtypes = {key: _dtype(var) for key, var in function.inputs.items()}
         self._last_use = {
             var.name: number

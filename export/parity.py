@@ -255,7 +255,9 @@ def _verify_photo(
         _compare_stages(report, artefact, "decoder", case, stages, feeds)
         low_res = expected_outputs[c.LOW_RES_MASKS]
         full = reference_masks(low_res, size, model.image_size)
-        _compare_masks(report, "decoder", case, expected_outputs, full, artefact.decoder(feeds), upscaler)
+        _compare_masks(
+            report, "decoder", case, expected_outputs, full, artefact.decoder(feeds), upscaler
+        )
 
         chained = artefact.decoder(feeds | {c.IMAGE_EMBEDDINGS: embedding})
         chained.pop(c.MASKS, None)  # as a device does it
@@ -289,7 +291,9 @@ def _compare_masks(
     for name in (c.IOU_PREDICTIONS, c.LOW_RES_MASKS):
         report.add_tensor(part, name, case, expected[name], found[name])
     if c.MASKS not in found:  # formats with static shapes leave the upscaling to the application
-        found[c.MASKS] = np.array([[upscaler.logits(low) for low in lows] for lows in found[c.LOW_RES_MASKS]])
+        found[c.MASKS] = np.array(
+            [[upscaler.logits(low) for low in lows] for lows in found[c.LOW_RES_MASKS]]
+        )
     report.add_tensor(part, "mask logits", case, full, found[c.MASKS])
     ranked = np.sort(scores[0], axis=1)
     tie = float((ranked[:, -1] - ranked[:, -2]).min())

@@ -19,14 +19,15 @@ from pocketsam.runtime import contract as c
 class Encoder(nn.Module):
     """``pixel_values`` to ``image_embeddings``."""
 
-    inputs = (c.PIXEL_VALUES,)
+    inputs: tuple[str, ...] = (c.PIXEL_VALUES,)
     outputs = (c.IMAGE_EMBEDDINGS,)
 
     def __init__(self, model: Sam) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        (pixel_values,) = inputs
         return (self.model.encode(pixel_values),)
 
     def stages(self) -> list[str]:
@@ -94,7 +95,8 @@ class PixelEncoder(Encoder):
 
     inputs = (c.IMAGE, c.RESIZED_SIZE)
 
-    def forward(self, image: Tensor, resized_size: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        image, resized_size = inputs
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (c.PIXEL_MEAN, c.PIXEL_STD))
         places = torch.arange(self.model.image_size, dtype=image.dtype)
         height, width = resized_size[0:1], resized_size[1:2]

@@ -17,7 +17,9 @@ CALIBRATION = ("coffee", "hubble_deep_field", "immunohistochemistry")
 """Likewise, for ranges: other photographs than those that are verified on."""
 
 
-def load_photos(paths: Sequence[str] = (), bundled: Sequence[str] = BUNDLED) -> list[tuple[str, NDArray[np.uint8]]]:
+def load_photos(
+    paths: Sequence[str] = (), bundled: Sequence[str] = BUNDLED
+) -> list[tuple[str, NDArray[np.uint8]]]:
     """Names and ``[H, W, 3]`` uint8 images: the given files and folders, or the bundled ones.
 
     Raises:

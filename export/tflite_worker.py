@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import numpy as np
 from litert_quantizer import qtyping, quantizer, recipe, recipe_manager
 from litert_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
@@ -93,7 +94,9 @@ def halve(source: str) -> bytes:
             casts.append(cast)
         graph.operators = casts + list(graph.operators)
     _drop_unused_buffers(model)
-    return bytes(flatbuffer.write_model_to_bytes(model))
+    builder = flatbuffers.Builder(2**20)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
 
 
 def _constant(model: Any, tensor: Any) -> Any:

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -123,7 +122,9 @@ def convert(
     return entry
 
 
-def _float16_program(job: dict[str, Any], samples: Sequence[Arrays], options: Options) -> dict[str, Any]:
+def _float16_program(
+    job: dict[str, Any], samples: Sequence[Arrays], options: Options
+) -> dict[str, Any]:
     """Converts with the operations in float32 whose values float16 would not hold; says which.
 
     The ranges that int8 activations need come from the same run over the samples.
@@ -131,7 +132,9 @@ def _float16_program(job: dict[str, Any], samples: Sequence[Arrays], options: Op
     compressed, job["precision"] = job["precision"], "fp16"
     _run(job, options)
     ranges = measure_ranges(load_package(Path(job["output"]))[0], samples)
-    wide = sorted(_plain(name) for name, span in ranges.items() if _largest(span) > FLOAT16_MAX / HEADROOM)
+    wide = sorted(
+        _plain(name) for name, span in ranges.items() if _largest(span) > FLOAT16_MAX / HEADROOM
+    )
     if wide or compressed != "fp16":
         job["precision"], job["fp32_tensors"], job["ranges"] = compressed, wide, ranges
         _run(job, options)
@@ -254,7 +257,8 @@ def _trace(part: Part, path: Path) -> None:
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about shapes that become constants, as they are meant to
         arguments = tuple(example[name] for name in part.inputs)
-        traced: Any = torch.jit.trace(Tapped(part).eval(), arguments, check_trace=False)
+        trace: Any = torch.jit.trace
+        traced = trace(Tapped(part).eval(), arguments, check_trace=False)
     traced.save(str(path))
 
 

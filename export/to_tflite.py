@@ -1,4 +1,4 @@
-"""PyTorch to TFLite: through ONNX and onnx2tf (flatbuffer_direct, no TensorFlow), then litert-quantizer.
+"""PyTorch to TFLite: through ONNX, onnx2tf (flatbuffer_direct, no TensorFlow), litert-quantizer.
 
 onnx2tf needs Python 3.12 and pins all its packages exactly, so it lives in an environment of its own
 and is called as a program. ``docs/tflite.md`` compares the roads to int8.
@@ -130,7 +130,7 @@ def _write_precision(
 
 
 def _describe(path: Path, part: Part) -> dict[str, Any]:
-    """Inputs and outputs as the file has them; raises ConversionError unless they are the contract's."""
+    """Inputs and outputs of the file; raises ConversionError unless they are the contract's."""
     from ai_edge_litert.interpreter import Interpreter
 
     example = part.example()

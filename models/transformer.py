@@ -4,7 +4,6 @@ Shapes: tokens ``[B, T, C]``, image ``[B, H·W, C]``. The image side may enter w
 there are B prompts: everything broadcasts, so what all prompts share is computed once.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

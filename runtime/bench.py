@@ -54,7 +54,7 @@ def bench(
     """
     if runs < 1 or warmup < 0:
         raise PocketSamError(f"bench needs runs >= 1 and warmup >= 0, not {runs} and {warmup}")
-    pixels = _drawn_image() if image is None else load_image(image)
+    pixels = drawn_image() if image is None else load_image(image)
     cold = cold_load(bundle_dir, providers, threads)
     stages = bundle_stages(bundle_dir, pixels, providers, threads, "")
     stages["end to end"]()
@@ -96,7 +96,7 @@ def bench(
     return result
 
 
-def _drawn_image() -> np.ndarray[Any, np.dtype[np.uint8]]:
+def drawn_image() -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Gradients and noise, 768x1024: latency does not depend on what is in a picture."""
     y, x = np.mgrid[0:768, 0:1024]
     noise = np.random.default_rng(0).integers(0, 64, (768, 1024, 3))

@@ -80,9 +80,10 @@ class Bundle:
         path = self._inside(part, entry["file"])
         if not path.is_dir():
             raise IntegrityError(f"{path}: missing, or not a directory")
-        found, size = hash_tree(path)
+        found, _ = hash_tree(path)
         if found != entry["sha256"]:
-            raise IntegrityError(f"{path}: sha256 of its files is {found}, the manifest says {entry['sha256']}")
+            wanted = entry["sha256"]
+            raise IntegrityError(f"{path}: sha256 is {found}, the manifest says {wanted}")
         return path
 
     def source(self, part: str) -> bytes | Path:

@@ -34,7 +34,9 @@ def open_coreml(path: Path, name: str, providers: str | Sequence[str] = "cpu") -
     """
     wanted = [providers] if isinstance(providers, str) else list(providers)
     if wanted not in (["cpu"], ["coreml"], ["coreml", "cpu"]):
-        raise ProviderError(f"a Core ML bundle runs with provider cpu or coreml, not {', '.join(wanted)}")
+        raise ProviderError(
+            f"a Core ML bundle runs with provider cpu or coreml, not {', '.join(wanted)}"
+        )
     if not available():
         raise BundleError(
             f"{name}: Core ML predicts on macOS, iOS and their kin only; here, "

@@ -51,9 +51,7 @@ def open_half(
     return one_by_one(half, bundle.points) if part == "decoder" else half
 
 
-def _open_onnx(
-    bundle: Bundle, part: str, providers: str | Sequence[str], threads: int | None
-) -> Half:
+def _open_onnx(bundle: Bundle, part: str, providers: str | Sequence[str], threads: int | None) -> Half:
     name = f"{bundle.path}: {part}"
     session = open_session(bundle.read(part), name, providers, threads)
 

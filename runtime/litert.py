@@ -45,7 +45,6 @@ def open_tflite(
     try:
         interpreter = Interpreter(model_content=data, num_threads=count or None)
         runner = interpreter.get_signature_runner(SIGNATURE)
-        interpreter.allocate_tensors()
     except Exception as error:  # LiteRT raises ValueError and RuntimeError alike
         raise BundleError(f"{name}: LiteRT cannot load it: {_first_line(error)}") from None
     inputs = runner.get_input_details()

@@ -13,10 +13,10 @@ import pytest
 from conftest import SMALL, run_pocketsam
 
 from pocketsam.errors import BundleError, CheckpointError, ParityError, PocketSamError
-from pocketsam.export.options import Options
 from pocketsam.export import bundle as writer
 from pocketsam.export import pipeline, to_onnx
 from pocketsam.export.metrics import TOLERANCES, Tolerance
+from pocketsam.export.options import Options
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.contract import MANIFEST_NAME
 from pocketsam.runtime.golden import check_golden
