@@ -410,18 +410,22 @@ def instance_norm(
     return F.instance_norm(x, weight=gamma, bias=beta, eps=float(epsilon))
 
 
-def _arg(x: Tensor, axis: int, keep_dims: bool, find: Callable[..., Tensor]) -> Tensor:
-    return find(x, dim=int(axis), keepdim=bool(keep_dims)).int()
+def _arg(x: Tensor, axis: int, keep_dims: bool, dtype: str, find: Callable[..., Tensor]) -> Tensor:
+    return find(x, dim=int(axis), keepdim=bool(keep_dims)).to(DTYPES[dtype])
 
 
 @op
-def reduce_argmax(x: Tensor, axis: int = -1, keep_dims: bool = False) -> Tensor:
-    return _arg(x, axis, keep_dims, torch.argmax)
+def reduce_argmax(
+    x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
+) -> Tensor:
+    return _arg(x, axis, keep_dims, output_dtype, torch.argmax)
 
 
 @op
-def reduce_argmin(x: Tensor, axis: int = -1, keep_dims: bool = False) -> Tensor:
-    return _arg(x, axis, keep_dims, torch.argmin)
+def reduce_argmin(
+    x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
+) -> Tensor:
+    return _arg(x, axis, keep_dims, output_dtype, torch.argmin)
 
 
 @op

@@ -15,6 +15,7 @@ from pocketsam.export.options import Options
 from pocketsam.export.parts import PART_TYPES, Decoder, Encoder, run
 from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.export.targets import open_target
+from pocketsam.export.usage import write_usage
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
@@ -85,6 +86,7 @@ def export_bundle(
         _write_golden(loaded.model, work / c.GOLDEN_NAME)
         described = writer.describe_file(work / c.GOLDEN_NAME)
         manifest["golden"] = described | {"tolerance": tolerance.error}
+        write_usage(work, manifest)
         manifest["parity"] = report = None
         writer.write_manifest(work, manifest)
         if verify:

@@ -1,0 +1,61 @@
+"""``Usage.swift`` and ``Usage.kt``: code for a phone, made from a bundle's manifest.
+
+Wrong scaling is the commonest complaint about such exports, so the constants come from the manifest.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from pocketsam.runtime import contract as c
+
+FILES = {"coreml": "Usage.swift", "tflite": "Usage.kt"}
+TENSORS = (
+    c.PIXEL_VALUES,
+    c.IMAGE,
+    c.RESIZED_SIZE,
+    c.IMAGE_EMBEDDINGS,
+    c.POINT_COORDS,
+    c.POINT_LABELS,
+    c.MASK_INPUT,
+    c.HAS_MASK_INPUT,
+    c.IOU_PREDICTIONS,
+    c.LOW_RES_MASKS,
+)
+
+
+def write_usage(directory: Path, manifest: dict[str, Any]) -> None:
+    """Writes the example of a bundle's target beside its files; ONNX has none: there is the runtime."""
+    name = FILES.get(manifest["target"])
+    if name is not None:
+        (directory / name).write_text(render(name, manifest), encoding="utf-8")
+
+
+def render(name: str, manifest: dict[str, Any]) -> str:
+    """The text of ``name`` for a manifest."""
+    preprocessing, size = manifest["preprocessing"], manifest["image_size"]
+    values = {tensor: tensor for tensor in TENSORS} | {
+        "checkpoint": Path(manifest["model"]["checkpoint"]).name,
+        "precision": manifest["precision"],
+        "size": size,
+        "low": size // 4,
+        "cells": size // 16,
+        "points": manifest["decoder"]["points"],
+        "threshold": manifest["mask_threshold"],
+        "mean": ", ".join(map(str, preprocessing["mean"])),
+        "std": ", ".join(map(str, preprocessing["std"])),
+        "mean_kt": ", ".join(f"{value}f" for value in preprocessing["mean"]),
+        "std_kt": ", ".join(f"{value}f" for value in preprocessing["std"]),
+        "signature": manifest["encoder"].get("signature", ""),
+        "encode": "",
+    }
+    if name == "Usage.swift":
+        kind = "image" if preprocessing["input"] == c.IMAGE else "tensor"
+        values["encode"] = _fill(f"encode_{kind}.swift", values).rstrip("\n")
+    return _fill(name, values)
+
+
+def _fill(template: str, values: dict[str, Any]) -> str:
+    text = files("pocketsam.export").joinpath("templates", template).read_text(encoding="utf-8")
+    return Template(text).substitute(values)
