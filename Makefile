@@ -34,9 +34,10 @@ install: .venv/installed ## make .venv with everything, at the pinned versions
 	@touch $@
 
 test: install ## run the tests (minutes)
+	@$(MAKE) tflite-env || echo "without onnx2tf's environment the tests of TFLite export are skipped"
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: install ## run the tests, the slow ones too
+test-all: install tflite-env ## run the tests, the slow ones too
 	$(BIN)/python -m pytest
 
 check: install ## lint, formatting, types

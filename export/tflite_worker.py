@@ -17,6 +17,8 @@ from pocketsam.runtime.litert import SIGNATURE
 
 SMALLEST = 1024
 """Float tensors with fewer elements stay float32: norms and biases, which save nothing."""
+SMALLEST_QUANTIZED = 20_000
+"""Weights with fewer elements stay float32: the stem and depthwise kernels. They save little."""
 STATIC = (
     qtyping.TFLOperationName.CONV_2D,
     qtyping.TFLOperationName.DEPTHWISE_CONV_2D,
@@ -40,10 +42,12 @@ def main(precision: str, source: str, output: str, samples: str) -> None:
 
 def recipe_for(precision: str) -> Any:
     """litert-quantizer's recipe for a precision of ours."""
-    if precision == "int8-weights":
-        return recipe.weight_only_wi8_afp32()
-    if precision == "int8-dynamic":
-        return recipe.dynamic_wi8_afp32()
+    if precision in ("int8-weights", "int8-dynamic"):
+        whole = {"int8-weights": recipe.weight_only_wi8_afp32, "int8-dynamic": recipe.dynamic_wi8_afp32}
+        rules = whole[precision]()
+        for rule in rules:
+            rule["op_config"]["min_weight_elements"] = SMALLEST_QUANTIZED
+        return rules
     manager = recipe_manager.RecipeManager()
     for name in STATIC:
         manager.add_static_config(

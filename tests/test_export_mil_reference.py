@@ -337,8 +337,8 @@ def test_pooling_and_resizing():
     same(found, [F.max_pool2d(tensor, (2, 3), 2).numpy()])
     for exclude in (False, True):
         found = run(
-            "avg_pool", {"x": x}, kernel_sizes=[3, 3], strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1],
-            exclude_padding_from_average=exclude,
+            "avg_pool", {"x": x}, kernel_sizes=[3, 3], strides=[2, 2], pad_type="custom",
+            pad=[1, 1, 1, 1], exclude_padding_from_average=exclude,
         )  # fmt: skip
         wanted = F.avg_pool2d(tensor, 3, 2, 1, count_include_pad=not exclude).numpy()
         same(found, [wanted], 1e-5)

@@ -1,0 +1,309 @@
+"""Core ML: every precision verified through the interpreter, and every damage found by it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pocketsam.errors import BundleError, ConversionError, IntegrityError, PocketSamError, PromptError
+from pocketsam.export import to_coreml
+from pocketsam.export.bundle import describe_file
+from pocketsam.export.options import Options
+from pocketsam.export.parts import Encoder, PixelEncoder, StaticDecoder, run
+from pocketsam.export.pipeline import export_bundle, verify_bundle
+from pocketsam.export.targets import TARGETS
+from pocketsam.models.sam import seeded
+from pocketsam.runtime import Segmenter
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.bundle import hash_tree
+from pocketsam.runtime.contract import MANIFEST_NAME
+from pocketsam.runtime.halves import one_by_one
+from pocketsam.runtime.image import preprocess, preprocess_raw
+
+ct = pytest.importorskip("coremltools")
+
+SIZE = 128
+SOURCE = "seeded:5"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, photo):
+    path = tmp_path_factory.mktemp("photos") / "cat.png"
+    Image.fromarray(photo[::2, ::2]).save(path)
+    return [str(path)]
+
+
+def export(path, pictures, options, source=SOURCE):
+    report = export_bundle(
+        source, path, "coreml", options, SIZE, photos=pictures, calibration=pictures, replace=True
+    )
+    return report, json.loads((path / MANIFEST_NAME).read_text())
+
+
+@pytest.fixture(scope="module")
+def coreml(tmp_path_factory, pictures):
+    path = tmp_path_factory.mktemp("coreml") / "bundle"
+    export(path, pictures, Options("fp32"))
+    return path
+
+
+def test_the_bundle(coreml):
+    manifest = json.loads((coreml / MANIFEST_NAME).read_text())
+    assert manifest["target"] == "coreml"
+    assert manifest["parity"]["passed"]
+    assert "interpreter" in manifest["parity"]["runner"]
+    assert manifest["decoder"]["points"] == 16
+    stages = [row["tensor"] for row in manifest["parity"]["rows"] if row["part"] == "encoder"]
+    assert stages[0] == "image_encoder.patch_embed"
+    assert len(manifest["parity"]["rows"]) == 17 + 10 + 4
+    assert max(row["error"] for row in manifest["parity"]["rows"] if "error" in row) <= 1e-4
+    spec = ct.models.MLModel(str(coreml / "decoder.mlpackage"), skip_model_load=True).get_spec()
+    assert [feature.name for feature in spec.description.output] == ["iou_predictions", "low_res_masks"]
+    metadata = spec.description.metadata
+    assert metadata.userDefined["com.github.pocketsam.checkpoint_sha256"]
+    assert metadata.author
+    assert "Apache" in metadata.license
+    assert all(f.shortDescription for f in (*spec.description.input, *spec.description.output))
+    assert sorted(path.name for path in coreml.iterdir()) == [
+        "Usage.swift", "decoder.mlpackage", "encoder.mlpackage", "golden.npz", "manifest.json",
+    ]  # fmt: skip
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(coreml, pictures, tmp_path):
+    export(tmp_path / "again", pictures, Options("fp32"))
+    for part in ("encoder", "decoder"):
+        name = f"{part}.mlpackage"
+        assert hash_tree(coreml / name) == hash_tree(tmp_path / "again" / name)
+
+
+@pytest.mark.parametrize("precision", [p for p in to_coreml.PRECISIONS if p != "fp32"])
+def test_precisions(precision, pictures, coreml, tmp_path):
+    report, manifest = export(tmp_path / "bundle", pictures, Options(precision))
+    assert not report.failed
+    whole = json.loads((coreml / MANIFEST_NAME).read_text())["encoder"]["bytes"]
+    share = {"fp16": 0.52, "palette6": 0.24, "palette4": 0.18}.get(precision, 0.31)
+    assert manifest["encoder"]["bytes"] < share * whole
+    assert manifest["encoder"]["float16"]["largest"] < 65504 / 8
+    assert manifest["encoder"]["float16"]["kept_in_float32"] == []
+
+
+def test_palettes_in_groups_on_ios18(pictures, tmp_path):
+    report, manifest = export(
+        tmp_path / "bundle", pictures, Options("palette4", deployment_target="iOS18")
+    )
+    assert not report.failed
+    assert manifest["encoder"]["deployment_target"] == "iOS18"
+
+
+def test_a_picture_as_input(pictures, tmp_path):
+    report, manifest = export(tmp_path / "bundle", pictures, Options("fp32", image_input=True))
+    assert not report.failed
+    assert [tensor["name"] for tensor in manifest["encoder"]["inputs"]] == ["image", "resized_size"]
+    spec = ct.models.MLModel(
+        str(tmp_path / "bundle/encoder.mlpackage"), skip_model_load=True
+    ).get_spec()
+    assert spec.description.input[0].type.WhichOneof("Type") == "imageType"
+    assert "CVPixelBuffer" in (tmp_path / "bundle/Usage.swift").read_text()
+
+
+def test_the_encoder_that_normalises_pads_as_sam_does(photo):
+    model = seeded(64, seed=3)
+    wanted, _ = run(Encoder(model), {c.PIXEL_VALUES: preprocess(photo, 64)})
+    feeds = preprocess_raw(photo, 64)
+    feeds[c.IMAGE][:, :, int(feeds[c.RESIZED_SIZE][0]) :] = 77  # what lies off the picture is ignored
+    found, _ = run(PixelEncoder(model), feeds)
+    assert np.allclose(found[c.IMAGE_EMBEDDINGS], wanted[c.IMAGE_EMBEDDINGS], atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 16])
+def test_absent_points_change_nothing(count):
+    """A decoder with 16 places computes what PyTorch computes of ``count`` points: exactly N."""
+    model, rng = seeded(64, seed=3), np.random.default_rng(count)
+    feeds = {
+        c.IMAGE_EMBEDDINGS: rng.standard_normal((1, 256, 4, 4), np.float32),
+        c.POINT_COORDS: rng.uniform(0, 64, (2, count, 2)).astype(np.float32),
+        c.POINT_LABELS: rng.integers(-1, 4, (2, count)).astype(np.float32),
+        c.MASK_INPUT: rng.standard_normal((2, 1, 16, 16), np.float32),
+        c.HAS_MASK_INPUT: np.array([0, 1], np.float32),
+    }
+    from pocketsam.export.parts import Decoder
+
+    wanted, _ = run(Decoder(model), feeds)
+    static = StaticDecoder(model, 16)
+    found = one_by_one(lambda one: run(static, one)[0], 16)(feeds)
+    for key, array in wanted.items():
+        assert np.abs(found[key] - array).max() < 1e-5 * array.std()
+    if count == 16:
+        with pytest.raises(PromptError, match="16 points .* places for 8; .*--points"):
+            one_by_one(lambda one: one, 8)(feeds)
+
+
+def damaged(bundle, tmp_path, change):
+    """A copy of a bundle whose encoder was changed, with a manifest that agrees to it."""
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    package = copy / "encoder.mlpackage"
+    model = ct.models.MLModel(str(package), skip_model_load=True)
+    change(package, model.get_spec())
+    manifest = json.loads((copy / MANIFEST_NAME).read_text())
+    manifest["encoder"] |= describe_file(package)
+    (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
+    return copy
+
+
+def operations(spec, kind):
+    function = spec.mlProgram.functions["main"]
+    return [op for op in function.block_specializations[function.opset].operations if op.type == kind]
+
+
+def constant(spec, name):
+    return next(op for op in operations(spec, "const") if op.outputs[0].name == name)
+
+
+def save(package, spec):
+    (path,) = package.glob("Data/*/*.mlmodel")
+    path.write_bytes(spec.SerializeToString())
+
+
+def input_name(op, key):
+    return op.inputs[key].arguments[0].name
+
+
+def change_weight(package, spec):
+    """One value in 7 million."""
+    op = operations(spec, "linear")[5]
+    offset = constant(spec, input_name(op, "weight")).attributes["val"].blobFileValue.offset
+    (path,) = package.glob("Data/*/weights/weight.bin")
+    data = bytearray(path.read_bytes())
+    start = int.from_bytes(data[offset + 16 : offset + 24], "little")  # of the blob's own header
+    values = np.frombuffer(data, np.float32, 4, start).copy()
+    values[2] += 1.0
+    data[start : start + 16] = values.tobytes()
+    path.write_bytes(data)
+
+
+def transpose_weight(package, spec):
+    op = next(
+        op
+        for op in operations(spec, "linear")
+        if len(set(shape(constant(spec, input_name(op, "weight"))))) == 1
+    )
+    value = constant(spec, input_name(op, "weight")).attributes["val"]
+    side = shape(constant(spec, input_name(op, "weight")))[0]
+    (path,) = package.glob("Data/*/weights/weight.bin")
+    data = bytearray(path.read_bytes())
+    offset = value.blobFileValue.offset
+    start = int.from_bytes(data[offset + 16 : offset + 24], "little")
+    matrix = np.frombuffer(data, np.float32, side * side, start).reshape(side, side).T.copy()
+    data[start : start + matrix.nbytes] = matrix.tobytes()
+    path.write_bytes(data)
+
+
+def shape(op):
+    return [d.constant.size for d in op.outputs[0].type.tensorType.dimensions]
+
+
+def change_epsilon(package, spec):
+    name = input_name(operations(spec, "layer_norm")[3], "epsilon")
+    tensor = constant(spec, name).attributes["val"].immediateValue.tensor
+    assert tensor.floats.values[0] == pytest.approx(1e-5)
+    tensor.floats.values[0] = 1e-2
+    save(package, spec)
+
+
+def swap_axes(package, spec):
+    name = input_name(operations(spec, "softmax")[0], "axis")
+    constant(spec, name).attributes["val"].immediateValue.tensor.ints.values[0] = -2
+    save(package, spec)
+
+
+@pytest.mark.parametrize("change", [change_weight, transpose_weight, change_epsilon, swap_axes])
+def test_verify_finds_damage(change, coreml, pictures, tmp_path):
+    report = verify_bundle(damaged(coreml, tmp_path, change), SOURCE, pictures)
+    assert report.failed
+    assert report.failed[0].name.startswith("encoder image_encoder.layers.")
+
+
+def test_verify_passes_without_damage(coreml, pictures, tmp_path):
+    copy = damaged(coreml, tmp_path, lambda package, spec: save(package, spec))
+    assert not verify_bundle(copy, SOURCE, pictures).failed
+
+
+def test_an_operation_that_is_not_simulated(coreml, pictures, tmp_path):
+    def change(package, spec):
+        operations(spec, "gelu")[0].type = "gelu_of_the_future"
+        save(package, spec)
+
+    copy = damaged(coreml, tmp_path, change)
+    with pytest.raises(ConversionError, match=r"encoder\.mlpackage: .*gelu_of_the_future"):
+        verify_bundle(copy, SOURCE, pictures)
+
+
+def test_damage_that_the_manifest_does_not_know(coreml, pictures, tmp_path):
+    copy = shutil.copytree(coreml, tmp_path / "copy")
+    (path,) = copy.glob("encoder.mlpackage/Data/*/weights/weight.bin")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"encoder\.mlpackage: sha256"):
+        verify_bundle(copy, SOURCE, pictures)
+    path.unlink()
+    with pytest.raises(IntegrityError, match=r"encoder\.mlpackage: sha256"):
+        verify_bundle(copy, SOURCE, pictures)
+
+
+def test_only_apples_systems_predict(coreml):
+    with pytest.raises(BundleError, match="macOS"):
+        Segmenter(coreml)
+
+
+def test_values_beyond_float16_stay_in_float32(pictures, tmp_path):
+    """A network whose first stage reaches 1e5: float16 throughout would be infinite."""
+    model = seeded(SIZE, seed=5)
+    with torch.no_grad():
+        norm = model.image_encoder.patch_embed.seq[2].bn
+        norm.weight *= 3e4
+        norm.bias *= 3e4
+    path = tmp_path / "loud.pt"
+    torch.save(model.state_dict(), path)
+    report, manifest = export(tmp_path / "bundle", pictures, Options("fp16"), str(path))
+    assert not report.failed
+    about = manifest["encoder"]["float16"]
+    assert about["largest"] > 65504
+    assert len(about["kept_in_float32"]) > 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options("int8", deployment_target="iOS16"), "int8 needs iOS17, not iOS16"),
+        (Options("int8-weights", deployment_target="iOS15"), "needs iOS16"),
+        (Options("fp16", deployment_target="iOS9"), "unknown deployment target 'iOS9'"),
+        (Options("int3"), "coreml has no precision 'int3'"),
+    ],
+)
+def test_what_cannot_be_asked_for(options, message, tmp_path, pictures):
+    with pytest.raises(PocketSamError, match=message):
+        export(tmp_path / "bundle", pictures, options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_another_target(tmp_path):
+    for options in (Options(image_input=True), Options(deployment_target="iOS17")):
+        with pytest.raises(PocketSamError, match="onnx has no .* Core ML's"):
+            export_bundle(SOURCE, tmp_path / "bundle", "onnx", options, SIZE)
+
+
+def test_a_converter_that_takes_too_long(tmp_path, pictures):
+    with pytest.raises(ConversionError, match=r"took longer than 0\.2 s.*its log: ") as caught:
+        export(tmp_path / "bundle", pictures, Options("fp32", time_limit=0.2))
+    log = str(caught.value).split("its log: ")[1]
+    with open(log) as file:
+        assert "coreml_worker" in file.read()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lists_of_precisions_agree():
+    assert TARGETS["coreml"][2] == to_coreml.PRECISIONS

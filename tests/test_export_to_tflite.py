@@ -1,0 +1,172 @@
+"""TFLite: every precision verified in LiteRT, and used through the runtime."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError
+from pocketsam.export import to_tflite
+from pocketsam.export.options import Options
+from pocketsam.export.pipeline import export_bundle
+from pocketsam.export.targets import TARGETS
+from pocketsam.export.usage import render
+from pocketsam.runtime import Segmenter
+from pocketsam.runtime.contract import MANIFEST_NAME
+from pocketsam.runtime.golden import check_golden
+from pocketsam.runtime.litert import open_tflite
+
+pytest.importorskip("ai_edge_litert")
+pytest.importorskip("litert_quantizer")
+SIZE = 256
+try:
+    to_tflite.find_onnx2tf()
+    HAVE_CONVERTER = True
+except PocketSamError:
+    HAVE_CONVERTER = False
+needs_converter = pytest.mark.skipif(not HAVE_CONVERTER, reason="no onnx2tf: run `make tflite-env`")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, photo):
+    path = tmp_path_factory.mktemp("photos") / "cat.png"
+    Image.fromarray(photo[::2, ::2]).save(path)
+    return [str(path)]
+
+
+def export(path, pictures, options):
+    report = export_bundle(
+        "seeded:11", path, "tflite", options, SIZE, photos=pictures, calibration=pictures
+    )
+    return report, json.loads((path / MANIFEST_NAME).read_text())
+
+
+@pytest.fixture(scope="module")
+def tflite(tmp_path_factory, pictures):
+    path = tmp_path_factory.mktemp("tflite") / "bundle"
+    export(path, pictures, Options("fp32"))
+    return path
+
+
+@needs_converter
+def test_the_bundle(tflite):
+    manifest = json.loads((tflite / MANIFEST_NAME).read_text())
+    assert manifest["parity"]["passed"]
+    assert manifest["parity"]["runner"].startswith("LiteRT")
+    (values,) = manifest["encoder"]["inputs"]
+    assert values == {
+        "name": "pixel_values",
+        "layout": "NHWC",
+        "shape": [1, SIZE, SIZE, 3],
+        "dtype": "float32",
+    }
+    masks = manifest["decoder"]["outputs"][1]
+    assert masks["layout"] == "NCHW"
+    assert all(result.ok for result in check_golden(tflite))
+
+
+@needs_converter
+def test_the_segmenter_gives_onnx_masks(tflite, bundle, photo):
+    """``bundle`` is the ONNX one of the same weights and size."""
+    ours, theirs = Segmenter(tflite), Segmenter(bundle)
+    prompts = (
+        {"point_coords": [[200, 150]], "point_labels": [1]},
+        {"box": [50, 40, 300, 250]},
+        {"point_coords": [[200, 150], [20, 30]], "point_labels": [1, 0], "box": [50, 40, 300, 250]},
+    )
+    ours.set_image(photo)
+    theirs.set_image(photo)
+    for prompt in prompts:
+        found, scores, low = ours.predict(**prompt)
+        wanted, wanted_scores, wanted_low = theirs.predict(**prompt)
+        assert (found & wanted).sum() / (found | wanted).sum() > 0.999
+        assert np.allclose(scores, wanted_scores, atol=1e-3)
+        assert low.shape == wanted_low.shape
+    boxes = [[50, 40, 300, 250], [0, 0, 99, 99]]
+    assert ours.predict_batch(boxes=boxes)[0].shape == theirs.predict_batch(boxes=boxes)[0].shape
+    with pytest.raises(PocketSamError, match="places for 16"):
+        ours.predict(np.zeros((16, 2)), np.ones(16))
+
+
+@needs_converter
+@pytest.mark.parametrize("precision", [p for p in TARGETS["tflite"][2] if p != "fp32"])
+def test_precisions(precision, tflite, pictures, tmp_path):
+    report, manifest = export(tmp_path / "bundle", pictures, Options(precision))
+    assert not report.failed
+    whole = json.loads((tflite / MANIFEST_NAME).read_text())["encoder"]["bytes"]
+    assert manifest["encoder"]["bytes"] < (0.55 if precision == "fp16" else 0.4) * whole
+    Segmenter(tmp_path / "bundle")
+
+
+def test_no_converter(monkeypatch, tmp_path, pictures):
+    monkeypatch.setenv("POCKETSAM_ONNX2TF", "/nowhere/onnx2tf")
+    with pytest.raises(PocketSamError, match=r"POCKETSAM_ONNX2TF=/nowhere/onnx2tf: no such program"):
+        export(tmp_path / "bundle", pictures, Options("fp32"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converter_that_crashes(monkeypatch, tmp_path, pictures):
+    program = tmp_path / "onnx2tf"
+    program.write_text("#!/bin/sh\necho all is lost\nexit 7\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("POCKETSAM_ONNX2TF", str(program))
+    with pytest.raises(
+        ConversionError, match=r"onnx2tf failed with exit code 7, .*all is lost; its log"
+    ):
+        export(tmp_path / "bundle", pictures, Options("fp32"))
+    program.write_text("#!/bin/sh\nexit 0\n")
+    with pytest.raises(ConversionError, match="ended without writing"):
+        export(tmp_path / "bundle", pictures, Options("fp32"))
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(ConversionError, match="took longer than 1 s"):
+        export(tmp_path / "bundle", pictures, Options("fp32", time_limit=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["onnx2tf"]
+
+
+def test_files_that_are_no_tflite():
+    with pytest.raises(BundleError, match="the file: LiteRT cannot load it"):
+        open_tflite(b"nonsense", "the file")
+    with pytest.raises(ProviderError, match="provider cpu, not cuda"):
+        open_tflite(b"nonsense", "the file", "cuda")
+    with pytest.raises(ProviderError, match="threads"):
+        open_tflite(b"nonsense", "the file", threads=0)
+
+
+MANIFEST = {
+    "target": "coreml",
+    "precision": "fp16",
+    "image_size": 512,
+    "mask_threshold": 0.0,
+    "model": {"checkpoint": "mobile_sam.pt"},
+    "preprocessing": {
+        "mean": (123.675, 116.28, 103.53),
+        "std": (58.395, 57.12, 57.375),
+        "input": "image",
+    },
+    "encoder": {"signature": "serving_default"},
+    "decoder": {"points": 12},
+}
+
+
+@pytest.mark.parametrize("kind", ["image", "pixel_values"])
+@pytest.mark.parametrize(("name", "language"), [("Usage.swift", "swift"), ("Usage.kt", "kotlin")])
+def test_code_for_the_phone_parses(name, language, kind):
+    tree_sitter = pytest.importorskip("tree_sitter")
+    grammar = pytest.importorskip(f"tree_sitter_{language}")
+    manifest = MANIFEST | {"preprocessing": MANIFEST["preprocessing"] | {"input": kind}}
+    text = render(name, manifest)
+    parser = tree_sitter.Parser(tree_sitter.Language(grammar.language()))
+    tree = parser.parse(text.encode())
+    broken = [n for n in descend(tree.root_node) if n.is_error or n.is_missing]
+    assert not broken, [(n.start_point, n.text[:60]) for n in broken]
+    assert "512" in text
+    assert "12 points" in text
+    if (name, kind) != ("Usage.swift", "image"):
+        assert "58.395" in text
+
+
+def descend(node):
+    yield node
+    for child in node.children:
+        yield from descend(child)
