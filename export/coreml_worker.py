@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from coremltools.optimize.coreml import _post_training_quantization as quantization
 
+from pocketsam.export.mil_reference import number_operations
+
 WEIGHT_THRESHOLD = 20_000
 """Tensors with fewer elements stay in float16: the stem, depthwise kernels, norms. They save little."""
 
@@ -28,10 +30,13 @@ def main(path: str) -> None:
 
 def convert(job: dict[str, Any]) -> Any:
     """The traced half as an ML program, fp32 or fp16, its stages among the outputs."""
-    skipped = set(job["fp32_tensors"])
+    skipped = {tuple(place) for place in job["fp32_operations"]}
+    places: dict[int, tuple[str, int]] = {}
 
     def in_float16(op: Any) -> bool:
-        return not any(var.name in skipped for var in op.outputs)
+        if not places:  # before the pass changes anything; names change after it, the order does not
+            places.update(number_operations(op.enclosing_block.operations))
+        return places.get(id(op)) not in skipped
 
     half = ct.transform.FP16ComputePrecision(op_selector=in_float16)
     inputs = [

@@ -60,11 +60,11 @@ class MilProgram:
         self._last_use = {
             var.name: number
             for number, op in enumerate(self.operations)
-            for var in _flat(op.inputs.values())
+            for var in flat_inputs(op.inputs.values())
         }
         self._constants: dict[str, Any] = {}
         for op in self.operations:
-            for var in _flat(op.inputs.values()):
+            for var in flat_inputs(op.inputs.values()):
                 if var.op is not None and var.op.op_type == "const" and var.name not in self._constants:
                     self._constants[var.name] = _constant(var.val)
         for op in self.operations:
@@ -109,7 +109,7 @@ class MilProgram:
                 values[var.name] = value
                 if observe is not None and value.is_floating_point():
                     observe(var.name, value)
-            for var in _flat(op.inputs.values()):
+            for var in flat_inputs(op.inputs.values()):
                 if var.name in values and self._last_use[var.name] == number and var.name not in kept:
                     del values[var.name]
         return {key: _to_numpy(scope[key]) for key in (*self.outputs, *also) if key in scope}
@@ -160,6 +160,20 @@ class _Layered(dict[str, Any]):
         return any(key in layer for layer in self.layers)
 
 
+def number_operations(operations: Iterable[Any]) -> dict[int, tuple[str, int]]:
+    """``id`` of each operation to its kind and its number within the kind; no casts, no constants.
+
+    That names an operation across conversions, which names and casts do not survive.
+    """
+    seen: Counter[str] = Counter()
+    places = {}
+    for op in operations:
+        if op.op_type not in ("const", "cast"):
+            places[id(op)] = (op.op_type, seen[op.op_type])
+            seen[op.op_type] += 1
+    return places
+
+
 def load_package(path: Path) -> tuple[MilProgram, dict[str, str]]:
     """A saved ``.mlpackage``: the program, and its stages (name to the tensor that holds it).
 
@@ -185,7 +199,8 @@ def load_package(path: Path) -> tuple[MilProgram, dict[str, str]]:
     return MilProgram(program, str(path)), stages
 
 
-def _flat(inputs: Iterable[Any]) -> Iterable[Any]:
+def flat_inputs(inputs: Iterable[Any]) -> Iterable[Any]:
+    """An operation's inputs, lists of tensors taken apart."""
     for given in inputs:
         if isinstance(given, list | tuple):
             yield from given

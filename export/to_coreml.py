@@ -3,6 +3,7 @@
 """
 
 import json
+import os
 import sys
 import tempfile
 import warnings
@@ -16,7 +17,13 @@ from numpy.typing import NDArray
 
 from pocketsam.errors import ConversionError
 from pocketsam.export.child import run_child
-from pocketsam.export.mil_reference import STAGES_KEY, MilProgram, load_package
+from pocketsam.export.mil_reference import (
+    STAGES_KEY,
+    MilProgram,
+    flat_inputs,
+    load_package,
+    number_operations,
+)
 from pocketsam.export.neural_engine import leaving
 from pocketsam.export.options import Options
 from pocketsam.export.parts import Encoder, Part, PixelEncoder, StaticDecoder, Tapped
@@ -131,12 +138,11 @@ def _float16_program(
     """
     compressed, job["precision"] = job["precision"], "fp16"
     _run(job, options)
-    ranges = measure_ranges(load_package(Path(job["output"]))[0], samples)
-    wide = sorted(
-        _plain(name) for name, span in ranges.items() if _largest(span) > FLOAT16_MAX / HEADROOM
-    )
+    program = load_package(Path(job["output"]))[0]
+    ranges = measure_ranges(program, samples)
+    wide = _beyond(program, ranges)
     if wide or compressed != "fp16":
-        job["precision"], job["fp32_tensors"], job["ranges"] = compressed, wide, ranges
+        job["precision"], job["fp32_operations"], job["ranges"] = compressed, wide, ranges
         _run(job, options)
     peak = max(ranges, key=lambda name: _largest(ranges[name]))
     return {
@@ -144,7 +150,7 @@ def _float16_program(
         "largest_tensor": peak,
         "limit": FLOAT16_MAX,
         "tensors_measured": len(ranges),
-        "kept_in_float32": wide,
+        "kept_in_float32": [f"{kind} {number}" for kind, number in wide],
     }
 
 
@@ -170,9 +176,16 @@ def _largest(span: dict[str, float]) -> float:
     return max(-span["rmin"], span["rmax"])
 
 
-def _plain(name: str) -> str:
-    """A tensor's name before the float16 pass renamed it."""
-    return name.removesuffix("_cast_fp16")
+def _beyond(program: MilProgram, ranges: dict[str, dict[str, float]]) -> list[tuple[str, int]]:
+    """The operations that read or write values too large for float16; see ``number_operations``."""
+    large = {name for name, span in ranges.items() if _largest(span) > FLOAT16_MAX / HEADROOM}
+    places = number_operations(program.operations)
+    return [
+        places[id(op)]
+        for op in program.operations
+        if id(op) in places
+        and any(var.name in large for var in (*flat_inputs(op.inputs.values()), *op.outputs))
+    ]
 
 
 def load(
@@ -239,7 +252,7 @@ def _describe_job(
         "stages_key": STAGES_KEY,
         "precision": options.precision,
         "deployment_target": deployment_target(options),
-        "fp32_tensors": [],
+        "fp32_operations": [],
         "ranges": {},
         # The decoder's few tokens do not bear 8 bits: mask IoU 0.06 on the trained weights.
         "int8_activations": half == "encoder",
@@ -266,4 +279,7 @@ def _run(job: dict[str, Any], options: Options) -> None:
     file = Path(job["traced"]).with_name("job.json")
     file.write_text(json.dumps(job))
     command = [sys.executable, "-m", "pocketsam.export.coreml_worker", str(file)]
-    run_child(command, f"Core ML's converter ({Path(job['output']).stem})", options.time_limit)
+    # coremltools numbers some names in the order of a set: the same seed, the same bytes
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    what = f"Core ML's converter ({Path(job['output']).stem})"
+    run_child(command, what, options.time_limit, environment)
