@@ -2,6 +2,7 @@
 ``mil_reference``.
 """
 
+import io
 import json
 import os
 import sys
@@ -272,7 +273,9 @@ def _trace(part: Part, path: Path) -> None:
         arguments = tuple(example[name] for name in part.inputs)
         trace: Any = torch.jit.trace
         traced = trace(Tapped(part).eval(), arguments, check_trace=False)
-    traced.save(str(path))
+    buffer = io.BytesIO()  # torch's own file writer hides why it failed
+    torch.jit.save(traced, buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def _run(job: dict[str, Any], options: Options) -> None:

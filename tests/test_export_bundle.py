@@ -110,7 +110,8 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     assert contents(tmp_path / "photos") == {"cat.png": b"miaow"}
 
 
-def test_a_file_that_grows_too_large_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("target", ["onnx", "coreml"])
+def test_a_file_that_grows_too_large_leaves_nothing(target, tmp_path):
     """A full disk, played by the system's limit on file sizes: the real write fails."""
 
     def limit():
@@ -121,6 +122,8 @@ def test_a_file_that_grows_too_large_leaves_nothing(tmp_path):
         "seeded",
         "--image-size",
         "64",
+        "--target",
+        target,
         "--output",
         tmp_path / "bundle",
         "--no-verify",
