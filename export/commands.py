@@ -48,7 +48,7 @@ def add_export(subparsers: terminal.Subparsers) -> None:
     parser.add_argument(
         "--time-limit",
         type=float,
-        default=1800.0,
+        default=Options.time_limit,
         metavar="S",
         help="seconds for an outside converter",
     )

@@ -1,6 +1,6 @@
 """From a traced half to an ``.mlpackage``, in a process of its own: ``python -m … JOB.json``.
 
-``to_coreml`` writes the job and starts this; see ``Job`` there for its fields.
+``to_coreml`` writes the job and starts this; see ``_describe_job`` there for its fields.
 """
 
 import json

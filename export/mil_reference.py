@@ -7,7 +7,7 @@ parses the file) and executes its operations one by one in torch, compressed con
 
 import json
 import logging
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class MilProgram:
             array = torch.from_numpy(np.ascontiguousarray(feeds[key]))
             values[key] = array.to(self._input_dtypes[key])
         kept = {*self.outputs, *also}
-        scope = _Layered(values, self._constants)
+        scope = ChainMap(values, self._constants)
         for number, op in enumerate(self.operations):
             for var, value in zip(op.outputs, self._compute(op, scope, rounding), strict=True):
                 values[var.name] = value
@@ -118,7 +118,7 @@ class MilProgram:
         """How many operations there are of each kind, constants aside."""
         return dict(sorted(Counter(op.op_type for op in self.operations).items()))
 
-    def _compute(self, op: Any, values: Any, rounding: bool) -> list[Tensor]:
+    def _compute(self, op: Any, values: Mapping[str, Any], rounding: bool) -> list[Tensor]:
         arguments = {}
         for key, given in op.inputs.items():
             if isinstance(given, list | tuple):
@@ -144,20 +144,6 @@ class MilProgram:
                 )
             rounded.append(result.to(wanted))
         return rounded
-
-
-class _Layered(dict[str, Any]):
-    """Computed values over constants."""
-
-    def __init__(self, values: dict[str, Any], constants: dict[str, Any]) -> None:
-        super().__init__()
-        self.layers = (values, constants)
-
-    def __getitem__(self, key: str) -> Any:
-        return self.layers[0][key] if key in self.layers[0] else self.layers[1][key]
-
-    def __contains__(self, key: object) -> bool:
-        return any(key in layer for layer in self.layers)
 
 
 def number_operations(operations: Iterable[Any]) -> dict[int, tuple[str, int]]:

@@ -64,9 +64,18 @@ class Decoder(nn.Module):
         has_mask_input: Tensor,
     ) -> tuple[Tensor, ...]:
         low_res_masks, iou_predictions = self.model.decode(
-            image_embeddings, point_coords, point_labels, mask_input, has_mask_input.clamp(0, 1)
+            image_embeddings,
+            point_coords,
+            point_labels,
+            mask_input,
+            has_mask_input.clamp(0, 1),
+            self.absent(point_labels),
         )
         return iou_predictions, low_res_masks
+
+    def absent(self, point_labels: Tensor) -> Tensor | None:
+        """``[B, N]``, 1 where a point only fills a place; None: there are no such places."""
+        return None
 
     def stages(self) -> list[str]:
         """Names of the stages, in the order in which they are computed."""
@@ -120,19 +129,8 @@ class StaticDecoder(Decoder):
         super().__init__(model)
         self.points = points
 
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor,
-        has_mask_input: Tensor,
-    ) -> tuple[Tensor, ...]:
-        absent = (point_labels == c.LABEL_ABSENT).to(point_coords.dtype)
-        low_res_masks, iou_predictions = self.model.decode(
-            image_embeddings, point_coords, point_labels, mask_input, has_mask_input.clamp(0, 1), absent
-        )
-        return iou_predictions, low_res_masks
+    def absent(self, point_labels: Tensor) -> Tensor | None:
+        return (point_labels == c.LABEL_ABSENT).to(point_labels.dtype)
 
     def example(self, prompts: int = 1, points: int | None = None) -> dict[str, Tensor]:
         return super().example(1, self.points)

@@ -70,7 +70,8 @@ def export_bundle(
     """
     converter = open_target(target, options)
     images = load_photos(photos) if verify else []
-    measured = load_photos(calibration, CALIBRATION) if options.precision != "fp32" else []
+    calibrated = options.precision in converter.CALIBRATED
+    measured = load_photos(calibration, CALIBRATION) if calibrated else []
     progress(f"loading {checkpoint}")
     loaded = load_model(checkpoint, image_size)
     tolerance = TOLERANCES[target, options.precision]
@@ -133,7 +134,8 @@ def _verify(
         stages = [str(stage) for stage in bundle.manifest[part].get("stages", [])]
         name, device = f"{bundle.path}: {part}", {"providers": providers, "threads": threads}
         calls[part] = converter.load(source, name, **device)
-        calls[f"{part}_stages"] = converter.load(source, name, stages, **device)
+        with_stages = converter.load(source, name, stages, **device) if stages else calls[part]
+        calls[f"{part}_stages"] = with_stages
         held += stages
     return parity.verify(
         model,

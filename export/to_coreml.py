@@ -45,6 +45,8 @@ OLDEST = {
 }
 """The oldest deployment target of each precision: what its operations came with."""
 PRECISIONS = tuple(OLDEST)
+CALIBRATED = PRECISIONS[1:]
+"""Precisions that are measured on photographs: all but fp32, for float16's sake."""
 USUAL = "iOS16"
 """Deployment target where none is asked for and the precision allows it."""
 DEPLOYMENT_TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")

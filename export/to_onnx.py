@@ -26,6 +26,7 @@ from pocketsam.runtime.session import open_session
 
 OPSET = 20
 PRECISIONS = ("fp32",)
+CALIBRATED: tuple[str, ...] = ()
 SUFFIX = ".onnx"
 
 Arrays = dict[str, NDArray[Any]]

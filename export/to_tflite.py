@@ -28,6 +28,8 @@ from pocketsam.runtime.halves import fill_places, one_by_one
 from pocketsam.runtime.litert import CHANNELS_LAST, SIGNATURE, open_tflite
 
 SUFFIX = ".tflite"
+CALIBRATED = ("int8",)
+"""Precisions that are measured on photographs."""
 ONNX2TF = "2.6.9"
 ONNX2TF_VARIABLE = "POCKETSAM_ONNX2TF"
 

@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pocketsam.export.pipeline import export_bundle
 from pocketsam.models.sam import Sam, seeded
@@ -62,6 +63,14 @@ def photo() -> np.ndarray:
     from skimage import data
 
     return data.chelsea()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray) -> list[str]:
+    """``photo`` at half its size in a file: one photograph to verify and calibrate on."""
+    path = tmp_path_factory.mktemp("photos") / "cat.png"
+    Image.fromarray(photo[::2, ::2]).save(path)
+    return [str(path)]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_pocketsam
-from PIL import Image
 
 from pocketsam.errors import BundleError, ConversionError, IntegrityError, PocketSamError, PromptError
 from pocketsam.export import to_coreml
@@ -29,13 +28,6 @@ ct = pytest.importorskip("coremltools")
 
 SIZE = 128
 SOURCE = "seeded:5"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory, photo):
-    path = tmp_path_factory.mktemp("photos") / "cat.png"
-    Image.fromarray(photo[::2, ::2]).save(path)
-    return [str(path)]
 
 
 def export(path, pictures, options, source=SOURCE):

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError
 from pocketsam.export import to_tflite
@@ -27,13 +26,6 @@ try:
 except PocketSamError:
     HAVE_CONVERTER = False
 needs_converter = pytest.mark.skipif(not HAVE_CONVERTER, reason="no onnx2tf: run `make tflite-env`")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory, photo):
-    path = tmp_path_factory.mktemp("photos") / "cat.png"
-    Image.fromarray(photo[::2, ::2]).save(path)
-    return [str(path)]
 
 
 def export(path, pictures, options):
