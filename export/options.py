@@ -16,6 +16,7 @@ class Options:
         deployment_target: oldest system that must run the file, such as iOS17. Core ML only; None:
             the oldest that the precision allows.
         time_limit: seconds that one run of an outside converter may take.
+        without_passes: names from ``fast.PASSES`` to leave out. ONNX only.
     """
 
     precision: str = "fp32"
@@ -23,3 +24,4 @@ class Options:
     image_input: bool = False
     deployment_target: str | None = None
     time_limit: float = 1800.0
+    without_passes: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ A stage is the output of a submodule, named by its path in the network. A conver
 named tensors inside its file, so that ``verify`` can say where a file first departs from PyTorch.
 """
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
@@ -180,6 +182,19 @@ def tapped(part: Part) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def count_macs(part: Part) -> int:
+    """Multiply-accumulates of a half's convolutions and matrix products, for one prompt of two points.
+
+    Counted by torch on tensors without data, so it costs no computation.
+    """
+    meta = copy.copy(part)
+    meta.model = copy.deepcopy(part.model).to("meta")
+    example = part.example(prompts=1, points=2) if isinstance(part, Decoder) else part.example()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        meta(*(example[name].to("meta") for name in part.inputs))
+    return int(counter.get_total_flops()) // 2
 
 
 @torch.inference_mode()

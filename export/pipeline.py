@@ -12,7 +12,7 @@ from pocketsam.export import bundle as writer
 from pocketsam.export import parity
 from pocketsam.export.metrics import TOLERANCES
 from pocketsam.export.options import Options
-from pocketsam.export.parts import PART_TYPES, Decoder, Encoder, run
+from pocketsam.export.parts import PART_TYPES, Decoder, Encoder, count_macs, run
 from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.export.targets import open_target
 from pocketsam.export.usage import write_usage
@@ -83,7 +83,8 @@ def export_bundle(
             progress(f"converting the {name} to {target} {options.precision}")
             path = work / f"{name}{converter.SUFFIX}"
             entry = converter.convert(part, path, options, samples[name], about)
-            manifest[name] = writer.describe_file(path) | {"macs": None} | entry
+            macs = count_macs(PART_TYPES[name](loaded.model))
+            manifest[name] = writer.describe_file(path) | {"macs": macs} | entry
         _write_golden(loaded.model, work / c.GOLDEN_NAME)
         described = writer.describe_file(work / c.GOLDEN_NAME)
         manifest["golden"] = described | {"tolerance": tolerance.error}

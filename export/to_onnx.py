@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError
+from pocketsam.export.fast import FastDecoder, fasten
 from pocketsam.export.options import Options
 from pocketsam.export.parts import Decoder, Encoder, Part, Tapped
 from pocketsam.models.sam import Sam
@@ -34,8 +35,9 @@ OPTIONS = Options()
 
 
 def parts(model: Sam, options: Options) -> dict[str, Part]:
-    """The halves as ONNX gets them: prompts and points are dynamic."""
-    return {"encoder": Encoder(model), "decoder": Decoder(model)}
+    """The halves as ONNX gets them: fast, and with any number of prompts and points."""
+    model = fasten(model, options.without_passes)
+    return {"encoder": Encoder(model), "decoder": FastDecoder(model)}
 
 
 def runner() -> str:
@@ -53,7 +55,7 @@ def convert(
     """Writes one half as a self-contained ONNX file; fp32 asks for nothing but the half itself.
 
     Returns:
-        What the manifest says of it: opset, whether it was simplified, MACs, inputs and outputs.
+        What the manifest says of it: opset, whether it was simplified, stages, inputs and outputs.
 
     Raises:
         ConversionError: the exporter failed, or its result does not run.
@@ -64,12 +66,10 @@ def convert(
     model, simplified = _simplify(exported, part)
     _strip(model, part)
     onnx.checker.check_model(model, full_check=True)
-    macs = count_macs(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return {
         "opset": OPSET,
         "simplified": simplified,
-        "macs": macs,
         "stages": part.stages(),
         "inputs": [_describe(value) for value in model.graph.input],
         "outputs": [_describe(value) for value in model.graph.output],
@@ -256,33 +256,3 @@ def _describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
     shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     return {"name": value.name, "shape": shape, "dtype": str(dtype)}
-
-
-def count_macs(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of the convolutions and matrix products, at B = 1 prompt of N = 2 points."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value in fixed.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_value = {"B": 1, "N": 2}[dim.dim_param]
-    del fixed.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
-    shapes.update({tensor.name: list(tensor.dims) for tensor in inferred.initializer})
-    total = 0
-    for node in inferred.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
-            continue
-        first, second, out = (shapes[name] for name in (*node.input[:2], node.output[0]))
-        if node.op_type == "ConvTranspose":
-            total += int(np.prod(first)) * int(np.prod(second[1:]))
-        elif node.op_type == "Conv":
-            total += int(np.prod(out)) * int(np.prod(second[1:]))
-        else:
-            flipped = any(a.name == "transA" and a.i for a in node.attribute)
-            total += int(np.prod(out)) * first[0 if flipped else -1]
-    return total

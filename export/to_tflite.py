@@ -102,7 +102,7 @@ def convert(
         if not float_file.is_file():
             raise ConversionError(f"onnx2tf ended without writing {float_file.name}")
         _write_precision(part, float_file, path, options, samples)
-    entry: dict[str, Any] = {"macs": to_onnx.count_macs(model), "signature": SIGNATURE}
+    entry: dict[str, Any] = {"signature": SIGNATURE}
     if isinstance(part, StaticDecoder):
         entry["points"] = part.points
     return entry | _describe(path, part)

@@ -61,9 +61,13 @@ class MaskDecoder(nn.Module):
             bias = F.pad(absent * ABSENT_SCORE, (len(output_tokens), 0))[:, None, None]
         tokens, image = self.transformer(image, pe, tokens, bias)
 
-        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))
         weights = torch.stack(
             [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )  # [B, 4, C/8]
-        masks = (weights @ upscaled.flatten(2)).unflatten(2, (4 * height, 4 * width))
+        masks = self.upscale(image, weights, height, width)
         return masks, self.iou_prediction_head(tokens[:, 0])
+
+    def upscale(self, image: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
+        """``[B, h·w, C]`` and the masks' weights ``[B, 4, C/8]`` to logits ``[B, 4, 4h, 4w]``."""
+        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))
+        return (weights @ upscaled.flatten(2)).unflatten(2, (4 * height, 4 * width))

@@ -1,0 +1,259 @@
+"""The network as onnxruntime's CPU kernels run it fastest: the same weights, the same results to
+float32's rounding, fewer multiplications and fewer passes over memory.
+
+Each pass replaces modules of a copy of the network by others with the same parameters, in the same
+places, so that parity can still compare the stages inside. ``docs/speed.md`` says what each one gains.
+"""
+
+import copy
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pocketsam.errors import PocketSamError
+from pocketsam.export.parts import Decoder
+from pocketsam.models.mask_decoder import MaskDecoder
+from pocketsam.models.sam import Sam
+from pocketsam.models.tiny_vit import TinyViTBlock
+from pocketsam.models.transformer import Attention
+
+
+class TokensToImage(nn.Module):
+    """Attention from T tokens to S cells, with the products taken in the cheaper order.
+
+    A cell's key is ``W_k x + b_k``. Instead of projecting all cells, each query is carried back through
+    ``W_k``, and the mean of the cells, not each of them, goes through ``W_v``: 2·heads·T·C·S
+    multiplications instead of 2·C·inner·S, less while T < head_dim. ``b_k`` adds the same to all
+    scores of a query, so the softmax drops it; ``b_v`` goes into the output's bias.
+    """
+
+    def __init__(self, old: Attention) -> None:
+        super().__init__()
+        self.heads, self.q_proj = old.heads, old.q_proj
+        scale = old.head_dim**-0.5
+        self.register_buffer("k_weight", _by_head(old.k_proj.weight * scale, old.heads))  # [h, d, C]
+        v_weight = _by_head(old.v_proj.weight, old.heads).transpose(1, 2)
+        self.register_buffer("v_weight", v_weight.contiguous())  # [h, C, d]
+        self.out_proj = _with_bias(old.out_proj, old.out_proj(old.v_proj.bias))
+
+    def forward(self, tokens: Tensor, keys: Tensor, image: Tensor) -> Tensor:
+        """``[B, T, C]``; keys and image ``[B, S, C]``; to ``[B, T, C]``."""
+        asked = _heads(self.q_proj(tokens), self.heads) @ self.k_weight  # [B, h, T, C]
+        scores = asked.flatten(1, 2) @ keys.transpose(1, 2)  # [B, h·T, S]
+        means = (scores.softmax(dim=-1) @ image).unflatten(1, (self.heads, tokens.shape[1]))
+        return self.out_proj((means @ self.v_weight).transpose(1, 2).flatten(2))
+
+
+class ImageToTokens(nn.Module):
+    """Attention from S cells to T tokens, likewise: what multiplies cells is 8·T wide, not 128."""
+
+    def __init__(self, old: Attention) -> None:
+        super().__init__()
+        self.heads, self.k_proj, self.v_proj = old.heads, old.k_proj, old.v_proj
+        scale = old.head_dim**-0.5
+        self.register_buffer("q_weight", _by_head(old.q_proj.weight * scale, old.heads))  # [h, d, C]
+        self.register_buffer("q_bias", _by_head(old.q_proj.bias[:, None] * scale, old.heads))
+        out_weight = old.out_proj.weight.T.contiguous()  # [inner, C]
+        self.register_buffer("out_weight", _by_head(out_weight, old.heads))  # [h, d, C]
+        # a head's weights sum to 1: a bias given by each token arrives whole, a share from each head
+        self.register_buffer("out_bias", old.out_proj.bias.clone() / old.heads)
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, tokens: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """queries ``[B, S, C]``; keys, tokens ``[B, T, C]``; bias ``[B, 1, 1, T]``; ``[B, S, C]``."""
+        k, v = _heads(self.k_proj(keys), self.heads), _heads(self.v_proj(tokens), self.heads)
+        offset = (k @ self.q_bias).transpose(2, 3)  # [B, h, 1, T]
+        if bias is not None:
+            offset = offset + bias
+        scores = queries @ (k @ self.q_weight).flatten(1, 2).transpose(1, 2)  # [B, S, h·T]
+        scores = scores.unflatten(2, (self.heads, keys.shape[1])) + offset.transpose(1, 2)
+        given = (v @ self.out_weight + self.out_bias).flatten(1, 2)  # [B, h·T, C]
+        return scores.softmax(dim=-1).flatten(2) @ given
+
+
+def _by_head(weight: Tensor, heads: int) -> Tensor:
+    """``[heads·d, C]`` to ``[heads, d, C]``."""
+    return weight.detach().unflatten(0, (heads, -1)).clone()
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """``[B, T, heads·d]`` to ``[B, heads, T, d]``."""
+    return x.unflatten(2, (heads, x.shape[2] // heads)).transpose(1, 2)
+
+
+def _with_bias(old: nn.Linear, bias: Tensor) -> nn.Linear:
+    """A linear layer with the weight of another."""
+    new = nn.Linear(old.in_features, old.out_features)
+    new.weight, new.bias = old.weight, nn.Parameter(bias.detach().clone())
+    return new
+
+
+class MaskProducts(MaskDecoder):
+    """The mask decoder with its transposed convolutions as matrix products.
+
+    Kernel and stride are both 2, so each cell makes its own 4x4 pixels: they stay beside their cell,
+    channels last, through norm, GELU and the product with the hypernetworks' weights, and only the
+    four masks are put in order.
+    """
+
+    def upscale(self, image: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
+        """``[B, h·w, C]`` and ``[B, 4, C/8]`` to ``[B, 4, 4h, 4w]``."""
+        first, norm, gelu, second, _ = self.output_upscaling
+        x = F.linear(image, *_as_linear(first)).unflatten(2, (4, -1))  # [B, h·w, 2·2, C/4]
+        x = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+        x = gelu(F.linear(gelu(x), *_as_linear(second)))  # [B, h·w, 4, 2·2·C/8]
+        batch, _, channels = weights.shape
+        masks = x.reshape(batch, 16 * height * width, channels) @ weights.transpose(1, 2)
+        masks = masks.reshape(batch, height, width, 2, 2, 2, 2, self.num_masks)
+        masks = masks.permute(0, 7, 1, 3, 5, 2, 4, 6)
+        return masks.reshape(batch, self.num_masks, 4 * height, 4 * width)
+
+
+def _as_linear(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """A ConvTranspose2d of kernel and stride 2 as weight ``[2·2·out, in]`` and bias."""
+    assert isinstance(conv, nn.ConvTranspose2d)
+    assert conv.bias is not None
+    return conv.weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.repeat(4)
+
+
+class WindowsOnce(TinyViTBlock):
+    """A block that projects before it cuts windows, and cuts windows and heads in one step.
+
+    SAM's windows are padded with zeros that are not masked: after LayerNorm such a token is β, its key
+    and value ``W β + b``. With keys and values counted from that vector, padding is zero again: the
+    shift adds the same to all scores of a query, which softmax drops, and to all values, which
+    the output's bias takes up. So padding is left out of LayerNorm and of all linear layers.
+    """
+
+    def prepare(self) -> None:
+        """Folds scale and biases into new weights; the old ones stay where they are."""
+        attn = self.attn
+        weight, bias = attn.qkv.weight, attn.qkv.bias + attn.qkv.weight @ attn.norm.bias
+        heads, channels = attn.heads, weight.shape[1]
+        parts = weight.view(heads, 3, attn.head_dim, channels).transpose(0, 1).flatten(1, 2)
+        q_bias, _, v_bias = bias.view(heads, 3, attn.head_dim).transpose(0, 1).flatten(1)
+        scale = attn.head_dim**-0.5
+        self.register_buffer("q_weight", (parts[0] * scale).detach())
+        self.register_buffer("q_bias", (q_bias * scale).detach())
+        self.register_buffer("k_weight", parts[1].detach())
+        self.register_buffer("v_weight", parts[2].detach())
+        proj_bias = attn.proj.bias + attn.proj.weight @ v_bias
+        self.register_buffer("proj_bias", proj_bias.detach())
+        table = attn.attention_biases[:, attn.attention_bias_idxs]
+        self.register_buffer("score_bias", table.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._attend_all(x)
+        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.mlp(x)
+
+    def _attend_all(self, x: Tensor) -> Tensor:
+        """``[B, H, W, C]`` in and out."""
+        attn, size = self.attn, self.window
+        batch, height, width, channels = x.shape
+        normed = F.layer_norm(x, x.shape[-1:], attn.norm.weight, None, attn.norm.eps)
+        q, k, v = (
+            self._cut(F.linear(normed, weight, bias))
+            for weight, bias in (
+                (self.q_weight, self.q_bias),
+                (self.k_weight, None),
+                (self.v_weight, None),
+            )
+        )
+        scores = q @ k.transpose(-2, -1) + self.score_bias
+        out = scores.softmax(dim=-1) @ v
+        rows, columns = -(-height // size), -(-width // size)
+        out = out.view(batch, rows, columns, attn.heads, size, size, attn.head_dim)
+        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, rows * size, columns * size, channels)
+        return F.linear(out[:, :height, :width], attn.proj.weight, self.proj_bias)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """``[B, H, W, C]`` to ``[B·windows, heads, ws·ws, d]``."""
+        size, heads = self.window, self.attn.heads
+        batch, height, width, channels = x.shape
+        bottom, right = -height % size, -width % size
+        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        rows, columns = (height + bottom) // size, (width + right) // size
+        x = x.view(batch, rows, size, columns, size, heads, channels // heads)
+        x = x.permute(0, 1, 3, 5, 2, 4, 6)
+        return x.reshape(batch * rows * columns, heads, size * size, channels // heads)
+
+
+class FastDecoder(Decoder):
+    """The decoder for ONNX, of a network that ``fasten`` gave."""
+
+    def stages(self) -> list[str]:
+        names = super().stages()
+        if isinstance(self.model.mask_decoder, MaskProducts):  # its pixels lie in another order
+            names.remove("mask_decoder.output_upscaling")
+        return names
+
+
+def _windows(model: Sam) -> None:
+    for module in model.image_encoder.modules():
+        if isinstance(module, TinyViTBlock):
+            module.__class__ = WindowsOnce  # the same parameters and submodules
+            module.prepare()  # type: ignore[operator]
+
+
+def _cells(model: Sam) -> None:
+    transformer = model.mask_decoder.transformer
+    for layer in transformer.layers:
+        layer.cross_attn_token_to_image = TokensToImage(layer.cross_attn_token_to_image)
+        layer.cross_attn_image_to_token = ImageToTokens(layer.cross_attn_image_to_token)
+    transformer.final_attn_token_to_image = TokensToImage(transformer.final_attn_token_to_image)
+
+
+def _masks(model: Sam) -> None:
+    model.mask_decoder.__class__ = MaskProducts
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One change of form.
+
+    Attributes:
+        name: for ``--without-pass``.
+        part: the half that it changes.
+        what: what it does, in a line.
+        apply: changes a network in place.
+    """
+
+    name: str
+    part: str
+    what: str
+    apply: Callable[[Sam], None]
+
+
+PASSES = (
+    Pass("windows", "encoder", "projects before cutting windows; padding costs nothing", _windows),
+    Pass("cells", "decoder", "attention without projecting the image's cells", _cells),
+    Pass("masks", "decoder", "upscaling as matrix products, channels last", _masks),
+)
+"""In the order in which they are applied."""
+
+
+def fasten(model: Sam, without: Collection[str] = ()) -> Sam:
+    """A copy of a network in eval mode with ``PASSES`` applied; the weights are shared.
+
+    Args:
+        model: any of ``ARCHITECTURES``; a pass that finds nothing to change does nothing.
+        without: names of passes to leave out.
+
+    Raises:
+        PocketSamError: an unknown pass.
+    """
+    known = {one.name for one in PASSES}
+    if unknown := sorted(set(without) - known):
+        raise PocketSamError(f"unknown pass {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    fast = copy.deepcopy(model, memo)
+    with torch.no_grad():
+        for one in PASSES:
+            if one.name not in without:
+                one.apply(fast)
+    return fast.eval()
