@@ -56,7 +56,7 @@ class MilProgram:
             listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(unknown.items()))
             raise ConversionError(f"{name}: operations that mil_reference does not simulate: {listed}")
         self.shapes = {var.name: tuple(var.shape) for op in function.operations for var in op.outputs}
-        self._input_dtypes = {key: _dtype(var) for key, var in function.inputs.items()}
+        self._input_dtypes = {key: torch_dtype(var) for key, var in function.inputs.items()}
         self._last_use = {
             var.name: number
             for number, op in enumerate(self.operations)
@@ -134,7 +134,7 @@ class MilProgram:
         for var, result in zip(
             op.outputs, results if isinstance(results, tuple) else (results,), strict=True
         ):
-            wanted = _dtype(var)
+            wanted = torch_dtype(var)
             if wanted.is_floating_point and not rounding:
                 wanted = torch.float32
             if tuple(result.shape) != tuple(var.shape):
@@ -194,7 +194,8 @@ def flat_inputs(inputs: Iterable[Any]) -> Iterable[Any]:
             yield given
 
 
-def _dtype(var: Any) -> torch.dtype:
+def torch_dtype(var: Any) -> torch.dtype:
+    """What torch calls the type of a program's tensor."""
     kind = types.nptype_from_builtin(var.dtype)
     return torch.from_numpy(np.empty(0, np.dtype(kind))).dtype
 

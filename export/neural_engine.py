@@ -8,10 +8,12 @@ report. So this is advice to be checked on a device, and not part of parity.
 from collections import Counter
 from typing import Any
 
-from pocketsam.export.mil_reference import MilProgram
+import torch
+
+from pocketsam.export.channels_first import MAX_SIDE
+from pocketsam.export.mil_reference import MilProgram, torch_dtype
 
 MAX_RANK = 4
-MAX_SIDE = 16384
 
 UNSUPPORTED = {
     "cast": "changes of type run where the tensors meet the CPU",
@@ -35,6 +37,8 @@ def leaving(program: MilProgram, precision: str) -> list[dict[str, Any]]:
         shapes = [var.shape for var in op.outputs]
         if op.op_type in UNSUPPORTED:
             found[op.op_type, UNSUPPORTED[op.op_type]] += 1
+        elif any(torch_dtype(var) == torch.float32 for var in op.outputs):
+            found[op.op_type, "kept in float32, for values that float16 does not hold"] += 1
         elif any(len(shape) > MAX_RANK for shape in shapes):
             found[op.op_type, f"a tensor of rank over {MAX_RANK}"] += 1
         elif any(max(shape, default=0) > MAX_SIDE for shape in shapes):

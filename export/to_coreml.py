@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pocketsam.errors import ConversionError
+from pocketsam.export.channels_first import as_reference, channels_first
 from pocketsam.export.child import run_child
 from pocketsam.export.mil_reference import (
     STAGES_KEY,
@@ -215,7 +216,7 @@ def load(
     def simulate(feeds: Arrays) -> Arrays:
         found = program(feeds, also=list(wanted.values()))
         outputs = {key: found[key] for key in program.outputs}
-        return outputs | {stage: found[tensor] for stage, tensor in wanted.items()}
+        return outputs | {stage: as_reference(stage, found[name]) for stage, name in wanted.items()}
 
     half = simulate
     if coreml.available() and not stages:
@@ -231,7 +232,8 @@ def runner() -> str:
 
 
 def parts(model: Sam, options: Options) -> dict[str, Part]:
-    """The halves as Core ML gets them: static shapes."""
+    """The halves as Core ML gets them: static shapes, channels first."""
+    model = channels_first(model)
     encoder = PixelEncoder(model) if options.image_input else Encoder(model)
     return {"encoder": encoder, "decoder": StaticDecoder(model, options.points)}
 

@@ -321,6 +321,10 @@ def test_norms():
     found = run("layer_norm", {"x": x}, axes=[-1], gamma=normal(5) * 0 + 2, epsilon=np.float32(1e-3))
     wanted = 2 * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-3)
     same(found, [wanted], 1e-5)
+    found = run("layer_norm", {"x": x}, axes=[1], gamma=gamma, beta=beta)  # channels first
+    centred = x - x.mean(1, keepdims=True)
+    wanted = centred / np.sqrt(x.var(1, keepdims=True) + 1e-5) * gamma[:, None, None]
+    same(found, [wanted + beta[:, None, None]], 1e-5)
     mean, variance = normal(3), np.abs(normal(3)) + 0.2
     scaled = (x - mean[:, None, None]) / np.sqrt(variance + 1e-5)[:, None, None]
     wanted = scaled * gamma[:, None, None] + beta[:, None, None]

@@ -103,8 +103,12 @@ def test_palettes_in_groups_on_ios18(pictures, tmp_path):
     assert manifest["encoder"]["deployment_target"] == "iOS18"
 
 
-def test_a_picture_as_input(pictures, tmp_path):
-    report, manifest = export(tmp_path / "bundle", pictures, Options("fp32", image_input=True))
+@pytest.mark.parametrize(
+    "precision",
+    ["fp32", *(pytest.param(name, marks=pytest.mark.slow) for name in to_coreml.PRECISIONS[1:])],
+)
+def test_a_picture_as_input(precision, pictures, tmp_path):
+    report, manifest = export(tmp_path / "bundle", pictures, Options(precision, image_input=True))
     assert not report.failed
     assert [tensor["name"] for tensor in manifest["encoder"]["inputs"]] == ["image", "resized_size"]
     spec = ct.models.MLModel(
@@ -156,9 +160,13 @@ def damaged(bundle, tmp_path, change):
     return copy
 
 
-def operations(spec, kind):
+def every_operation(spec):
     function = spec.mlProgram.functions["main"]
-    return [op for op in function.block_specializations[function.opset].operations if op.type == kind]
+    return function.block_specializations[function.opset].operations
+
+
+def operations(spec, kind):
+    return [op for op in every_operation(spec) if op.type == kind]
 
 
 def constant(spec, name):
@@ -174,9 +182,20 @@ def input_name(op, key):
     return op.inputs[key].arguments[0].name
 
 
+def linear_layers(spec):
+    """The 1×1 convolutions between a block's norms and shortcuts: they hold transposable weights."""
+    makers = {value.name: op for op in every_operation(spec) for value in op.outputs}
+    return [
+        op
+        for op in operations(spec, "conv")
+        if shape(constant(spec, input_name(op, "weight")))[2:] == [1, 1]
+        and makers[input_name(op, "x")].type in ("layer_norm", "reshape")
+    ]
+
+
 def change_weight(package, spec):
     """One value in 7 million."""
-    op = operations(spec, "linear")[5]
+    op = linear_layers(spec)[5]
     offset = constant(spec, input_name(op, "weight")).attributes["val"].blobFileValue.offset
     (path,) = package.glob("Data/*/weights/weight.bin")
     data = bytearray(path.read_bytes())
@@ -188,13 +207,9 @@ def change_weight(package, spec):
 
 
 def transpose_weight(package, spec):
-    op = next(
-        op
-        for op in operations(spec, "linear")
-        if len(set(shape(constant(spec, input_name(op, "weight"))))) == 1
-    )
-    value = constant(spec, input_name(op, "weight")).attributes["val"]
-    side = shape(constant(spec, input_name(op, "weight")))[0]
+    weights = [constant(spec, input_name(op, "weight")) for op in linear_layers(spec)]
+    weight = next(weight for weight in weights if shape(weight)[0] == shape(weight)[1])
+    value, side = weight.attributes["val"], shape(weight)[0]
     (path,) = package.glob("Data/*/weights/weight.bin")
     data = bytearray(path.read_bytes())
     offset = value.blobFileValue.offset
