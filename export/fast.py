@@ -19,6 +19,7 @@ from pocketsam.models.mask_decoder import MaskDecoder
 from pocketsam.models.sam import Sam
 from pocketsam.models.tiny_vit import TinyViTBlock
 from pocketsam.models.transformer import Attention
+from pocketsam.runtime import contract as c
 
 
 class TokensToImage(nn.Module):
@@ -184,7 +185,11 @@ class WindowsOnce(TinyViTBlock):
 
 
 class FastDecoder(Decoder):
-    """The decoder for ONNX, of a network that ``fasten`` gave."""
+    """The decoder for ONNX, of a network that ``fasten`` gave: one mask input may serve all prompts."""
+
+    def example(self, prompts: int = 2, points: int = 3) -> dict[str, Tensor]:
+        inputs = super().example(prompts, points)
+        return inputs | {key: inputs[key][:1] for key in (c.MASK_INPUT, c.HAS_MASK_INPUT)}
 
     def stages(self) -> list[str]:
         names = super().stages()

@@ -21,7 +21,7 @@ from pocketsam.errors import ConversionError
 from pocketsam.export.fast import FastDecoder, fasten
 from pocketsam.export.options import Options
 from pocketsam.export.parts import Decoder, Encoder, Part, Tapped
-from pocketsam.models.sam import Sam
+from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.session import open_session
 
@@ -62,6 +62,7 @@ def convert(
     """
     exported = _trace(part)
     if isinstance(part, Decoder):
+        _free_mask_batch(exported, part)
         _append_upscaling(exported, part.model.image_size)
     model, simplified = _simplify(exported, part)
     _strip(model, part)
@@ -126,8 +127,6 @@ def _trace(part: Part, static: bool = False) -> onnx.ModelProto:
         dims = {
             c.POINT_COORDS: {0: prompts, 1: points},
             c.POINT_LABELS: {0: prompts, 1: points},
-            c.MASK_INPUT: {0: prompts},
-            c.HAS_MASK_INPUT: {0: prompts},
         }
         shapes = (tuple(dims.get(name, {}) for name in part.inputs),)  # type: ignore[assignment]
     level = logging.getLogger("torch.onnx").level
@@ -152,6 +151,25 @@ def _trace(part: Part, static: bool = False) -> onnx.ModelProto:
     assert program is not None  # it is None only where a path is given
     model: onnx.ModelProto = program.model_proto
     return model
+
+
+def _free_mask_batch(model: onnx.ModelProto, part: Decoder) -> None:
+    """Lets ``mask_input`` and ``has_mask_input`` have a batch M of 1, for all prompts, or of B.
+
+    torch.export knows no axis that may be 1 or B, so they are traced with 1. All that follows
+    broadcasts, but for one reshape, whose constant batch becomes "what is left".
+    """
+    for value in model.graph.input:
+        if value.name in (c.MASK_INPUT, c.HAS_MASK_INPUT):
+            value.type.tensor_type.shape.dim[0].dim_param = "M"
+    cells = (part.model.image_size // 16) ** 2
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.INT64 and tensor.dims == [3]:
+            shape = numpy_helper.to_array(tensor)
+            if tuple(shape) == (1, EMBED_DIM, cells):
+                free = np.array([-1, *shape[1:]], np.int64)
+                tensor.CopyFrom(numpy_helper.from_array(free, tensor.name))
+    del model.graph.value_info[:]
 
 
 def _append_upscaling(model: onnx.ModelProto, image_size: int) -> None:

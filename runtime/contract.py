@@ -16,8 +16,8 @@ IMAGE_EMBEDDINGS = "image_embeddings"  # [1, 256, S/16, S/16]
 
 POINT_COORDS = "point_coords"  # [B, N, 2] (x, y) in pixels of the canvas
 POINT_LABELS = "point_labels"  # [B, N] see the labels below
-MASK_INPUT = "mask_input"  # [B, 1, S/4, S/4] logits
-HAS_MASK_INPUT = "has_mask_input"  # [B] clipped to 0..1
+MASK_INPUT = "mask_input"  # [M, 1, S/4, S/4] logits; M is B, or 1 for all prompts (ONNX)
+HAS_MASK_INPUT = "has_mask_input"  # [M] clipped to 0..1
 ORIG_IM_SIZE = "orig_im_size"  # [2] (H, W); (0, 0): masks are not wanted, and come out as 1x1
 MASKS = "masks"  # [B, 4, H, W] logits
 IOU_PREDICTIONS = "iou_predictions"  # [B, 4]

@@ -86,15 +86,19 @@ def one_by_one(decoder: Half, points: int) -> Half:
     """A decoder of static shapes (one prompt, ``points`` points) as one of B prompts of N points.
 
     Places that a prompt does not use are filled up, see ``fill_places``, and the graph leaves them out
-    of its attention: the masks are those of N points.
+    of its attention: the masks are those of N points. One mask input may serve all prompts.
     """
     per_prompt = (c.POINT_COORDS, c.POINT_LABELS, c.MASK_INPUT, c.HAS_MASK_INPUT)
 
     def call(feeds: Arrays) -> Arrays:
         filled = fill_places(feeds, points)
+        batch = len(filled[c.POINT_LABELS])
+        lists = {
+            key: np.broadcast_to(filled[key], (batch, *filled[key].shape[1:])) for key in per_prompt
+        }
         rows = [
-            decoder(filled | {key: filled[key][i : i + 1] for key in per_prompt})
-            for i in range(len(filled[c.POINT_LABELS]))
+            decoder(filled | {key: array[i : i + 1] for key, array in lists.items()})
+            for i in range(batch)
         ]
         return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
 

@@ -204,20 +204,27 @@ class Segmenter:
         total = len(coords)
         if not total:
             raise PromptError("a batch must hold at least one prompt")
-        has_mask = np.full(total, masks is not None, np.float32)
-        if masks is None:
-            masks = np.broadcast_to(np.float32(0), (total, 1, side, side))
+        no_masks = {
+            contract.MASK_INPUT: np.zeros((1, 1, side, side), np.float32),
+            contract.HAS_MASK_INPUT: np.zeros(1, np.float32),
+        }
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         scores, low_res = [], []
         for start in range(0, total, DECODER_BATCH):
             part = slice(start, start + DECODER_BATCH)
+            with_masks = no_masks
+            if masks is not None:
+                given = np.ascontiguousarray(masks[part])
+                with_masks = {
+                    contract.MASK_INPUT: given,
+                    contract.HAS_MASK_INPUT: np.ones(len(given), np.float32),
+                }
             found = self._decoder(
                 {
                     contract.IMAGE_EMBEDDINGS: embedding,
                     contract.POINT_COORDS: coords[part],
                     contract.POINT_LABELS: labels[part],
-                    contract.MASK_INPUT: np.ascontiguousarray(masks[part]),
-                    contract.HAS_MASK_INPUT: has_mask[part],
+                    **with_masks,
                 }
             )
             scores.append(found[contract.IOU_PREDICTIONS][:, chosen])

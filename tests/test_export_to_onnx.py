@@ -6,8 +6,8 @@ import torch
 
 from pocketsam.errors import BundleError
 from pocketsam.export import to_onnx
-from pocketsam.export.parity import reference_masks
 from pocketsam.export.options import Options
+from pocketsam.export.parity import reference_masks
 from pocketsam.export.parts import Decoder, Encoder, count_macs, run
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
@@ -51,8 +51,8 @@ def test_the_decoder_has_the_official_names_and_shapes(files):
         "image_embeddings": [1, 256, 8, 8],
         "point_coords": ["B", "N", 2],
         "point_labels": ["B", "N"],
-        "mask_input": ["B", 1, 32, 32],
-        "has_mask_input": ["B"],
+        "mask_input": ["M", 1, 32, 32],
+        "has_mask_input": ["M"],
         "orig_im_size": [2],
     }
     assert [o.name for o in session.get_outputs()] == ["masks", "iou_predictions", "low_res_masks"]
@@ -82,6 +82,18 @@ def test_the_decoder_equals_pytorch_for_every_batch_and_count(files, network, ba
         assert found[c.LOW_RES_MASKS].shape == (batch, 4, SIZE // 4, SIZE // 4)
         assert np.abs(found[c.LOW_RES_MASKS] - wanted[c.LOW_RES_MASKS]).max() < 5e-4
         assert np.abs(found[c.IOU_PREDICTIONS] - wanted[c.IOU_PREDICTIONS]).max() < 1e-4
+
+
+@pytest.mark.parametrize("has_mask", [0.0, 1.0])
+def test_one_mask_input_serves_all_prompts(files, has_mask):
+    decoder = to_onnx.load(files["decoder"][0].read_bytes(), "decoder")
+    shared = prompt(3, has_mask=has_mask)
+    shared |= {key: shared[key][:1] for key in (c.MASK_INPUT, c.HAS_MASK_INPUT)}
+    repeated = shared | {key: shared[key].repeat(3, axis=0) for key in (c.MASK_INPUT, c.HAS_MASK_INPUT)}
+    found, wanted = decoder(shared), decoder(repeated)
+    for name, array in wanted.items():
+        assert found[name].shape == array.shape
+        assert np.abs(found[name] - array).max() < 1e-4
 
 
 @pytest.mark.parametrize("size", [(90, 120), (120, 90), (128, 128), (1, 1), (500, 1), (700, 901)])

@@ -1,0 +1,85 @@
+"""The fast form computes what the network computes, whichever of its passes are left out."""
+
+import numpy as np
+import pytest
+import torch
+
+from pocketsam.errors import PocketSamError
+from pocketsam.export.fast import PASSES, FastDecoder, fasten
+from pocketsam.export.parts import Decoder, Encoder, StaticDecoder, run
+from pocketsam.models.sam import seeded
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.halves import fill_places
+
+NAMES = [one.name for one in PASSES]
+SUBSETS = [[], NAMES, *([name] for name in NAMES), *([n for n in NAMES if n != name] for name in NAMES)]
+
+
+def feeds(size, batch, points, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        c.IMAGE_EMBEDDINGS: rng.standard_normal((1, 256, size // 16, size // 16), np.float32),
+        c.POINT_COORDS: rng.uniform(0, size, (batch, points, 2)).astype(np.float32),
+        c.POINT_LABELS: rng.integers(-1, 4, (batch, points)).astype(np.float32),
+        c.MASK_INPUT: 5 * rng.standard_normal((batch, 1, size // 4, size // 4), np.float32),
+        c.HAS_MASK_INPUT: (np.arange(batch) % 2).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("without", SUBSETS, ids=lambda names: "without " + (" ".join(names) or "none"))
+@pytest.mark.parametrize(("batch", "points"), [(1, 2), (3, 5), (2, 0), (1, 20)])
+def test_the_decoder(without, batch, points):
+    network = seeded(128, seed=3)
+    given = feeds(128, batch, points)
+    wanted, stages = run(Decoder(network), given)
+    found, found_stages = run(FastDecoder(fasten(network, without)), given)
+    for name, array in wanted.items():
+        assert np.abs(found[name] - array).max() < 2e-5 * array.std()
+    assert ("mask_decoder.output_upscaling" in found_stages) == ("masks" in without)
+    for name, array in found_stages.items():
+        assert np.abs(array - stages[name]).max() < 1e-4, name
+
+
+@pytest.mark.parametrize("size", [64, 128, 192, 448, 512])
+def test_the_encoder(size):
+    """448 / 16 is a multiple of both windows: no padding at all; the others have some."""
+    network = seeded(size, seed=3)
+    pixels = np.random.default_rng(1).standard_normal((1, 3, size, size), np.float32)
+    wanted, stages = run(Encoder(network), {c.PIXEL_VALUES: pixels})
+    found, found_stages = run(Encoder(fasten(network)), {c.PIXEL_VALUES: pixels})
+    assert found_stages.keys() == stages.keys()
+    for name, array in (wanted | stages).items():
+        assert np.abs((found | found_stages)[name] - array).max() < 3e-5 * array.std(), name
+
+
+def test_places_that_are_not_used_stay_out():
+    network = seeded(128, seed=3)
+    given = feeds(128, 1, 3)
+    wanted, _ = run(Decoder(network), given)
+    part = StaticDecoder(fasten(network, ["masks"]), 16)
+    found, _ = run(part, fill_places(given, 16))
+    for name, array in wanted.items():
+        assert np.abs(found[name] - array).max() < 2e-5 * array.std()
+
+
+def test_the_network_itself_is_left_alone():
+    network = seeded(64, seed=3)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    kinds = [type(module) for module in network.modules()]
+    fast = fasten(network)
+    assert [type(module) for module in network.modules()] == kinds
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    weight = fast.mask_decoder.output_upscaling[0].weight
+    assert weight.data_ptr() == network.mask_decoder.output_upscaling[0].weight.data_ptr()
+
+
+def test_a_teacher_has_less_to_change():
+    network = seeded(64, seed=3, architecture="sam_vit_b")
+    assert len(list(fasten(network).image_encoder.modules())) == len(
+        list(network.image_encoder.modules())
+    )
+
+
+def test_an_unknown_pass():
+    with pytest.raises(PocketSamError, match=r"unknown pass 'window'; known are cells, masks, windows"):
+        fasten(seeded(64), ["window"])
