@@ -14,10 +14,10 @@ RUN := $(BIN)/pocketsam
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-all check demo bench study clicks lock clean \
-	tflite-env export-coreml export-tflite parity
+	tflite-env export-coreml export-tflite parity int8-roads
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed ## make .venv with everything, at the pinned versions
 
@@ -64,12 +64,24 @@ parity: install tflite-env ## every target and precision against PyTorch, at 512
 
 tflite-env: .venv-tflite/installed ## make .venv-tflite, where onnx2tf lives
 
-.venv-tflite/installed: Makefile
+ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite.py)
+
+.venv-tflite/installed: Makefile export/to_tflite.py
 	@test -n "$(PYTHON312)" || { echo "TFLite export needs Python 3.12 or 3.13 with venv, for onnx2tf;" \
 		"on Debian and Ubuntu: sudo apt install python3.12 python3.12-venv" >&2; exit 1; }
 	@if ! test -x .venv-tflite/bin/python; then $(PYTHON312) -m venv --clear .venv-tflite; fi
-	.venv-tflite/bin/python -m pip install --quiet --disable-pip-version-check onnx2tf==2.6.9
+	.venv-tflite/bin/python -m pip install --quiet --disable-pip-version-check $(ONNX2TF)
 	@touch $@
+
+.venv-roads/installed: Makefile export/to_tflite.py
+	@test -n "$(PYTHON312)" || { echo "onnx2tf needs Python 3.12 or 3.13 with venv" >&2; exit 1; }
+	@if ! test -x .venv-roads/bin/python; then $(PYTHON312) -m venv --clear .venv-roads; fi
+	.venv-roads/bin/python -m pip install --quiet --disable-pip-version-check $(ONNX2TF) \
+		tensorflow==2.21.0 tf_keras==2.21.0
+	@touch $@
+
+int8-roads: install tflite-env .venv-roads/installed ## compare the roads to int8 TFLite; TensorFlow, a quarter of an hour
+	$(BIN)/python -m pocketsam.export.int8_roads .venv-roads --checkpoint $(CHECKPOINT)
 
 bench: install ## measure a bundle at 1024 beside a plain export of the reference
 	@mkdir -p build
@@ -87,4 +99,4 @@ lock: install ## write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt
 
 clean: ## remove what the targets above made
-	rm -rf .venv .venv-tflite build dist demo *.egg-info
+	rm -rf .venv .venv-tflite .venv-roads build dist demo *.egg-info

@@ -1,5 +1,7 @@
 """Converters as programs of their own: they print without end, pin what they like, hang and crash."""
 
+import errno
+import os
 import subprocess
 import tempfile
 import time
@@ -7,6 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pocketsam.errors import ConversionError
+
+FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""What the system says of a disk that takes no more, in whatever line of a log."""
+
+
+def own_environment() -> dict[str, str]:
+    """Our variables for a Python of another environment: a leaked PYTHONPATH would mix the two."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def run_child(
@@ -55,5 +65,7 @@ def _exit(code: int) -> str:
 
 
 def _last_line(log: Path) -> str:
+    """The end of a log; if the disk is full, the line that says so: others may have come after it."""
     lines = log.read_text(errors="replace").strip().splitlines()[1:]
-    return f": {lines[-1].strip()[:300]}" if lines else ""
+    told = [line for line in lines if any(reason in line for reason in FULL)] or lines
+    return f": {told[-1].strip()[:300]}" if told else ""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export import to_onnx
-from pocketsam.export.child import run_child
+from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.options import Options
 from pocketsam.export.parts import Encoder, Part, StaticDecoder
 from pocketsam.models.sam import Sam
@@ -31,6 +31,7 @@ SUFFIX = ".tflite"
 CALIBRATED = ("int8",)
 """Precisions that are measured on photographs."""
 ONNX2TF = "2.6.9"
+"""The Makefile reads it here."""
 ONNX2TF_VARIABLE = "POCKETSAM_ONNX2TF"
 
 Arrays = dict[str, NDArray[Any]]
@@ -95,9 +96,7 @@ def convert(
         kept = [name for name in part.inputs if name not in CHANNELS_LAST]
         command = [program, "-i", str(work / "half.onnx"), "-o", str(work / "out"), "-v", "error"]
         command += ["-tb", "flatbuffer_direct", "-coion", "-osd", *(["-kat", *kept] if kept else [])]
-        # a leaked PYTHONPATH would mix the two environments
-        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-        run_child(command, "onnx2tf", options.time_limit, clean)
+        run_child(command, "onnx2tf", options.time_limit, own_environment())
         float_file = work / "out/half_float32.tflite"
         if not float_file.is_file():
             raise ConversionError(f"onnx2tf ended without writing {float_file.name}")
@@ -179,9 +178,6 @@ def load(
         providers, threads: as for the runtime's ``Segmenter``.
     """
     half = open_tflite(data, name, providers, threads)
-    from ai_edge_litert.interpreter import Interpreter
-
-    inputs = Interpreter(model_content=data).get_signature_runner(SIGNATURE).get_input_details()
-    if c.POINT_LABELS not in inputs:
+    if c.POINT_LABELS not in half.shapes:
         return half
-    return one_by_one(half, int(inputs[c.POINT_LABELS]["shape"][1]))
+    return one_by_one(half, half.shapes[c.POINT_LABELS][1])

@@ -1,6 +1,6 @@
 """TFLite files through LiteRT: ai-edge-litert, the runtime of Android, here on the CPU (XNNPACK)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,39 @@ CHANNELS_LAST = (c.PIXEL_VALUES, c.IMAGE_EMBEDDINGS)
 Arrays = dict[str, Any]
 
 
-def open_tflite(
-    data: bytes, name: str, providers: str | Sequence[str] = "cpu", threads: int | None = None
-) -> Callable[[Arrays], Arrays]:
+class TfliteHalf:
     """One callable, dict of float32 arrays in and out, named as in the file's signature.
 
     All arrays are as in ``contract``; those of ``CHANNELS_LAST`` are turned on the way.
+
+    Attributes:
+        shapes: of the inputs, as the file has them.
+    """
+
+    def __init__(self, runner: Any, name: str) -> None:
+        self._runner, self._name = runner, name
+        self.shapes: dict[str, tuple[int, ...]] = {
+            key: tuple(map(int, detail["shape"])) for key, detail in runner.get_input_details().items()
+        }
+
+    def __call__(self, feeds: Arrays) -> Arrays:
+        """Raises BundleError if LiteRT fails."""
+        used = {
+            key: np.ascontiguousarray(_turned(key, feeds[key], (0, 2, 3, 1)), np.float32)
+            for key in self.shapes
+            if key in feeds
+        }
+        try:
+            found: Arrays = self._runner(**used)
+        except Exception as error:
+            raise BundleError(f"{self._name}: LiteRT failed: {_first_line(error)}") from None
+        return {key: _turned(key, array, (0, 3, 1, 2)) for key, array in found.items()}
+
+
+def open_tflite(
+    data: bytes, name: str, providers: str | Sequence[str] = "cpu", threads: int | None = None
+) -> TfliteHalf:
+    """Opens one half.
 
     Args:
         data: a TFLite file.
@@ -30,7 +57,7 @@ def open_tflite(
         threads: None leaves it to LiteRT.
 
     Raises:
-        BundleError: LiteRT cannot load or run the file.
+        BundleError: LiteRT cannot load the file.
         ProviderError: another provider.
         MissingExtraError: ai-edge-litert is not installed.
     """
@@ -44,24 +71,9 @@ def open_tflite(
         raise MissingExtraError(error.name or "ai_edge_litert", "litert") from None
     try:
         interpreter = Interpreter(model_content=data, num_threads=count or None)
-        runner = interpreter.get_signature_runner(SIGNATURE)
+        return TfliteHalf(interpreter.get_signature_runner(SIGNATURE), name)
     except Exception as error:  # LiteRT raises ValueError and RuntimeError alike
         raise BundleError(f"{name}: LiteRT cannot load it: {_first_line(error)}") from None
-    inputs = runner.get_input_details()
-
-    def call(feeds: Arrays) -> Arrays:
-        used = {
-            key: np.ascontiguousarray(_turned(key, feeds[key], (0, 2, 3, 1)), np.float32)
-            for key in inputs
-            if key in feeds
-        }
-        try:
-            found: Arrays = runner(**used)
-        except Exception as error:
-            raise BundleError(f"{name}: LiteRT failed: {_first_line(error)}") from None
-        return {key: _turned(key, array, (0, 3, 1, 2)) for key, array in found.items()}
-
-    return call
 
 
 def _turned(name: str, array: Any, axes: tuple[int, ...]) -> Any:

@@ -1,0 +1,227 @@
+"""Which converter makes the best int8 TFLite encoder: accuracy and latency of each road, in one run.
+
+``make int8-roads``, or ``python -m pocketsam.export.int8_roads ENVIRONMENT`` where ENVIRONMENT holds
+onnx2tf and TensorFlow. The decoder stays in PyTorch, so that the figures are the encoder's alone.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from pocketsam import terminal
+from pocketsam.errors import ConversionError, PocketSamError
+from pocketsam.export import parity, to_onnx, to_tflite
+from pocketsam.export.child import own_environment, run_child
+from pocketsam.export.metrics import mask_figures, tensor_figures
+from pocketsam.export.options import Options
+from pocketsam.export.parts import Decoder, Encoder, run
+from pocketsam.export.photos import CALIBRATION, load_photos
+from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
+from pocketsam.models.sam import Sam
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.bench import time_interleaved
+
+WORKER = Path(__file__).with_name("tensorflow_worker.py")
+ROUNDS, LIMIT, THREADS = 7, 3600.0, 2
+
+Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+class Roads:
+    """Converts one encoder by every road.
+
+    Attributes:
+        files: road to file; the first is the float one.
+        failed: road to why there is none.
+    """
+
+    def __init__(self, model: Sam, environment: Path, work: Path) -> None:
+        self.part, self.environment, self.work = Encoder(model), environment, work
+        self.files: dict[str, Path] = {}
+        self.failed: dict[str, str] = {}
+        photos = load_photos(bundled=CALIBRATION)
+        self.samples = [parity.encoder_feeds(photo, model.image_size) for _, photo in photos]
+        self.program = [str(environment / "bin/onnx2tf"), "-i", str(work / "half.onnx"), "-v", "error"]
+
+    def convert(self) -> None:
+        """Fills ``files`` and ``failed``."""
+        for precision in ("fp32", "int8-weights", "int8-dynamic", "int8"):
+            name = "fp32" if precision == "fp32" else f"litert-quantizer, `{precision}`"
+            self._attempt(name, self.work / f"{precision}.tflite", self._our_own, precision)
+        onnx.save(to_onnx.trace_static(self.part), self.work / "half.onnx")
+        photos = np.concatenate([sample[c.PIXEL_VALUES] for sample in self.samples])
+        np.save(self.work / "photos.npy", photos.transpose(0, 2, 3, 1))
+        self._onnx2tf()
+        self._tensorflow()
+
+    def _our_own(self, path: Path, precision: str) -> None:
+        to_tflite.convert(self.part, path, Options(precision), self.samples, {})
+
+    def _onnx2tf(self) -> None:
+        """A run each for the two kinds, since one that fails takes the other's file with it."""
+        integer = ["-oiqt", "-iqd", "float32", "-oqd", "float32"]
+        # pixel_values are normalised already: mean 0, deviation 1
+        integer += ["-cind", c.PIXEL_VALUES, str(self.work / "photos.npy"), "0", "1"]
+        for name, flags, files in (
+            ("dynamic range", ["-odrqt"], ["dynamic_range_quant"]),
+            ("integer", integer, ["integer_quant", "full_integer_quant"]),
+        ):
+            folder = self.work / name.replace(" ", "_")
+            for file in files:
+                command = [*self.program, "-o", str(folder), *flags]
+                path = folder / f"half_{file}.tflite"
+                self._attempt(f"onnx2tf, {file.replace('_', ' ')}", path, self._child, *command)
+
+    def _tensorflow(self) -> None:
+        saved = self.work / "saved"
+        command = [*self.program, "-o", str(saved), "-tb", "tf_converter", "-osd"]
+        self._attempt("TensorFlow, SavedModel", saved / "saved_model.pb", self._child, *command)
+        if not self.files.pop("TensorFlow, SavedModel", None):
+            return
+        python = str(self.environment / "bin/python")
+        for kind in ("dynamic", "integer"):
+            path = self.work / f"tensorflow_{kind}.tflite"
+            arguments = [kind, str(saved), str(path), str(self.work / "photos.npy")]
+            self._attempt(f"TensorFlow, {kind}", path, self._child, python, str(WORKER), *arguments)
+
+    def _child(self, path: Path, *command: str) -> None:
+        if not path.is_file():  # an earlier road may have written it
+            run_child(command, Path(command[0]).name, LIMIT, own_environment())
+
+    def _attempt(self, name: str, path: Path, how: Callable[..., None], *arguments: str) -> None:
+        terminal.say(name)
+        try:
+            how(path, *arguments)
+            if not path.is_file():
+                raise ConversionError(f"ended without writing {path.name}")
+            self.files[name] = path
+        except PocketSamError as error:
+            self.failed[name] = str(error)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph, what PyTorch makes of it, and what it answers to ``parity.PROMPTS``.
+
+    Attributes:
+        pixels: ``pixel_values``.
+        embedding: ``image_embeddings``.
+        cases: for each prompt the decoder's inputs, and masks ``[B, 4, H, W]`` and scores ``[B, 4]``.
+    """
+
+    pixels: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    size: tuple[int, int]
+    cases: list[tuple[parity.Arrays, NDArray[np.bool_], NDArray[np.float32]]]
+
+
+def answers(model: Sam, photo: NDArray[np.uint8]) -> Photo:
+    """What PyTorch says."""
+    size = (photo.shape[0], photo.shape[1])
+    pixels = parity.encoder_feeds(photo, model.image_size)[c.PIXEL_VALUES]
+    embedding = run(Encoder(model), {c.PIXEL_VALUES: pixels})[0][c.IMAGE_EMBEDDINGS]
+    mask = np.zeros((1, 1, model.image_size // 4, model.image_size // 4), np.float32)
+    cases = []
+    for prompt in parity.PROMPTS:
+        feeds = parity.decoder_feeds(prompt, embedding, mask, size, model.image_size)
+        masks, scores, mask = _decode(model, feeds, size)
+        cases.append((feeds, masks, scores))
+    return Photo(pixels, embedding, size, cases)
+
+
+def _decode(model: Sam, feeds: parity.Arrays, size: tuple[int, int]) -> tuple[Any, Any, Any]:
+    """Masks and scores as in ``Photo``, and a mask input for the next prompt."""
+    found = run(Decoder(model), feeds)[0]
+    low = found[c.LOW_RES_MASKS]
+    full = parity.reference_masks(low, size, model.image_size)
+    return full > c.MASK_THRESHOLD, found[c.IOU_PREDICTIONS], low[:1, 1:2]
+
+
+def compare(model: Sam, photos: Sequence[Photo], encoder: Embed) -> tuple[float, float, float]:
+    """Worst and mean mask IoU over photographs and prompts, worst SNR of the embedding in dB."""
+    ious, snrs = [], []
+    for photo in photos:
+        embedding = encoder(photo.pixels)
+        snrs.append(tensor_figures(photo.embedding, embedding)["snr_db"])
+        for feeds, masks, scores in photo.cases:
+            found, its, _ = _decode(model, feeds | {c.IMAGE_EMBEDDINGS: embedding}, photo.size)
+            ious.append(mask_figures(masks, found, (scores, its))["iou"])
+    return min(ious), float(np.mean(ious)), min(snrs)
+
+
+def open_encoder(path: Path) -> Embed:
+    """A TFLite encoder whatever its names: one input [1, S, S, 3], one output, NHWC or NCHW."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=THREADS)
+    interpreter.allocate_tensors()
+    (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def call(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        interpreter.set_tensor(source["index"], np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
+        interpreter.invoke()
+        found: NDArray[np.float32] = interpreter.get_tensor(result["index"])
+        turned = found if found.shape[1] == 256 else found.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(turned)
+
+    return call
+
+
+def table(model: Sam, roads: Roads) -> str:
+    """A line for each road that was taken, one for each that failed."""
+    photos = [answers(model, photo) for _, photo in load_photos()]
+    figures, stages = {}, {}
+    for name, path in roads.files.items():
+        terminal.say(f"comparing {name}")
+        try:
+            encoder = open_encoder(path)
+            figures[name] = compare(model, photos, encoder)
+        except (RuntimeError, ValueError) as error:
+            roads.failed[name] = f"LiteRT refuses the file: {str(error).splitlines()[0]}"
+            continue
+        stages[name] = lambda call=encoder: call(photos[0].pixels)
+    times = time_interleaved(stages, ROUNDS, 1)
+    floor = float(np.median(times["fp32"]))
+    cases = sum(len(photo.cases) for photo in photos)
+    lines = [f"| road | MB | mask IoU, worst of {cases} | mean | SNR dB | median ms | ÷ fp32 |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, (worst, mean, snr) in figures.items():
+        seconds = float(np.median(times[name]))
+        size = roads.files[name].stat().st_size / 1e6
+        quality = f"{worst:.3f} | {mean:.4f} | {snr:.1f}"
+        lines.append(
+            f"| {name} | {size:.1f} | {quality} | {1e3 * seconds:.0f} | {seconds / floor:.2f} |"
+        )
+    return "\n".join(lines + [f"{name}: {why}" for name, why in roads.failed.items()])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m pocketsam.export.int8_roads", description=__doc__)
+    parser.add_argument("environment", type=Path, help="a virtual environment with onnx2tf, tensorflow")
+    parser.add_argument("--checkpoint", default=DEFAULT)
+    parser.add_argument("--image-size", type=terminal.image_size, metavar="S")
+    args = parser.parse_args(argv)
+    try:
+        size = args.image_size or usual_image_size(args.checkpoint)
+        model = load_model(args.checkpoint, size).model
+        with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
+            roads = Roads(model, args.environment.resolve(), Path(folder))
+            roads.convert()
+            print(table(model, roads))
+    except PocketSamError as error:
+        print(f"pocketsam: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
