@@ -134,15 +134,15 @@ class WindowsOnce(TinyViTBlock):
         """Folds scale and biases into new weights; the old ones stay where they are."""
         attn = self.attn
         weight, bias = attn.qkv.weight, attn.qkv.bias + attn.qkv.weight @ attn.norm.bias
-        heads, channels = attn.heads, weight.shape[1]
-        parts = weight.view(heads, 3, attn.head_dim, channels).transpose(0, 1).flatten(1, 2)
-        q_bias, _, v_bias = bias.view(heads, 3, attn.head_dim).transpose(0, 1).flatten(1)
-        scale = attn.head_dim**-0.5
-        self.register_buffer("q_weight", (parts[0] * scale).detach())
-        self.register_buffer("q_bias", (q_bias * scale).detach())
-        self.register_buffer("k_weight", parts[1].detach())
-        self.register_buffer("v_weight", parts[2].detach())
-        proj_bias = attn.proj.bias + attn.proj.weight @ v_bias
+        by_kind = (attn.heads, 3, attn.head_dim)  # to [3, heads, d, ...]: kinds before heads
+        weights = weight.view(*by_kind, -1).transpose(0, 1).clone()
+        biases = bias.view(by_kind).transpose(0, 1)
+        kept = torch.zeros_like(biases)
+        kept[0] = biases[0] * attn.head_dim**-0.5
+        weights[0] *= attn.head_dim**-0.5
+        proj_bias = attn.proj.bias + attn.proj.weight @ biases[2].flatten()
+        self.register_buffer("qkv_weight", weights.flatten(0, 2).detach())
+        self.register_buffer("qkv_bias", kept.flatten().detach())
         self.register_buffer("proj_bias", proj_bias.detach())
         table = attn.attention_biases[:, attn.attention_bias_idxs]
         self.register_buffer("score_bias", table.detach())
@@ -157,14 +157,7 @@ class WindowsOnce(TinyViTBlock):
         attn, size = self.attn, self.window
         batch, height, width, channels = x.shape
         normed = F.layer_norm(x, x.shape[-1:], attn.norm.weight, None, attn.norm.eps)
-        q, k, v = (
-            self._cut(F.linear(normed, weight, bias))
-            for weight, bias in (
-                (self.q_weight, self.q_bias),
-                (self.k_weight, None),
-                (self.v_weight, None),
-            )
-        )
+        q, k, v = self._cut(F.linear(normed, self.qkv_weight, self.qkv_bias))
         scores = q @ k.transpose(-2, -1) + self.score_bias
         out = scores.softmax(dim=-1) @ v
         rows, columns = -(-height // size), -(-width // size)
@@ -172,16 +165,15 @@ class WindowsOnce(TinyViTBlock):
         out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, rows * size, columns * size, channels)
         return F.linear(out[:, :height, :width], attn.proj.weight, self.proj_bias)
 
-    def _cut(self, x: Tensor) -> Tensor:
-        """``[B, H, W, C]`` to ``[B·windows, heads, ws·ws, d]``."""
-        size, heads = self.window, self.attn.heads
-        batch, height, width, channels = x.shape
+    def _cut(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``[B, H, W, 3·C]`` to three of ``[B·windows, heads, ws·ws, d]``."""
+        size, heads, dim = self.window, self.attn.heads, self.attn.head_dim
+        batch, height, width, _ = x.shape
         bottom, right = -height % size, -width % size
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
         rows, columns = (height + bottom) // size, (width + right) // size
-        x = x.view(batch, rows, size, columns, size, heads, channels // heads)
-        x = x.permute(0, 1, 3, 5, 2, 4, 6)
-        return x.reshape(batch * rows * columns, heads, size * size, channels // heads)
+        x = x.view(batch * rows, size, columns, size, 3, heads, dim).permute(4, 0, 2, 5, 1, 3, 6)
+        return x.reshape(3, batch * rows * columns, heads, size * size, dim).unbind(0)
 
 
 class FastDecoder(Decoder):
