@@ -96,8 +96,8 @@ def one_by_one(decoder: Half, points: int) -> Half:
         lists = {
             key: np.broadcast_to(filled[key], (batch, *filled[key].shape[1:])) for key in per_prompt
         }
-        rows = [
-            decoder(filled | {key: array[i : i + 1] for key, array in lists.items()})
+        rows = [  # copies, because what was broadcast is not writable, and torch warns of that
+            decoder(filled | {key: array[i : i + 1].copy() for key, array in lists.items()})
             for i in range(batch)
         ]
         return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}

@@ -38,7 +38,7 @@ def same(wanted, found, tolerance):
             assert np.abs(other - array).max() <= tolerance * array.std(), name
 
 
-@pytest.mark.parametrize("size", [64, 128, 192, 256, pytest.param(1024, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [64, 128, 192, 256, 1024])
 def test_the_encoder_and_its_stages(size, photo):
     """At 64 each grid is smaller than a window; 192 has windows of every kind: whole, cut, single."""
     model = seeded(size, seed=3)
@@ -58,7 +58,7 @@ def test_the_decoder_with_places_that_are_not_used(count):
         assert np.abs(found[name] - array).max() <= 1e-5 * array.std()
 
 
-@pytest.mark.parametrize("size", [64, 128, pytest.param(1024, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [64, 128, 1024])
 def test_the_decoder_and_its_stages(size):
     """At 1024 the masks are computed in four strips."""
     model, feeds = seeded(size, seed=4), decoder_feeds(size, 5, batch=1)
