@@ -52,6 +52,7 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         metavar="S",
         help="seconds for an outside converter",
     )
+    _add_onnx_options(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--no-verify", action="store_true", help="skip parity; the bundle will say so")
@@ -65,6 +66,37 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         help="photographs to measure ranges on (fp16, int8); default: three more of scikit-image's",
     )
     parser.set_defaults(run=run_export)
+
+
+def _add_onnx_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--min-miou",
+        type=_share,
+        default=Options.min_miou,
+        metavar="X",
+        help="ONNX int8: mean IoU with float32's masks; layers stay in float32 until it is reached",
+    )
+    parser.add_argument(
+        "--min-speedup",
+        type=float,
+        default=Options.min_speedup,
+        metavar="X",
+        help="ONNX int8: refuse to write an encoder that is not X times as fast as float32 here",
+    )
+    parser.add_argument(
+        "--without-pass",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="ONNX: leave out a pass that makes the graph fast: windows, cells, masks",
+    )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +126,9 @@ def run_export(args: argparse.Namespace) -> None:
                 args.input == "image",
                 args.deployment_target,
                 args.time_limit,
+                args.min_miou,
+                args.min_speedup,
+                tuple(args.without_pass),
             ),
             args.image_size or usual_image_size(args.checkpoint),
             verify=not args.no_verify,

@@ -34,13 +34,15 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("onnx", "fp32"): Tolerance(error=4e-4, snr_db=80.0, cosine=0.999999, mask_iou=0.999),
     ("coreml", "fp32"): Tolerance(error=1e-4, snr_db=80.0, cosine=0.999999, mask_iou=0.999),
     ("tflite", "fp32"): Tolerance(error=4e-4, snr_db=80.0, cosine=0.999999, mask_iou=0.999),
-    **dict.fromkeys([("coreml", "fp16"), ("tflite", "fp16")], FP16),
-    **dict.fromkeys([("coreml", "int8-weights"), ("tflite", "int8-weights")], EIGHT_BITS),
+    **dict.fromkeys([(target, "fp16") for target in ("onnx", "coreml", "tflite")], FP16),
+    **dict.fromkeys([(t, "int8-weights") for t in ("onnx", "coreml", "tflite")], EIGHT_BITS),
     ("coreml", "palette8"): Tolerance(error=0.6, snr_db=20.0, cosine=0.99, mask_iou=0.95),
     ("coreml", "palette6"): Tolerance(error=2.0, snr_db=12.0, cosine=0.97, mask_iou=0.85),
     # The rest is what was reached, with some room: a file that falls below it is broken.
     ("coreml", "palette4"): Tolerance(error=8.0, snr_db=2.0, cosine=0.8, mask_iou=0.3),
     ("coreml", "int8"): Tolerance(error=15.0, snr_db=5.0, cosine=0.9, mask_iou=0.5),
+    ("onnx", "int8"): Tolerance(error=2.0, snr_db=12.0, cosine=0.97, mask_iou=0.85),
+    ("onnx", "int4-weights"): Tolerance(error=8.0, snr_db=2.0, cosine=0.8, mask_iou=0.3),
     ("tflite", "int8-dynamic"): Tolerance(error=2.0, snr_db=12.0, cosine=0.97, mask_iou=0.85),
     ("tflite", "int8"): Tolerance(error=4.0, snr_db=8.0, cosine=0.9, mask_iou=0.5),
 }

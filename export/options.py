@@ -16,6 +16,8 @@ class Options:
         deployment_target: oldest system that must run the file, such as iOS17. Core ML only; None:
             the oldest that the precision allows.
         time_limit: seconds that one run of an outside converter may take.
+        min_miou: mean IoU that int8 masks must have with float32's. ONNX int8 only.
+        min_speedup: how many times as fast as float32 int8 must be on this machine. ONNX int8 only.
         without_passes: names from ``fast.PASSES`` to leave out. ONNX only.
     """
 
@@ -24,4 +26,6 @@ class Options:
     image_input: bool = False
     deployment_target: str | None = None
     time_limit: float = 1800.0
+    min_miou: float = 0.98
+    min_speedup: float = 1.0
     without_passes: tuple[str, ...] = ()

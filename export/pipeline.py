@@ -205,7 +205,8 @@ def calibration_samples(
             size = (photo.shape[0], photo.shape[1])
             wanted = parity.decoder_feeds(prompt, embedding, mask, size, model.image_size)
             mask = run(Decoder(model), wanted)[0][c.LOW_RES_MASKS][:1, 1:2]
-            samples["decoder"].append({key: array[:1] for key, array in wanted.items()})
+            one = {key: array[:1] for key, array in wanted.items() if key != c.ORIG_IM_SIZE}
+            samples["decoder"].append(one | {c.ORIG_IM_SIZE: wanted[c.ORIG_IM_SIZE]})
     return samples
 
 

@@ -9,7 +9,11 @@ from pocketsam.export.options import Options
 
 # target: (module, extra that brings its packages, precisions)
 TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "onnx": ("pocketsam.export.to_onnx", "export", ("fp32",)),
+    "onnx": (
+        "pocketsam.export.to_onnx",
+        "export",
+        ("fp32", "fp16", "int8", "int8-weights", "int4-weights"),
+    ),
     "coreml": (
         "pocketsam.export.to_coreml",
         "coreml",
@@ -36,6 +40,8 @@ def open_target(target: str, options: Options) -> ModuleType:
     precision = options.precision
     if precision not in precisions:
         raise PocketSamError(f"{target} has no precision {precision!r}; it has {', '.join(precisions)}")
+    if target != "onnx" and options.without_passes:
+        raise PocketSamError(f"{target} has no passes to leave out: those are ONNX's")
     if target != "coreml":
         if options.image_input:
             raise PocketSamError(f"{target} has no image input: that is Core ML's")

@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from pocketsam import terminal
 from pocketsam.errors import ConversionError
+from pocketsam.export import onnx_int8, onnx_weights
 from pocketsam.export.fast import FastDecoder, fasten
 from pocketsam.export.options import Options
 from pocketsam.export.parts import Decoder, Encoder, Part, Tapped
@@ -26,8 +28,8 @@ from pocketsam.runtime import contract as c
 from pocketsam.runtime.session import open_session
 
 OPSET = 20
-PRECISIONS = ("fp32",)
-CALIBRATED: tuple[str, ...] = ()
+CALIBRATED = ("fp16", "int8")
+"""Precisions that are measured on photographs."""
 SUFFIX = ".onnx"
 
 Arrays = dict[str, NDArray[Any]]
@@ -52,13 +54,22 @@ def convert(
     samples: Sequence[Arrays] = (),
     about: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Writes one half as a self-contained ONNX file; fp32 asks for nothing but the half itself.
+    """Writes one half as a self-contained ONNX file.
+
+    Args:
+        part: the half.
+        path: where to.
+        options: precision, and what int8 must reach.
+        samples: inputs of the half, of photographs, for the precisions in ``CALIBRATED``.
+        about: unused; an ONNX file carries no metadata of ours, the manifest does.
 
     Returns:
-        What the manifest says of it: opset, whether it was simplified, stages, inputs and outputs.
+        What the manifest says of it: opset, whether it was simplified, stages, inputs and outputs,
+        and what was measured for the precision.
 
     Raises:
-        ConversionError: the exporter failed, or its result does not run.
+        ConversionError: the exporter failed, its result does not run, or int8 is too slow.
+        ParityError: int8 does not reach ``options.min_miou``.
     """
     exported = _trace(part)
     if isinstance(part, Decoder):
@@ -66,15 +77,34 @@ def convert(
         _append_upscaling(exported, part.model.image_size)
     model, simplified = _simplify(exported, part)
     _strip(model, part)
+    onnx_weights.share_bias_tables(model)
+    model, measured = _in_precision(model, part, options, samples)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
-    return {
-        "opset": OPSET,
+    return measured | {
+        "opset": model.opset_import[0].version,
         "simplified": simplified,
         "stages": part.stages(),
         "inputs": [_describe(value) for value in model.graph.input],
         "outputs": [_describe(value) for value in model.graph.output],
     }
+
+
+def _in_precision(
+    model: onnx.ModelProto, part: Part, options: Options, samples: Sequence[Arrays]
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The model in the precision of the options, and what the manifest says of that."""
+    if options.precision == "fp32":
+        return model, {}
+    if options.precision == "fp16":
+        half, measured = onnx_weights.halve(model, samples)
+        return half, {"float16": measured}
+    if options.precision == "int8" and isinstance(part, Encoder):
+        limits = options.min_miou, options.min_speedup
+        mixed, measured = onnx_int8.quantize_encoder(model, part, samples, *limits, terminal.say)
+        return onnx_weights.store_weights(mixed, 8), {"int8": measured}
+    # The decoder's few tokens do not bear 8-bit activations; its weights do.
+    return onnx_weights.store_weights(model, 4 if options.precision == "int4-weights" else 8), {}
 
 
 def load(
@@ -96,7 +126,7 @@ def load(
         model = onnx.load_from_string(data)
         there = {output for node in model.graph.node for output in node.output}
         model.graph.output.extend(
-            helper.make_tensor_value_info(stage, TensorProto.FLOAT, None)
+            onnx.ValueInfoProto(name=stage)  # onnxruntime knows its type
             for stage in stages
             if stage in there
         )
@@ -107,7 +137,8 @@ def load(
 
     def call(feeds: Arrays) -> Arrays:
         used = {name: array for name, array in feeds.items() if name in inputs}
-        return dict(zip(outputs, session.run(None, used), strict=True))
+        found = dict(zip(outputs, session.run(None, used), strict=True))
+        return {name: array.astype(np.float32, copy=False) for name, array in found.items()}
 
     return call
 

@@ -75,6 +75,8 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = check_threads(threads)
     options.log_severity_level = 3  # errors; onnxruntime's warnings are about itself
+    # so that weights stored in few bits are made float once, at loading, and fused as others are
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = ort.InferenceSession(model, options, providers=names)
     except Exception as error:  # onnxruntime raises a dozen unrelated classes

@@ -1,0 +1,323 @@
+"""ONNX in 8 bits that is faster and right: linear layers with 8-bit weights per channel, inputs
+quantized per call, and the layers that cost too much of the masks left in float32.
+
+A layer becomes DynamicQuantizeLinear, MatMulInteger, Cast, Mul, Add: standard operators, which
+onnxruntime fuses into one. Weights use 7 of their 8 bits: on CPUs without VNNI the product of 8-bit
+inputs and 8-bit weights saturates at 16 bits without a word, which random data does not show.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from pocketsam.errors import ConversionError, ParityError
+from pocketsam.export.fast import FastDecoder
+from pocketsam.export.parts import Part, run
+from pocketsam.models.sam import Sam
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.session import open_session
+
+LARGEST = 63
+"""Of a weight: 2 · 255 · 63 fits 16 bits, 2 · 255 · 127 does not."""
+PREFIXES = ("part.model.image_encoder.", "part.model.")
+
+Arrays = dict[str, NDArray[Any]]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer of a graph.
+
+    Attributes:
+        name: its place in the network, by its bias.
+        output: the name of its output tensor, which identifies it.
+        rows, inputs, outputs: it multiplies [rows, inputs] by [inputs, outputs].
+    """
+
+    name: str
+    output: str
+    rows: int
+    inputs: int
+    outputs: int
+
+
+def linear_layers(model: onnx.ModelProto) -> list[Layer]:
+    """The linear layers (Gemm with constant weights) in order of computation."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.output)
+    }
+    layers = []
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] in constants:
+            name = node.input[2]
+            for prefix in PREFIXES:
+                name = name.removeprefix(prefix)
+            inputs, outputs = constants[node.input[1]].dims
+            rows = shapes[node.output[0]][0]
+            layers.append(
+                Layer(name.removesuffix("bias").rstrip("._"), node.output[0], rows, inputs, outputs)
+            )
+    return layers
+
+
+def quantize(model: onnx.ModelProto, chosen: Sequence[Layer]) -> onnx.ModelProto:
+    """A copy of a model with the chosen layers in 8 bits."""
+    new = onnx.ModelProto()
+    new.CopyFrom(model)
+    graph = new.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    wanted = {layer.output for layer in chosen}
+    nodes: list[onnx.NodeProto] = []
+    gone: set[str] = set()
+    for node in graph.node:
+        if node.output[0] not in wanted or node.op_type != "Gemm":
+            nodes.append(node)
+            continue
+        weight = numpy_helper.to_array(constants[node.input[1]])
+        scale = np.maximum(np.abs(weight).max(axis=0) / LARGEST, np.float32(1e-12)).astype(np.float32)
+        codes = np.rint(weight / scale).astype(np.int8)
+        base = node.output[0]
+        graph.initializer.append(numpy_helper.from_array(codes, f"{base}_int8"))
+        graph.initializer.append(numpy_helper.from_array(scale, f"{base}_scale"))
+        graph.initializer.append(numpy_helper.from_array(np.zeros(len(scale), np.int8), f"{base}_zero"))
+        quantized = [f"{base}_{what}" for what in ("input", "input_scale", "input_zero")]
+        nodes += [
+            helper.make_node("DynamicQuantizeLinear", [node.input[0]], quantized),
+            helper.make_node(
+                "MatMulInteger",
+                [quantized[0], f"{base}_int8", quantized[2], f"{base}_zero"],
+                [f"{base}_int32"],
+            ),
+            helper.make_node("Cast", [f"{base}_int32"], [f"{base}_float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [quantized[1], f"{base}_scale"], [f"{base}_scales"]),
+            helper.make_node("Mul", [f"{base}_float", f"{base}_scales"], [f"{base}_product"]),
+            helper.make_node("Add", [f"{base}_product", node.input[2]], [base]),
+        ]
+        gone.add(node.input[1])
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for number, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{number}"
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return new
+
+
+class Masks:
+    """Mean IoU of an encoder's masks with those of the float32 encoder, on photographs.
+
+    Args:
+        encode: the float32 encoder: ``pixel_values`` to ``image_embeddings``.
+        decode: embedding and number of the sample to mask logits ``[P, h, w]``, one mask a prompt.
+        samples: the encoder's inputs, one dict per photograph.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Arrays], Arrays],
+        decode: Callable[[NDArray[np.float32], int], NDArray[np.float32]],
+        samples: Sequence[Arrays],
+    ) -> None:
+        self.decode, self.samples = decode, samples
+        self.wanted = [decode(embedding(encode(s)), i) > 0 for i, s in enumerate(samples)]
+
+    def miou(self, encode: Callable[[Arrays], Arrays]) -> float:
+        """The mean over all prompts of all photographs."""
+        ious = []
+        for number, sample in enumerate(self.samples):
+            found, wanted = self.decode(embedding(encode(sample)), number) > 0, self.wanted[number]
+            union = (found | wanted).sum(axis=(1, 2))
+            ious += list((found & wanted).sum(axis=(1, 2)) / np.maximum(union, 1) + (union == 0))
+        return float(np.mean(ious))
+
+
+def embedding(outputs: Arrays) -> NDArray[np.float32]:
+    """The only output of an encoder."""
+    (value,) = outputs.values()
+    return value
+
+
+def runner(model: onnx.ModelProto) -> Callable[[Arrays], Arrays]:
+    """A model in onnxruntime, dict of arrays in and out."""
+    session = open_session(model.SerializeToString(), "8-bit model")
+    names = [output.name for output in session.get_outputs()]
+    inputs = [entry.name for entry in session.get_inputs()]
+    return lambda feeds: dict(
+        zip(names, session.run(None, {key: feeds[key] for key in inputs}), strict=True)
+    )
+
+
+def layer_gain(layer: Layer, rounds: int = 5) -> float:
+    """Seconds that 8 bits save of one layer here: both forms alone, in interleaved rounds."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((layer.inputs, layer.outputs), np.float32)
+    tensors = [
+        numpy_helper.from_array(weight, "weight"),
+        numpy_helper.from_array(np.zeros(layer.outputs, np.float32), "bias"),
+    ]
+    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, [layer.rows, layer.inputs])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [layer.rows, layer.outputs])
+    node = helper.make_node("Gemm", ["x", "weight", "bias"], ["y"])
+    graph = helper.make_graph([node], "layer", [source], [result], tensors)
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    forms = [runner(whole), runner(quantize(whole, linear_layers(whole)))]
+    feeds = {"x": rng.standard_normal((layer.rows, layer.inputs), np.float32)}
+    times: list[list[float]] = [[], []]
+    for number in range(rounds + 1):
+        for form, kept in zip(forms, times, strict=True):
+            start = time.perf_counter()
+            form(feeds)
+            if number:
+                kept.append(time.perf_counter() - start)
+    return min(times[0]) - min(times[1])
+
+
+def sweep(
+    model: onnx.ModelProto, layers: Sequence[Layer], masks: Masks, say: Progress
+) -> list[dict[str, Any]]:
+    """What 8 bits cost and save of each layer alone: ``layer``, ``miou_lost``, ``seconds_saved``."""
+    gains: dict[tuple[int, int, int], float] = {}
+    rows = []
+    for number, layer in enumerate(layers):
+        shape = (layer.rows, layer.inputs, layer.outputs)
+        if shape not in gains:
+            gains[shape] = layer_gain(layer)
+        lost = 1 - masks.miou(runner(quantize(model, [layer])))
+        rows.append({"layer": layer.name, "miou_lost": lost, "seconds_saved": gains[shape]})
+        say(f"int8 {number + 1}/{len(layers)}: {layer.name} costs {lost:.4f} of mIoU")
+    return rows
+
+
+def search(
+    model: onnx.ModelProto, masks: Masks, min_miou: float, say: Progress = lambda _: None
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The most 8-bit layers whose masks have a mean IoU of ``min_miou`` with float32's.
+
+    All layers first; if that is not enough, the layers are measured alone, those that save no time are
+    dropped, and the rest are left in float32 in the order of mIoU lost per second saved, as many as it
+    takes (bisection: more float32 layers lose less).
+
+    Returns:
+        The model, and the report that the manifest keeps.
+
+    Raises:
+        ParityError: no mixture reaches it; the error gives the best point found.
+    """
+    layers = linear_layers(model)
+    if not layers:
+        raise ConversionError("the graph has no linear layer that could be stored in 8 bits")
+    chosen, kept, rows = list(layers), [], []
+    best = quantize(model, chosen)
+    miou = masks.miou(runner(best))
+    say(f"int8: all {len(layers)} linear layers: mIoU {miou:.4f}")
+    if miou < min_miou:
+        rows = sweep(model, layers, masks, say)
+        useful = [(r, x) for r, x in zip(rows, layers, strict=True) if r["seconds_saved"] > 0]
+        useful.sort(key=lambda pair: pair[0]["miou_lost"] / pair[0]["seconds_saved"])
+        order = [layer for _, layer in useful]
+        tried: dict[int, tuple[float, onnx.ModelProto]] = {}
+        low, high = 0, len(order)  # how many of them in 8 bits
+        while low < high:
+            count = (low + high + 1) // 2
+            candidate = quantize(model, order[:count])
+            tried[count] = (masks.miou(runner(candidate)), candidate)
+            say(f"int8: the {count} cheapest: mIoU {tried[count][0]:.4f}")
+            low, high = (count, high) if tried[count][0] >= min_miou else (low, count - 1)
+        if not low:
+            top = max((value for value, _ in tried.values()), default=0.0)
+            raise ParityError(
+                f"int8: no mixture reaches a mask mIoU of {min_miou:g}; the best found has {top:.4f}"
+            )
+        miou, best = tried[low]
+        chosen = order[:low]
+    names = {layer.name for layer in chosen}
+    kept = [layer.name for layer in layers if layer.name not in names]
+    report = {"miou": miou, "min_miou": min_miou, "layers": len(chosen), "kept_in_float32": kept}
+    return best, report | ({"sweep": rows} if rows else {})
+
+
+def speedup(old: onnx.ModelProto, new: onnx.ModelProto, feeds: Arrays, rounds: int = 7) -> float:
+    """Median of old time over new, in interleaved rounds."""
+    forms = [runner(old), runner(new)]
+    ratios = []
+    for number in range(rounds + 1):
+        seconds = []
+        for form in forms:
+            start = time.perf_counter()
+            form(feeds)
+            seconds.append(time.perf_counter() - start)
+        if number:
+            ratios.append(seconds[0] / seconds[1])
+    return float(np.median(ratios))
+
+
+GRID = 4
+"""Points a side that ``photo_masks`` asks at."""
+
+
+def photo_masks(model: Sam, samples: Sequence[Arrays], encode: Callable[[Arrays], Arrays]) -> Masks:
+    """``Masks`` of a grid of clicks on each photograph, the mask that scores best with float32.
+
+    Args:
+        model: whose decoder answers, in PyTorch.
+        samples: ``parity.encoder_feeds`` of each photograph.
+        encode: the float32 encoder.
+    """
+    decoder = FastDecoder(model)
+    best: dict[int, NDArray[np.intp]] = {}
+
+    def decode(image_embeddings: NDArray[np.float32], number: int) -> NDArray[np.float32]:
+        steps = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID
+        height, width = samples[number][c.RESIZED_SIZE]
+        points = np.stack(np.meshgrid(steps * width, steps * height), axis=-1).reshape(-1, 1, 2)
+        feeds = {name: value[:1].numpy() for name, value in decoder.example(1, 2).items()}
+        feeds |= {
+            c.IMAGE_EMBEDDINGS: image_embeddings,
+            c.POINT_COORDS: np.concatenate([points, np.zeros_like(points)], axis=1),
+            c.POINT_LABELS: np.tile(np.array([[1, c.LABEL_PAD]], np.float32), (len(points), 1)),
+        }
+        answers, _ = run(decoder, feeds)
+        scores, masks = answers[c.IOU_PREDICTIONS][:, 1:], answers[c.LOW_RES_MASKS][:, 1:]
+        chosen = best.setdefault(number, scores.argmax(axis=1))  # the first to ask is float32
+        return masks[np.arange(len(masks)), chosen]
+
+    return Masks(encode, decode, samples)
+
+
+def quantize_encoder(
+    model: onnx.ModelProto,
+    part: Part,
+    samples: Sequence[Arrays],
+    min_miou: float,
+    min_speedup: float,
+    say: Progress,
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """``search`` on photographs, and the check that the result is faster here.
+
+    Raises:
+        ParityError: ``min_miou`` is out of reach.
+        ConversionError: the result is not ``min_speedup`` times as fast as float32.
+    """
+    if not samples:
+        raise ConversionError("int8 needs photographs to measure its masks on")
+    best, report = search(model, photo_masks(part.model, samples, runner(model)), min_miou, say)
+    report["speedup"] = speedup(model, best, samples[0])
+    say(f"int8: mIoU {report['miou']:.4f}, {report['speedup']:.2f} times as fast as float32 here")
+    if report["speedup"] < min_speedup:
+        raise ConversionError(
+            f"int8 is {report['speedup']:.2f} times as fast as float32 on this machine, and at least "
+            f"{min_speedup:g} was asked for (--min-speedup); nothing was written"
+        )
+    return best, report

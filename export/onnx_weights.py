@@ -1,0 +1,192 @@
+"""Smaller ONNX files: weights in 8 or 4 bits or float16, computed in float as before."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from pocketsam.errors import ConversionError
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.session import open_session
+
+SMALLEST = 4096
+"""Constants with fewer elements stay float32: norms, biases, depthwise kernels."""
+BLOCK = 32
+"""Inputs that share a scale in 4 bits."""
+FLOAT16_MAX, HEADROOM = 65504.0, 8.0
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def store_weights(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
+    """A copy with the weights of convolutions and matrix products in 8 or 4 bits.
+
+    Each becomes a DequantizeLinear, which onnxruntime computes once, when it loads the file. 8 bits
+    have a scale for each output; 4 bits one for each ``BLOCK`` inputs of each output of a matrix
+    product (opset 21), and leave convolutions in 8.
+    """
+    new = onnx.ModelProto()
+    new.CopyFrom(model)
+    graph = new.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    users = _users(graph)
+    made = []
+    for name, tensor in constants.items():
+        kind = users.get(name, ("", 0))
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALLEST:
+            continue
+        if kind not in (("Conv", 1), ("Gemm", 1), ("MatMul", 1)):
+            continue
+        values = numpy_helper.to_array(tensor)
+        node, stored = _stored(name, values, kind[0], bits)
+        graph.initializer.remove(tensor)
+        graph.initializer.extend(stored)
+        made.append(node)
+    nodes = [*made, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    if bits == 4:
+        new.opset_import[0].version = 21  # the first with 4-bit integers and blocks
+        new.ir_version = max(new.ir_version, 10)
+    return new
+
+
+def _users(graph: onnx.GraphProto) -> dict[str, tuple[str, int]]:
+    """Constant to (operation, place among its inputs); of constants with one user only."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            found.setdefault(name, []).append((node.op_type, place))
+    return {name: users[0] for name, users in found.items() if len(users) == 1}
+
+
+def _stored(
+    name: str, values: NDArray[np.float32], kind: str, bits: int
+) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+    axis = 0 if kind == "Conv" else 1
+    if bits == 4 and kind != "Conv" and values.ndim == 2 and values.shape[0] % BLOCK == 0:
+        blocks = values.reshape(-1, BLOCK, values.shape[1])
+        scale = np.maximum(np.abs(blocks).max(axis=1) / 7, np.float32(1e-12)).astype(np.float32)
+        codes = np.rint(blocks / scale[:, None]).astype(np.int8).reshape(values.shape)
+        packed = helper.make_tensor(f"{name}_int4", TensorProto.INT4, values.shape, codes.ravel())
+        attributes: dict[str, Any] = {"axis": 0, "block_size": BLOCK}
+    else:
+        others = tuple(i for i in range(values.ndim) if i != axis)
+        scale = np.maximum(np.abs(values).max(axis=others) / 127, np.float32(1e-12)).astype(np.float32)
+        wide = scale.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+        packed = numpy_helper.from_array(np.rint(values / wide).astype(np.int8), f"{name}_int8")
+        attributes = {"axis": axis}
+    scales = numpy_helper.from_array(scale, f"{name}_scale")
+    node = helper.make_node(
+        "DequantizeLinear", [packed.name, scales.name], [name], name=f"{name}_float", **attributes
+    )
+    return node, [packed, scales]
+
+
+def share_bias_tables(model: onnx.ModelProto) -> None:
+    """Stores TinyViT's attention biases as they were learnt, in place: exact, and 5 MB less.
+
+    A table ``[heads, T, T]`` holds few different rows: it is gathered again, when the file is loaded,
+    from one value per head and offset by an index that all blocks of a window size share.
+    """
+    graph = model.graph
+    indices: dict[int, tuple[str, NDArray[np.intp], NDArray[np.intp]]] = {}
+    nodes = []
+    for tensor in list(graph.initializer):
+        dims = list(tensor.dims)
+        if len(dims) != 3 or dims[1] != dims[2] or tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        tokens, side = dims[1], round(dims[1] ** 0.5)
+        if side * side != tokens:
+            continue
+        if tokens not in indices:
+            y, x = np.divmod(np.arange(tokens), side)
+            offsets = np.abs(y[:, None] - y) * side + np.abs(x[:, None] - x)
+            kinds, first = np.unique(offsets, return_index=True)
+            index = np.searchsorted(kinds, offsets)
+            indices[tokens] = (f"offsets_{tokens}", index, first)
+            stored = numpy_helper.from_array(index.astype(np.int32), f"offsets_{tokens}")
+            graph.initializer.append(stored)
+        shared, index, first = indices[tokens]
+        table = values.reshape(dims[0], -1)[:, first]
+        if not np.array_equal(table[:, index], values):
+            continue
+        graph.initializer.remove(tensor)
+        graph.initializer.append(numpy_helper.from_array(table, f"{tensor.name}_table"))
+        nodes.append(
+            helper.make_node("Gather", [f"{tensor.name}_table", shared], [tensor.name], axis=1)
+        )
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+
+
+def halve(model: onnx.ModelProto, samples: Sequence[Arrays]) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """A float16 copy with float32 inputs and outputs, for GPUs and ARM; and what was measured of it.
+
+    Operations that read or write values beyond ``FLOAT16_MAX / HEADROOM`` on the samples stay in
+    float32, and so do coordinates (float16 has no half pixels beyond 1024) and the upscaling of masks.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    peaks = measure_peaks(model, samples)
+    large = {name for name, peak in peaks.items() if peak > FLOAT16_MAX / HEADROOM}
+    ends = ("Sin", "Cos", "Shape")
+    exact = _reached(model, c.ORIG_IM_SIZE) | _reached(model, c.POINT_COORDS, ends)
+    wide = [
+        node.name
+        for node in model.graph.node
+        if node.name not in exact and large & {*node.input, *node.output}
+    ]
+    half = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted({*wide, *exact}))
+    OnnxModel(half).topological_sort()  # the converter appends its casts
+    peak = max(peaks, key=lambda name: peaks[name])
+    return half, {
+        "largest": float(f"{peaks[peak]:.4g}"),
+        "largest_tensor": peak,
+        "limit": FLOAT16_MAX,
+        "tensors_measured": len(peaks),
+        "kept_in_float32": wide,
+    }
+
+
+def measure_peaks(model: onnx.ModelProto, samples: Sequence[Arrays]) -> dict[str, float]:
+    """The largest absolute value of every float tensor in a model over the samples."""
+    if not samples:
+        raise ConversionError("float16 needs photographs to measure its ranges on")
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    there = {value.name for value in model.graph.output}
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    kinds = {value.name: value.type.tensor_type.elem_type for value in inferred}
+    watched.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for node in model.graph.node
+        for name in node.output
+        if name not in there and kinds.get(name) == TensorProto.FLOAT
+    )
+    session = open_session(watched.SerializeToString(), "float16 check")
+    names = [output.name for output in session.get_outputs()]
+    inputs = {entry.name for entry in session.get_inputs()}
+    peaks = dict.fromkeys(names, 0.0)
+    for sample in samples:
+        feeds = {name: array for name, array in sample.items() if name in inputs}
+        for name, array in zip(names, session.run(None, feeds), strict=True):
+            peaks[name] = max(peaks[name], float(np.abs(array).max(initial=0)))
+    return peaks
+
+
+def _reached(model: onnx.ModelProto, source: str, last: Sequence[str] = ()) -> set[str]:
+    """Names of the nodes that depend on an input, up to and with operations of the kinds ``last``."""
+    tensors, nodes = {source}, set()
+    for node in model.graph.node:
+        if tensors & set(node.input):
+            nodes.add(node.name)
+            if node.op_type not in last:
+                tensors.update(node.output)
+    return nodes

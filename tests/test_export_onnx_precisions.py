@@ -1,0 +1,149 @@
+"""ONNX in float16 and in few bits: small, right, and refused where it is not."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from conftest import SMALL
+
+from pocketsam.errors import ConversionError, ParityError
+from pocketsam.export import onnx_int8, onnx_weights
+from pocketsam.export.options import Options
+from pocketsam.export.parity import encoder_feeds
+from pocketsam.export.pipeline import export_bundle
+from pocketsam.models.checkpoint import DEFAULT, load_model
+from pocketsam.runtime import Segmenter
+from pocketsam.runtime.contract import MANIFEST_NAME, PIXEL_VALUES
+from pocketsam.runtime.golden import check_golden
+
+SHARES = {"fp16": 0.52, "int8": 0.3, "int8-weights": 0.3, "int4-weights": 0.26}
+"""Of the float32 encoder's bytes."""
+
+
+def export(path, pictures, **options):
+    report = export_bundle(
+        DEFAULT, path, "onnx", Options(**options), SMALL, photos=pictures, calibration=pictures
+    )
+    return report, json.loads((path / MANIFEST_NAME).read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, pictures):
+    """Trained weights in float32."""
+    path = tmp_path_factory.mktemp("whole") / "bundle"
+    export(path, pictures)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(whole):
+    return onnx.load(whole / "encoder.onnx")
+
+
+@pytest.mark.parametrize("precision", SHARES)
+def test_precisions(precision, whole, pictures, tmp_path):
+    report, manifest = export(tmp_path / "bundle", pictures, precision=precision, min_speedup=0.0)
+    assert not report.failed
+    size = json.loads((whole / MANIFEST_NAME).read_text())["encoder"]["bytes"]
+    assert manifest["encoder"]["bytes"] < SHARES[precision] * size
+    assert all(result.ok for result in check_golden(tmp_path / "bundle"))
+    Segmenter(tmp_path / "bundle")
+    if precision == "int8":
+        assert manifest["encoder"]["int8"]["miou"] >= Options.min_miou
+    if precision == "fp16":
+        assert manifest["encoder"]["float16"]["largest"] < 65504 / 8
+
+
+def test_bias_tables_are_exact(encoder):
+    """The file holds few values per head, and the graph makes the whole table of them."""
+    tables = [t for t in encoder.graph.initializer if t.name.endswith("_table")]
+    assert len(tables) == 10
+    assert {tuple(t.dims)[1] for t in tables} == {49, 196}
+    gathers = [n for n in encoder.graph.node if n.op_type == "Gather" and n.input[0].endswith("_table")]
+    assert len(gathers) == 10
+    assert max(np.prod(t.dims) for t in tables) < 1000
+
+
+def test_linear_layers_are_found_by_name(encoder):
+    layers = onnx_int8.linear_layers(encoder)
+    assert len(layers) == 40
+    assert layers[0].name == "layers.1.blocks.0.qkv"
+    assert (layers[0].inputs, layers[0].outputs) == (128, 384)
+    assert len({layer.name for layer in layers}) == 40
+
+
+def test_weights_keep_to_seven_bits(encoder):
+    """8 bits of input times 8 of weight, twice, overflow 16 bits on CPUs without VNNI."""
+    model = onnx_int8.quantize(encoder, onnx_int8.linear_layers(encoder))
+    codes = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith("_int8")]
+    assert len(codes) == 40
+    assert max(int(np.abs(c.astype(int)).max()) for c in codes) == onnx_int8.LARGEST
+    assert 2 * 255 * onnx_int8.LARGEST < 2**15
+
+
+def test_the_search_leaves_the_costly_layers_in_float(encoder, photo, monkeypatch):
+    """One layer is made costly (weights rounded to nothing): it alone must stay in float32."""
+    layers = onnx_int8.linear_layers(encoder)[:6]
+    monkeypatch.setattr(onnx_int8, "linear_layers", lambda _: layers)
+    monkeypatch.setattr(onnx_int8, "layer_gain", lambda layer: 1e-3)
+    true_quantize = onnx_int8.quantize
+
+    def quantize(model, chosen):
+        new = true_quantize(model, chosen)
+        for tensor in new.graph.initializer:
+            if tensor.name == f"{layers[2].output}_scale":
+                nothing = np.zeros(tensor.dims[0], np.float32)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(nothing, tensor.name))
+        return new
+
+    monkeypatch.setattr(onnx_int8, "quantize", quantize)
+    model = load_model(DEFAULT, SMALL).model
+    masks = onnx_int8.photo_masks(model, [encoder_feeds(photo, SMALL)], onnx_int8.runner(encoder))
+    lines = []
+    _, report = onnx_int8.search(encoder, masks, 0.95, lines.append)
+    assert report["kept_in_float32"] == [layers[2].name]
+    assert report["miou"] >= 0.95
+    assert len(report["sweep"]) == 6
+    worst = max(report["sweep"], key=lambda row: row["miou_lost"])
+    assert worst["layer"] == layers[2].name
+    assert any("costs" in line for line in lines)
+
+
+def test_more_than_can_be_reached(pictures, tmp_path):
+    with pytest.raises(
+        ParityError, match=r"no mixture reaches a mask mIoU of 1; the best found has 0\.9"
+    ):
+        export(tmp_path / "bundle", pictures, precision="int8", min_miou=1.0, min_speedup=0.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_would_be_too_slow(pictures, tmp_path):
+    with pytest.raises(
+        ConversionError, match=r"times as fast as float32 on this machine, and at least 50 "
+    ):
+        export(tmp_path / "bundle", pictures, precision="int8", min_miou=0.0, min_speedup=50.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_float16_cannot_hold_stay_in_float32(encoder, photo):
+    model = onnx.ModelProto()
+    model.CopyFrom(encoder)
+    (bias,) = [t for t in model.graph.initializer if t.name.endswith("patch_embed.seq.2.c.weight_bias")]
+    loud = onnx.numpy_helper.to_array(bias) + np.float32(1e5)
+    bias.CopyFrom(onnx.numpy_helper.from_array(loud, bias.name))
+    feeds = {PIXEL_VALUES: encoder_feeds(photo, SMALL)[PIXEL_VALUES]}
+    half, about = onnx_weights.halve(model, [feeds])
+    assert about["largest"] > 65504
+    assert about["kept_in_float32"]
+    (found,) = onnx_int8.runner(half)(feeds).values()
+    (wanted,) = onnx_int8.runner(model)(feeds).values()
+    assert np.isfinite(found).all()
+    assert np.abs(found - wanted).mean() < 0.05 * wanted.std()
+
+
+def test_nothing_to_measure_on(encoder):
+    with pytest.raises(ConversionError, match="float16 needs photographs"):
+        onnx_weights.halve(encoder, [])
+    with pytest.raises(ConversionError, match="int8 needs photographs"):
+        onnx_int8.quantize_encoder(encoder, None, [], 0.9, 0.0, print)
