@@ -6,6 +6,7 @@ from pocketsam.export import commands as exporter
 from pocketsam.models import commands as trainer
 from pocketsam.runtime import commands as runtime
 from pocketsam.runtime.bench import add_bench
+from pocketsam.runtime.roofline import add_roofline
 from pocketsam.runtime.segment import add_segment
 from pocketsam.terminal import run_command
 
@@ -19,6 +20,7 @@ def main() -> int:
             runtime.add_info,
             add_segment,
             add_bench,
+            add_roofline,
             exporter.add_download,
             trainer.add_distill,
             trainer.add_evaluate,

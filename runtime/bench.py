@@ -21,7 +21,7 @@ from pocketsam.errors import BundleError, PocketSamError
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.halves import open_half
 from pocketsam.runtime.image import load_image
-from pocketsam.runtime.machine import describe_machine, peak_rss_bytes
+from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
 from pocketsam.runtime.segmenter import Segmenter
 from pocketsam.runtime.session import open_session, provider_names
 
@@ -48,7 +48,8 @@ def bench(
         against: a second bundle, or an encoder as ONNX file, timed in the same rounds.
 
     Returns:
-        ``machine``, ``settings``, ``cold_load_s``, ``stages`` (seconds: n, min, p50, p90, p99, mean),
+        ``machine``, ``state`` (temperature, frequency, throttling, before and after), ``settings``,
+        ``cold_load_s``, ``stages`` (seconds: n, min, p50, p90, p99, mean),
         ``gemm``, ``encoder_floor``, ``peak_rss_bytes`` (of this process, with the bundle loaded and one
         image done), and ``against`` with the second's figures.
     """
@@ -68,7 +69,9 @@ def bench(
         else:
             stages["against encoder"] = onnx_stage(against, providers, threads)
     stages["gemm"] = gemm_stage(threads)
+    before = read_state()
     times = time_interleaved(stages, runs, warmup)
+    state = {"before": before, "after": read_state()}
 
     gflops = 2 * GEMM_SIDE**3 / min(times["gemm"]) / 1e9
     figures = {name: summarise(samples) for name, samples in times.items()}
@@ -76,6 +79,7 @@ def bench(
     result = {
         "bundle": str(bundle_dir),
         "machine": describe_machine(),
+        "state": state,
         "settings": {
             "providers": provider_names(providers),
             "threads": threads or "onnxruntime's choice",
@@ -267,6 +271,9 @@ def print_bench(result: dict[str, Any]) -> None:
     print(
         f"matrix product {GEMM_SIDE}³ in the same rounds: {result['gemm']['gflop_per_s']:.0f} GFLOP/s"
     )
+    for when, state in result["state"].items():
+        if state:
+            print(f"{when}: " + ", ".join(f"{key} {value}" for key, value in state.items()))
     if floor := result["encoder_floor"]:
         print(
             f"floor of the encoder at that rate: {floor['seconds'] * 1e3:.1f} ms; "

@@ -1,4 +1,5 @@
-"""The commands that a base install can run: info, verify (golden vectors), segment, bench."""
+"""The commands that a base install can run: info, verify (golden vectors), segment, bench,
+roofline."""
 
 import argparse
 from typing import Any
@@ -8,6 +9,7 @@ from pocketsam.errors import IntegrityError
 from pocketsam.runtime import golden
 from pocketsam.runtime.bench import add_bench
 from pocketsam.runtime.bundle import PARTS, Bundle, open_bundle
+from pocketsam.runtime.roofline import add_roofline
 from pocketsam.runtime.segment import add_segment
 
 
@@ -120,4 +122,10 @@ def run_verify(args: argparse.Namespace) -> None:
     golden.raise_if_failed(results)
 
 
-COMMANDS: tuple[terminal.AddCommand, ...] = (add_info, add_verify_golden, add_segment, add_bench)
+COMMANDS: tuple[terminal.AddCommand, ...] = (
+    add_info,
+    add_verify_golden,
+    add_segment,
+    add_bench,
+    add_roofline,
+)

@@ -1,5 +1,6 @@
 """What machine this is: a timing without it says nothing."""
 
+import contextlib
 import os
 import platform
 from importlib.metadata import version
@@ -11,6 +12,19 @@ FLAGS = (
     *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "fphp", "i8mm", "bf16", "sve"),
 )
 """CPU features that matrix kernels choose by; the rest of the long list is left out."""
+
+
+THROTTLED = {
+    0: "under-voltage",
+    1: "frequency capped",
+    2: "throttled",
+    3: "soft temperature limit",
+    16: "under-voltage has occurred",
+    17: "frequency capping has occurred",
+    18: "throttling has occurred",
+    19: "soft temperature limit has occurred",
+}
+"""Bits of a Raspberry Pi's ``vcgencmd get_throttled``, from its documentation."""
 
 
 def describe_machine() -> dict[str, Any]:
@@ -39,6 +53,37 @@ def _cpu() -> tuple[str, set[str]]:
     name = board.read_text(errors="replace").strip("\0\n") if board.exists() else ""
     name = name or fields.get("model name") or platform.processor() or platform.machine()
     return name, set((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def read_state(system: Path = Path("/sys")) -> dict[str, Any]:
+    """What slows a small computer down, as far as the system shows it.
+
+    Args:
+        system: where Linux shows its devices.
+
+    Returns:
+        ``temperature_c`` of the hottest zone, ``frequency_mhz`` of the fastest core and the
+        ``frequency_limit_mhz``, and on a Raspberry Pi ``throttled``: what its firmware reports, now and
+        since it started. What is not shown is left out.
+    """
+    state: dict[str, Any] = {}
+
+    def numbers(pattern: str, base: int = 10) -> list[int]:
+        found = []
+        for path in system.glob(pattern):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(int(path.read_text().strip(), base))
+        return found
+
+    if zones := numbers("class/thermal/thermal_zone*/temp"):
+        state["temperature_c"] = max(zones) / 1000
+    if now := numbers("devices/system/cpu/cpu*/cpufreq/scaling_cur_freq"):
+        state["frequency_mhz"] = max(now) / 1000
+    if limits := numbers("devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq"):
+        state["frequency_limit_mhz"] = max(limits) / 1000
+    if bits := numbers("devices/platform/soc/soc:firmware/get_throttled", 16):
+        state["throttled"] = [name for bit, name in THROTTLED.items() if bits[0] >> bit & 1]
+    return state
 
 
 def peak_rss_bytes() -> int | None:
