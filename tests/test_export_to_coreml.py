@@ -92,6 +92,12 @@ def test_precisions(precision, pictures, coreml, tmp_path):
     assert manifest["encoder"]["bytes"] < share * whole
     assert manifest["encoder"]["float16"]["largest"] < 65504 / 8
     assert manifest["encoder"]["float16"]["kept_in_float32"] == []
+    if precision == "fp16":
+        leaving = [
+            {entry["operation"] for entry in manifest[half]["leaving_neural_engine"]}
+            for half in ("encoder", "decoder")
+        ]
+        assert leaving == [{"cast"}, {"cast", "equal", "sin", "cos"}]
 
 
 @pytest.mark.slow
@@ -291,6 +297,8 @@ def test_values_beyond_float16_stay_in_float32(pictures, tmp_path):
     about = manifest["encoder"]["float16"]
     assert about["largest"] > 65504
     assert len(about["kept_in_float32"]) > 3
+    why = [entry["why"] for entry in manifest["encoder"]["leaving_neural_engine"]]
+    assert any("kept in float32" in reason for reason in why)
 
 
 @pytest.mark.parametrize(
