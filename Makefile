@@ -80,7 +80,7 @@ ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite
 		tensorflow==2.21.0 tf_keras==2.21.0
 	@touch $@
 
-int8-roads: install tflite-env .venv-roads/installed ## compare the roads to int8 TFLite; TensorFlow, a quarter of an hour
+int8-roads: install tflite-env .venv-roads/installed ## compare the converters to int8 TFLite, TensorFlow among them (half an hour)
 	$(BIN)/python -m pocketsam.export.int8_roads .venv-roads --checkpoint $(CHECKPOINT)
 
 bench: install ## measure a bundle at 1024 beside a plain export of the reference

@@ -12,6 +12,7 @@ from pocketsam.errors import ConversionError
 
 FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """What the system says of a disk that takes no more, in whatever line of a log."""
+CHAINED = "The above exception was the direct cause of the following exception:"
 
 
 def own_environment() -> dict[str, str]:
@@ -65,7 +66,10 @@ def _exit(code: int) -> str:
 
 
 def _last_line(log: Path) -> str:
-    """The end of a log; if the disk is full, the line that says so: others may have come after it."""
+    """What a log ends with: of a chain of Python exceptions the first, which has the reason; if a disk
+    is full, the line that says so wherever it is."""
     lines = log.read_text(errors="replace").strip().splitlines()[1:]
+    if CHAINED in lines:
+        lines = [line for line in lines[: lines.index(CHAINED)] if line.strip()]
     told = [line for line in lines if any(reason in line for reason in FULL)] or lines
     return f": {told[-1].strip()[:300]}" if told else ""

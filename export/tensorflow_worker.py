@@ -12,7 +12,7 @@ from typing import Any
 def main(kind: str, saved: str, output: str, photos: str) -> None:
     """Writes ``output``."""
     import numpy as np
-    import tensorflow as tf
+    import tensorflow as tf  # type: ignore[import-untyped]  # it lives in another environment
 
     converter = tf.lite.TFLiteConverter.from_saved_model(saved)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -83,7 +83,7 @@ def gelus_of_linear_layers(source: str) -> list[str]:
     model: Any = flatbuffer.read_model(source)
     found = []
     for graph in model.subgraphs:
-        kind = {}  # tensor to the operation that writes it
+        kind: dict[int, int] = {}  # tensor to the operation that writes it
         for op in graph.operators:
             code = model.operatorCodes[op.opcodeIndex].builtinCode
             reads = kind.get(int(op.inputs[0])) if len(op.inputs) else None

@@ -4,6 +4,7 @@ onnx2tf needs Python 3.12 and pins all its packages exactly, so it lives in an e
 and is called as a program. ``docs/tflite.md`` compares the roads to int8.
 """
 
+import errno
 import os
 import shutil
 import sys
@@ -32,6 +33,8 @@ CALIBRATED = ("int8",)
 """Precisions that are measured on photographs."""
 ONNX2TF = "2.6.9"
 """The Makefile reads it here."""
+ROOM = 8
+"""Times the size of the ONNX file that a conversion takes in temporary files: six were seen."""
 ONNX2TF_VARIABLE = "POCKETSAM_ONNX2TF"
 
 Arrays = dict[str, NDArray[Any]]
@@ -96,6 +99,7 @@ def convert(
         kept = [name for name in part.inputs if name not in CHANNELS_LAST]
         command = [program, "-i", str(work / "half.onnx"), "-o", str(work / "out"), "-v", "error"]
         command += ["-tb", "flatbuffer_direct", "-coion", "-osd", *(["-kat", *kept] if kept else [])]
+        _check_room(work, (work / "half.onnx").stat().st_size)
         run_child(command, "onnx2tf", options.time_limit, own_environment())
         float_file = work / "out/half_float32.tflite"
         if not float_file.is_file():
@@ -105,6 +109,17 @@ def convert(
     if isinstance(part, StaticDecoder):
         entry["points"] = part.points
     return entry | _describe(path, part)
+
+
+def _check_room(work: Path, size: int) -> None:
+    """Raises ConversionError where onnx2tf would run out of disk: it rewrites its input on the way, and
+    reports a write that failed as a damaged model."""
+    free, wanted = shutil.disk_usage(work).free, ROOM * size
+    if free < wanted:
+        raise ConversionError(
+            f"{work.parent}: {os.strerror(errno.ENOSPC)}: {free // 10**6} MB are free, onnx2tf takes "
+            f"about {wanted // 10**6}; TMPDIR names another folder"
+        )
 
 
 def _write_precision(

@@ -1,9 +1,14 @@
 """TFLite: every precision verified in LiteRT, and used through the runtime."""
 
 import json
+import resource
+import shlex
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import run_pocketsam
 
 from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError
 from pocketsam.export import to_tflite
@@ -113,6 +118,71 @@ def test_a_converter_that_crashes(monkeypatch, tmp_path, pictures):
     with pytest.raises(ConversionError, match="took longer than 1 s"):
         export(tmp_path / "bundle", pictures, Options("fp32", time_limit=1))
     assert [path.name for path in tmp_path.iterdir()] == ["onnx2tf"]
+
+
+def test_a_disk_that_is_full_before_onnx2tf(monkeypatch, tmp_path, pictures):
+    """onnx2tf calls its own truncated file a corrupt model, so the room is measured before."""
+    monkeypatch.setenv(to_tflite.ONNX2TF_VARIABLE, "true")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=30_000_000))
+    with pytest.raises(ConversionError, match=r"No space left on device: 30 MB are free.*TMPDIR"):
+        export(tmp_path / "bundle", pictures, Options("fp32"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_in_onnx2tf(monkeypatch, tmp_path, pictures):
+    """It wraps the error that names the reason in one that does not."""
+    program = tmp_path / "onnx2tf"
+    program.write_text(
+        "#!/bin/sh\necho 'OSError: [Errno 28] No space left on device'\n"
+        "echo 'RuntimeError: flatbuffer_direct fast path failed.'\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv(to_tflite.ONNX2TF_VARIABLE, str(program))
+    with pytest.raises(
+        ConversionError, match=r"onnx2tf failed .*: OSError.*No space left on device; its"
+    ):
+        export(tmp_path / "bundle", pictures, Options("fp32"))
+    assert list(tmp_path.iterdir()) == [program]
+
+
+@needs_converter
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_disk_that_fills_up_in_the_quantizer(precision, monkeypatch, tmp_path, pictures):
+    """Played by a limit on file sizes that only it gets: its own write fails."""
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nulimit -f 4000\nexec {shlex.quote(sys.executable)} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(wrapper))
+    wanted = r"litert-quantizer failed .*File too large.*; its log"
+    with pytest.raises(ConversionError, match=wanted) as caught:
+        export(tmp_path / "bundle", pictures, Options(precision))
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [wrapper]
+
+
+@needs_converter
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """Likewise for the whole command: the ONNX file on the way is the first that does not fit."""
+    command = "export", "seeded", "--image-size", "64", "--target", "tflite", "--no-verify"
+    limit = 10_000_000
+    done = run_pocketsam(
+        *command,
+        "--output",
+        tmp_path / "bundle",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_linear_layers_are_what_static_int8_is_for(tflite):
+    """Names of GELU between linear layers come from the graph: one for each block of attention."""
+    from pocketsam.export import tflite_worker
+
+    found = tflite_worker.gelus_of_linear_layers(str(tflite / "encoder.tflite"))
+    assert len(found) == len(set(found)) == 10
 
 
 def test_files_that_are_no_tflite():
