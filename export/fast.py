@@ -8,6 +8,7 @@ places, so that parity can still compare the stages inside. ``docs/speed.md`` sa
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from pocketsam.errors import PocketSamError
 from pocketsam.export.parts import Decoder
+from pocketsam.models.common import LayerNorm2d
 from pocketsam.models.mask_decoder import MaskDecoder
 from pocketsam.models.sam import Sam
 from pocketsam.models.tiny_vit import TinyViTBlock
@@ -30,6 +32,9 @@ class TokensToImage(nn.Module):
     multiplications instead of 2·C·inner·S, less while T < head_dim. ``b_k`` adds the same to all
     scores of a query, so the softmax drops it; ``b_v`` goes into the output's bias.
     """
+
+    k_weight: Tensor
+    v_weight: Tensor
 
     def __init__(self, old: Attention) -> None:
         super().__init__()
@@ -50,6 +55,11 @@ class TokensToImage(nn.Module):
 
 class ImageToTokens(nn.Module):
     """Attention from S cells to T tokens, likewise: what multiplies cells is 8·T wide, not 128."""
+
+    q_weight: Tensor
+    q_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
 
     def __init__(self, old: Attention) -> None:
         super().__init__()
@@ -104,6 +114,7 @@ class MaskProducts(MaskDecoder):
     def upscale(self, image: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
         """``[B, h·w, C]`` and ``[B, 4, C/8]`` to ``[B, 4, 4h, 4w]``."""
         first, norm, gelu, second, _ = self.output_upscaling
+        assert isinstance(norm, LayerNorm2d)
         x = F.linear(image, *_as_linear(first)).unflatten(2, (4, -1))  # [B, h·w, 2·2, C/4]
         x = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
         x = gelu(F.linear(gelu(x), *_as_linear(second)))  # [B, h·w, 4, 2·2·C/8]
@@ -129,6 +140,11 @@ class WindowsOnce(TinyViTBlock):
     shift adds the same to all scores of a query, which softmax drops, and to all values, which
     the output's bias takes up. So padding is left out of LayerNorm and of all linear layers.
     """
+
+    qkv_weight: Tensor
+    qkv_bias: Tensor
+    proj_bias: Tensor
+    score_bias: Tensor
 
     def prepare(self) -> None:
         """Folds scale and biases into new weights; the old ones stay where they are."""
@@ -198,7 +214,7 @@ def _windows(model: Sam) -> None:
 
 
 def _cells(model: Sam) -> None:
-    transformer = model.mask_decoder.transformer
+    transformer: Any = model.mask_decoder.transformer
     for layer in transformer.layers:
         layer.cross_attn_token_to_image = TokensToImage(layer.cross_attn_token_to_image)
         layer.cross_attn_image_to_token = ImageToTokens(layer.cross_attn_image_to_token)

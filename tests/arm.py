@@ -1,8 +1,8 @@
 """The runtime on a Raspberry Pi's processors, emulated: ``make test-arm``.
 
-Builds a 64-bit ARM Debian in ``build/arm`` with the wheel of this checkout and the aarch64 wheels of its
-dependencies, and runs `verify` and `segment` there under qemu-user with the CPU models of a Pi 4 and a
-Pi 5. Masks must be those of this machine. Nothing is timed: an emulator's speed says nothing.
+Builds a 64-bit ARM Debian in ``build/arm`` with the wheel of this checkout and the aarch64 wheels of
+its dependencies, and runs `verify` and `segment` there under qemu-user with the CPU models of a Pi 4
+and a Pi 5. Masks must be those of this machine. Nothing is timed: an emulator's speed says nothing.
 
     python tests/arm.py BUNDLE IMAGE
 """
@@ -46,7 +46,8 @@ def main(bundle: str, image: str) -> None:
             ok = iou >= 0.999
             failed += not ok
             print(
-                f"{'✓' if ok else '✗'} {board} ({cpu}), onnxruntime {number}: mask IoU with x86 {iou:.6f}"
+                f"{'✓' if ok else '✗'} {board} ({cpu}), onnxruntime {number}: "
+                f"mask IoU with x86 {iou:.6f}"
             )
     print(f"{len(ONNXRUNTIME) * len(CPUS) - failed} passed, {failed} failed")
     sys.exit(bool(failed))
@@ -82,9 +83,9 @@ def answers(command, environment: dict[str, str], bundle: str, image: str, folde
             sys.exit(
                 f"{' '.join(arguments)} with {environment} ended with {done.returncode}:\n{done.stderr}"
             )
-    (annotation, *_) = json.loads(output.read_text())["annotations"]
+    (best, *_) = json.loads(output.read_text())["masks"]
     output.unlink()
-    return from_rle(annotation["segmentation"])
+    return from_rle(best["segmentation"])
 
 
 def make_root(root: Path) -> Path:
@@ -93,7 +94,7 @@ def make_root(root: Path) -> Path:
         return root
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    packages = f"{PYTHON.replace('.', '.')},libgomp1,libstdc++6,zlib1g,libexpat1,libffi8"
+    packages = f"{PYTHON},libgomp1,libstdc++6,zlib1g,libexpat1,libffi8"
     subprocess.run(
         ["debootstrap", "--arch=arm64", "--foreign", f"--include={packages}", SUITE, str(root)],
         check=True,
