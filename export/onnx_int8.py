@@ -236,7 +236,7 @@ def search(
             say(f"int8: the {count} cheapest: mIoU {tried[count][0]:.4f}")
             low, high = (count, high) if tried[count][0] >= min_miou else (low, count - 1)
         if not low:
-            top = max((value for value, _ in tried.values()), default=0.0)
+            top = max([miou, *(value for value, _ in tried.values())])
             raise ParityError(
                 f"int8: no mixture reaches a mask mIoU of {min_miou:g}; the best found has {top:.4f}"
             )
