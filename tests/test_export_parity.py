@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from pocketsam.errors import ParityError
 from pocketsam.export import parity, to_onnx
 from pocketsam.export.metrics import TOLERANCES, boundary, mask_figures, tensor_figures
-from pocketsam.export.parts import Decoder, Encoder
+from pocketsam.export.options import Options
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
 
@@ -26,13 +26,13 @@ def network():
 @pytest.fixture(scope="module")
 def files(network, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
-    for part in (Encoder(network), Decoder(network)):
-        to_onnx.convert(part, folder / f"{type(part).__name__.lower()}.onnx")
+    for name, part in to_onnx.parts(network, Options()).items():
+        to_onnx.convert(part, folder / f"{name}.onnx")
     return {name: (folder / f"{name}.onnx").read_bytes() for name in ("encoder", "decoder")}
 
 
 def verify(network, files, photo):
-    stages = {"encoder": Encoder(network).stages(), "decoder": Decoder(network).stages()}
+    stages = {name: part.stages() for name, part in to_onnx.parts(network, Options()).items()}
     artefact = parity.Artefact(
         to_onnx.load(files["encoder"], "encoder"),
         to_onnx.load(files["decoder"], "decoder"),
@@ -53,7 +53,7 @@ def test_a_good_export_passes(network, files, photo):
     assert names[0] == "encoder image_encoder.patch_embed"
     assert "encoder image_embeddings" in names
     assert names[-1] == "end to end masks"
-    assert len(names) == 17 + 10 + 4
+    assert len(names) == 17 + 9 + 4  # upscaling is fused into the masks
     json.dumps(report.to_json(), allow_nan=False)
 
 
@@ -101,7 +101,7 @@ def reversed_order(array):
         ("encoder", "image_encoder.layers.2.blocks.3", one_percent),
         ("encoder", c.IMAGE_EMBEDDINGS, one_value),
         ("decoder", "mask_decoder.transformer.layers.0.0", one_value),
-        ("decoder", "mask_decoder.output_upscaling", one_percent),
+        ("decoder", c.LOW_RES_MASKS, one_percent),
         ("decoder", c.IOU_PREDICTIONS, reversed_order),
     ],
 )
