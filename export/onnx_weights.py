@@ -144,6 +144,7 @@ def halve(model: onnx.ModelProto, samples: Sequence[Arrays]) -> tuple[onnx.Model
         if node.name not in exact and large & {*node.input, *node.output}
     ]
     half = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted({*wide, *exact}))
+    _join_casts(half)
     OnnxModel(half).topological_sort()  # the converter appends its casts
     peak = max(peaks, key=lambda name: peaks[name])
     return half, {
@@ -153,6 +154,28 @@ def halve(model: onnx.ModelProto, samples: Sequence[Arrays]) -> tuple[onnx.Model
         "tensors_measured": len(peaks),
         "kept_in_float32": wide,
     }
+
+
+def _join_casts(model: onnx.ModelProto) -> None:
+    """Takes out the casts to float16 and back that the converter leaves between float32 operations."""
+    graph = model.graph
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+
+    def to(node: onnx.NodeProto) -> int:
+        return int(next(a.i for a in node.attribute if a.name == "to"))
+
+    same = {}
+    for name, node in casts.items():
+        before = casts.get(node.input[0])
+        if before and to(node) == TensorProto.FLOAT and to(before) == TensorProto.FLOAT16:
+            same[name] = before.input[0]
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = same.get(name, name)
+    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    alive = [node for node in graph.node if node.op_type != "Cast" or node.output[0] in used]
+    del graph.node[:]
+    graph.node.extend(alive)
 
 
 def measure_peaks(model: onnx.ModelProto, samples: Sequence[Arrays]) -> dict[str, float]:
