@@ -13,7 +13,7 @@ BIN := .venv/bin
 RUN := $(BIN)/pocketsam
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all check demo bench study clicks lock clean \
+.PHONY: help install test test-all test-arm check demo bench study clicks lock clean \
 	tflite-env export-coreml export-tflite parity int8-roads
 
 help: ## list the targets
@@ -39,6 +39,9 @@ test: install ## run the tests (minutes)
 
 test-all: install tflite-env ## run the tests, the slow ones too
 	$(BIN)/python -m pytest
+
+test-arm: demo ## the runtime on a Pi's processors, emulated; needs qemu-user-static and debootstrap
+	$(BIN)/python tests/arm.py demo/bundle demo/photo.png
 
 check: install ## lint, formatting, types
 	$(BIN)/ruff check .

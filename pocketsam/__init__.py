@@ -8,3 +8,11 @@ The subpackages live in folders of their own at the top of the repository (see `
 
 This package itself holds what all three share: the errors, and the ``pocketsam`` command.
 """
+
+import sys
+
+if sys.maxsize < 2**32:
+    raise ImportError(
+        "pocketsam needs a 64-bit Python: onnxruntime has no 32-bit build. On a Raspberry Pi (3 or "
+        "newer), install the 64-bit Raspberry Pi OS"
+    )

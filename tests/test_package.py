@@ -56,6 +56,13 @@ def test_the_command_starts_without_torch():
     assert done.stdout.strip() == "[]"
 
 
+def test_32_bits_are_refused_by_name():
+    code = "import sys; sys.maxsize = 2**31 - 1; import pocketsam"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "64-bit Raspberry Pi OS" in done.stderr
+
+
 def test_every_folder_of_code_is_a_package_in_the_wheel():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(settings["package-dir"].values()) == set(ROOMS)
