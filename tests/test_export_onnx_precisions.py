@@ -41,7 +41,14 @@ def encoder(whole):
     return onnx.load(whole / "encoder.onnx")
 
 
-@pytest.mark.parametrize("precision", SHARES)
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "fp16",
+        "int8",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("int8-weights", "int4-weights")),
+    ],
+)
 def test_precisions(precision, whole, pictures, tmp_path):
     report, manifest = export(tmp_path / "bundle", pictures, precision=precision, min_speedup=0.0)
     assert not report.failed
