@@ -30,7 +30,9 @@ def add_distill(subparsers: terminal.Subparsers) -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="bf16-mixed"
+        "--precision",
+        choices=("32-true", "bf16-mixed", "16-mixed"),
+        help="default: bf16-mixed where the machine computes it, else 32-true",
     )
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS")
     parser.set_defaults(run=run_distill)
@@ -42,7 +44,7 @@ def run_distill(args: argparse.Namespace) -> None:
         from pocketsam.models.checkpoint import load_model
         from pocketsam.models.distill import Recipe, distill
         from pocketsam.models.images import check_images, list_images
-        from pocketsam.models.run import flush_denormals
+        from pocketsam.models.run import flush_denormals, usual_precision
     flush_denormals()
     good, skipped = check_images(list_images(args.images))
     for line in skipped:
@@ -59,7 +61,7 @@ def run_distill(args: argparse.Namespace) -> None:
         prompts=args.prompts,
         learning_rate=args.learning_rate,
         seed=args.seed,
-        precision=args.precision,
+        precision=args.precision or usual_precision(),
     )
 
     def progress(what: str, done: int, total: int) -> None:

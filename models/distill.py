@@ -8,7 +8,7 @@ under an encoder that was distilled before.
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from pocketsam.models.run import (
     learning_rate,
     restore,
     snapshot,
+    usual_precision,
     write_bytes_whole,
 )
 from pocketsam.models.sam import Sam, build
@@ -65,7 +66,7 @@ class Recipe:
     weight_decay: float = 0.01
     ema: float = 0.999
     seed: int = 0
-    precision: str = "bf16-mixed"
+    precision: str = field(default_factory=usual_precision)
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):

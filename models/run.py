@@ -16,6 +16,16 @@ from pocketsam.errors import PocketSamError
 STATE_NAME, LOG_NAME = "state.pt", "log.jsonl"
 
 
+def has_bfloat16() -> bool:
+    """Whether this machine computes in bfloat16; elsewhere it is emulated, slower than float32."""
+    return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def usual_precision() -> str:
+    """lightning-fabric's name of the precision to train in on this machine."""
+    return "bf16-mixed" if has_bfloat16() else "32-true"
+
+
 class Run:
     """A training run in a folder.
 

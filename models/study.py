@@ -33,7 +33,7 @@ from pocketsam.models.distill import (
 )
 from pocketsam.models.evaluate import STUDENT, TEACHER, Example, miou, scene_examples
 from pocketsam.models.plots import draw_points
-from pocketsam.models.run import flush_denormals, write_bytes_whole
+from pocketsam.models.run import flush_denormals, has_bfloat16, write_bytes_whole
 from pocketsam.models.scenes import generate
 from pocketsam.models.textures import load_textures
 
@@ -135,7 +135,7 @@ def seconds_per_step(teacher: Loaded, plan: Plan) -> dict[str, float]:
     for number in range(12):
         for mode, student in students.items():
             began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
                 recipe = Recipe(mode=mode, image_size=size, batch=plan.batch)
                 loss = loss_of(recipe, student.image_encoder, student, teacher.model, batch, number)
             torch.autograd.backward(loss)

@@ -30,6 +30,7 @@ from pocketsam.models.run import (
     check_finite,
     flush_denormals,
     half,
+    has_bfloat16,
     learning_rate,
     restore,
     snapshot,
@@ -135,7 +136,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe.learning_rate, int(done * 1000), 1000, recipe.warmup)
             images, masks = pool.draw(recipe.batch)
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16()):
                 pixel_values = normalise(images).contiguous(memory_format=torch.channels_last)
                 loss, shown = loss_of(recipe, sam, encoder, guide_encoder, pixel_values, masks, step)
             check_finite(loss, folder, step)
