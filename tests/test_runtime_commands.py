@@ -37,7 +37,7 @@ def test_info(bundle):
         assert text in done.stdout
     assert "point_coords [B, N, 2] float32" in done.stdout
     assert "✗" not in done.stdout
-    assert done.stdout.count("✓") == 31
+    assert done.stdout.count("✓") == 30
     assert "\x1b" not in done.stdout
 
     done = run_pocketsam("info", bundle, "--json")
