@@ -11,6 +11,8 @@ PYTHON312 ?= $(shell for p in python3.12 python3.13 python3 python \
 CHECKPOINT ?= default
 BIN := .venv/bin
 RUN := $(BIN)/pocketsam
+# most of the tests' time is conversion, which runs on one core
+SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-all test-arm check demo bench study clicks lock clean \
@@ -35,10 +37,10 @@ install: .venv/installed ## make .venv with everything, at the pinned versions
 
 test: install ## run the tests (minutes)
 	@$(MAKE) tflite-env || echo "without onnx2tf's environment the tests of TFLite export are skipped"
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-all: install tflite-env ## run the tests, the slow ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-arm: demo ## the runtime on a Pi's processors, emulated; needs qemu-user-static and debootstrap
 	$(BIN)/python tests/arm.py demo/bundle demo/photo.png

@@ -14,7 +14,6 @@ from pocketsam.errors import BundleError, ConversionError, PocketSamError, Provi
 from pocketsam.export import to_tflite
 from pocketsam.export.options import Options
 from pocketsam.export.pipeline import export_bundle
-from pocketsam.export.targets import TARGETS
 from pocketsam.export.usage import render
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime import contract as c
@@ -88,7 +87,14 @@ def test_the_segmenter_gives_onnx_masks(tflite, bundle, photo):
 
 
 @needs_converter
-@pytest.mark.parametrize("precision", [p for p in TARGETS["tflite"][2] if p != "fp32"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "fp16",
+        "int8",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8-weights", "int8-dynamic")),
+    ],
+)
 def test_precisions(precision, tflite, pictures, tmp_path):
     report, manifest = export(tmp_path / "bundle", pictures, Options(precision))
     assert not report.failed
