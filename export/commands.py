@@ -88,7 +88,7 @@ def _add_onnx_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="ONNX: leave out a pass that makes the graph fast: windows, cells, masks",
+        help="ONNX: leave out a pass that makes the decoder fast: cells, masks",
     )
 
 

@@ -1,5 +1,6 @@
-"""The network as onnxruntime's CPU kernels run it fastest: the same weights, the same results to
-float32's rounding, fewer multiplications and fewer passes over memory.
+"""The decoder as onnxruntime's CPU kernels run it fastest: the same weights, the same results to
+float32's rounding, fewer multiplications and fewer passes over memory. For the encoder nothing was
+found that pays: ``docs/speed.md`` says what was tried.
 
 Each pass replaces modules of a copy of the network by others with the same parameters, in the same
 places, so that parity can still compare the stages inside. ``docs/speed.md`` says what each one gains.
@@ -19,7 +20,6 @@ from pocketsam.export.parts import Decoder
 from pocketsam.models.common import LayerNorm2d
 from pocketsam.models.mask_decoder import MaskDecoder
 from pocketsam.models.sam import Sam
-from pocketsam.models.tiny_vit import TinyViTBlock
 from pocketsam.models.transformer import Attention
 from pocketsam.runtime import contract as c
 
@@ -132,66 +132,6 @@ def _as_linear(conv: nn.Module) -> tuple[Tensor, Tensor]:
     return conv.weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.repeat(4)
 
 
-class WindowsOnce(TinyViTBlock):
-    """A block that projects before it cuts windows, and cuts windows and heads in one step.
-
-    SAM's windows are padded with zeros that are not masked: after LayerNorm such a token is β, its key
-    and value ``W β + b``. With keys and values counted from that vector, padding is zero again: the
-    shift adds the same to all scores of a query, which softmax drops, and to all values, which
-    the output's bias takes up. So padding is left out of LayerNorm and of all linear layers.
-    """
-
-    qkv_weight: Tensor
-    qkv_bias: Tensor
-    proj_bias: Tensor
-    score_bias: Tensor
-
-    def prepare(self) -> None:
-        """Folds scale and biases into new weights; the old ones stay where they are."""
-        attn = self.attn
-        weight, bias = attn.qkv.weight, attn.qkv.bias + attn.qkv.weight @ attn.norm.bias
-        by_kind = (attn.heads, 3, attn.head_dim)  # to [3, heads, d, ...]: kinds before heads
-        weights = weight.view(*by_kind, -1).transpose(0, 1).clone()
-        biases = bias.view(by_kind).transpose(0, 1)
-        kept = torch.zeros_like(biases)
-        kept[0] = biases[0] * attn.head_dim**-0.5
-        weights[0] *= attn.head_dim**-0.5
-        proj_bias = attn.proj.bias + attn.proj.weight @ biases[2].flatten()
-        self.register_buffer("qkv_weight", weights.flatten(0, 2).detach())
-        self.register_buffer("qkv_bias", kept.flatten().detach())
-        self.register_buffer("proj_bias", proj_bias.detach())
-        table = attn.attention_biases[:, attn.attention_bias_idxs]
-        self.register_buffer("score_bias", table.detach())
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._attend_all(x)
-        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x + self.mlp(x)
-
-    def _attend_all(self, x: Tensor) -> Tensor:
-        """``[B, H, W, C]`` in and out."""
-        attn, size = self.attn, self.window
-        batch, height, width, channels = x.shape
-        normed = F.layer_norm(x, x.shape[-1:], attn.norm.weight, None, attn.norm.eps)
-        q, k, v = self._cut(F.linear(normed, self.qkv_weight, self.qkv_bias))
-        scores = q @ k.transpose(-2, -1) + self.score_bias
-        out = scores.softmax(dim=-1) @ v
-        rows, columns = -(-height // size), -(-width // size)
-        out = out.view(batch, rows, columns, attn.heads, size, size, attn.head_dim)
-        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, rows * size, columns * size, channels)
-        return F.linear(out[:, :height, :width], attn.proj.weight, self.proj_bias)
-
-    def _cut(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``[B, H, W, 3·C]`` to three of ``[B·windows, heads, ws·ws, d]``."""
-        size, heads, dim = self.window, self.attn.heads, self.attn.head_dim
-        batch, height, width, _ = x.shape
-        bottom, right = -height % size, -width % size
-        x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        rows, columns = (height + bottom) // size, (width + right) // size
-        x = x.view(batch * rows, size, columns, size, 3, heads, dim).permute(4, 0, 2, 5, 1, 3, 6)
-        return x.reshape(3, batch * rows * columns, heads, size * size, dim).unbind(0)
-
-
 class FastDecoder(Decoder):
     """The decoder for ONNX, of a network that ``fasten`` gave: one mask input may serve all prompts."""
 
@@ -204,13 +144,6 @@ class FastDecoder(Decoder):
         if isinstance(self.model.mask_decoder, MaskProducts):  # its pixels lie in another order
             names.remove("mask_decoder.output_upscaling")
         return names
-
-
-def _windows(model: Sam) -> None:
-    for module in model.image_encoder.modules():
-        if isinstance(module, TinyViTBlock):
-            module.__class__ = WindowsOnce  # the same parameters and submodules
-            module.prepare()  # type: ignore[operator]
 
 
 def _cells(model: Sam) -> None:
@@ -231,21 +164,18 @@ class Pass:
 
     Attributes:
         name: for ``--without-pass``.
-        part: the half that it changes.
         what: what it does, in a line.
         apply: changes a network in place.
     """
 
     name: str
-    part: str
     what: str
     apply: Callable[[Sam], None]
 
 
 PASSES = (
-    Pass("windows", "encoder", "projects before cutting windows; padding costs nothing", _windows),
-    Pass("cells", "decoder", "attention without projecting the image's cells", _cells),
-    Pass("masks", "decoder", "upscaling as matrix products, channels last", _masks),
+    Pass("cells", "attention without projecting the image's cells", _cells),
+    Pass("masks", "upscaling as matrix products, channels last", _masks),
 )
 """In the order in which they are applied."""
 

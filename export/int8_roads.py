@@ -7,11 +7,9 @@ What the slow converters wrote stays in ``build/int8-roads`` for the next time; 
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,9 +19,9 @@ from pocketsam import terminal
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export import parity, to_onnx, to_tflite
 from pocketsam.export.child import own_environment, run_child
-from pocketsam.export.metrics import mask_figures, tensor_figures
+from pocketsam.export.judge import Embed, Verdict, answers, judge
 from pocketsam.export.options import Options
-from pocketsam.export.parts import Decoder, Encoder, run
+from pocketsam.export.parts import Encoder
 from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
 from pocketsam.models.sam import Sam
@@ -32,8 +30,6 @@ from pocketsam.runtime.bench import time_interleaved
 
 WORKER = Path(__file__).with_name("tensorflow_worker.py")
 ROUNDS, LIMIT, THREADS = 15, 3600.0, 2
-
-Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 class Roads:
@@ -108,56 +104,6 @@ class Roads:
             self.failed[name] = str(error)
 
 
-@dataclass(frozen=True)
-class Photo:
-    """A photograph, what PyTorch makes of it, and what it answers to ``parity.PROMPTS``.
-
-    Attributes:
-        pixels: ``pixel_values``.
-        embedding: ``image_embeddings``.
-        cases: for each prompt the decoder's inputs, and masks ``[B, 4, H, W]`` and scores ``[B, 4]``.
-    """
-
-    pixels: NDArray[np.float32]
-    embedding: NDArray[np.float32]
-    size: tuple[int, int]
-    cases: list[tuple[parity.Arrays, NDArray[np.bool_], NDArray[np.float32]]]
-
-
-def answers(model: Sam, photo: NDArray[np.uint8]) -> Photo:
-    """What PyTorch says."""
-    size = (photo.shape[0], photo.shape[1])
-    pixels = parity.encoder_feeds(photo, model.image_size)[c.PIXEL_VALUES]
-    embedding = run(Encoder(model), {c.PIXEL_VALUES: pixels})[0][c.IMAGE_EMBEDDINGS]
-    mask = np.zeros((1, 1, model.image_size // 4, model.image_size // 4), np.float32)
-    cases = []
-    for prompt in parity.PROMPTS:
-        feeds = parity.decoder_feeds(prompt, embedding, mask, size, model.image_size)
-        masks, scores, mask = _decode(model, feeds, size)
-        cases.append((feeds, masks, scores))
-    return Photo(pixels, embedding, size, cases)
-
-
-def _decode(model: Sam, feeds: parity.Arrays, size: tuple[int, int]) -> tuple[Any, Any, Any]:
-    """Masks and scores as in ``Photo``, and a mask input for the next prompt."""
-    found = run(Decoder(model), feeds)[0]
-    low = found[c.LOW_RES_MASKS]
-    full = parity.reference_masks(low, size, model.image_size)
-    return full > c.MASK_THRESHOLD, found[c.IOU_PREDICTIONS], low[:1, 1:2]
-
-
-def compare(model: Sam, photos: Sequence[Photo], encoder: Embed) -> tuple[float, float, float]:
-    """Worst and mean mask IoU over photographs and prompts, worst SNR of the embedding in dB."""
-    ious, snrs = [], []
-    for photo in photos:
-        embedding = encoder(photo.pixels)
-        snrs.append(tensor_figures(photo.embedding, embedding)["snr_db"])
-        for feeds, masks, scores in photo.cases:
-            found, its, _ = _decode(model, feeds | {c.IMAGE_EMBEDDINGS: embedding}, photo.size)
-            ious.append(mask_figures(masks, found, (scores, its))["iou"])
-    return min(ious), float(np.mean(ious)), min(snrs)
-
-
 def open_encoder(path: Path) -> Embed:
     """A TFLite encoder whatever its names: one input [1, S, S, 3], one output, NHWC or NCHW."""
     from ai_edge_litert.interpreter import Interpreter
@@ -179,13 +125,13 @@ def open_encoder(path: Path) -> Embed:
 def table(model: Sam, roads: Roads) -> str:
     """A line for each road that was taken, one for each that failed."""
     photos = [answers(model, photo) for _, photo in load_photos()]
-    figures: dict[str, tuple[float, float, float]] = {}
+    figures: dict[str, Verdict] = {}
     stages: dict[str, Callable[[], object]] = {}
     for name, path in roads.files.items():
         terminal.say(f"comparing {name}")
         try:
             encoder = open_encoder(path)
-            figures[name] = compare(model, photos, encoder)
+            figures[name] = judge(model, photos, encoder)
         except (RuntimeError, ValueError) as error:
             roads.failed[name] = f"LiteRT refuses the file: {str(error).splitlines()[0]}"
             continue
@@ -195,10 +141,10 @@ def table(model: Sam, roads: Roads) -> str:
     cases = sum(len(photo.cases) for photo in photos)
     lines = [f"| road | MB | mask IoU, worst of {cases} | mean | SNR dB | ms | least ms | ÷ fp32 |"]
     lines.append("|---|---|---|---|---|---|---|---|")
-    for name, (worst, mean, snr) in figures.items():
+    for name, found in figures.items():
         median, least = float(np.median(times[name])), min(times[name])
         size = roads.files[name].stat().st_size / 1e6
-        quality = f"{worst:.3f} | {mean:.4f} | {snr:.1f}"
+        quality = f"{found.worst:.3f} | {found.mean:.4f} | {found.snr_db:.1f}"
         speed = f"{1e3 * median:.0f} | {1e3 * least:.0f} | {least / floor:.2f}"
         lines.append(f"| {name} | {size:.1f} | {quality} | {speed} |")
     return "\n".join(lines + [f"{name}: {why}" for name, why in roads.failed.items()])

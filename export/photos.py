@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.errors import ImageError
-from pocketsam.runtime.image import load_image
+from pocketsam.runtime.image import find_images, load_image
 
 BUNDLED = ("astronaut", "chelsea", "rocket")
 """Square and landscape, all in scikit-image's own wheel: nothing is downloaded."""
@@ -31,11 +30,5 @@ def load_photos(
         return [(name, getattr(data, name)()) for name in bundled]
     files: list[Path] = []
     for path in map(Path, paths):
-        kinds = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-        inside = (
-            sorted(f for f in path.iterdir() if f.suffix.lower() in kinds) if path.is_dir() else [path]
-        )
-        if not inside:
-            raise ImageError(f"{path}: a folder without images")
-        files += inside
+        files += find_images(path) if path.is_dir() else [path]
     return [(file.name, load_image(file)) for file in files]

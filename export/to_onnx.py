@@ -150,6 +150,18 @@ def trace_static(part: Part) -> onnx.ModelProto:
     return model
 
 
+def trace_plain(part: Part, path: Path) -> None:
+    """A half as ``torch.onnx.export`` leaves it, to compare with; its weights may lie beside it."""
+    example = part.example()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            part.eval(), tuple(example[name] for name in part.inputs), path,
+            input_names=list(part.inputs), output_names=list(part.outputs), dynamo=True,
+            verbose=False, external_data=False,
+        )  # fmt: skip
+
+
 def _trace(part: Part, static: bool = False) -> onnx.ModelProto:
     example = part.example()
     shapes: tuple[dict[int, Any], ...] | None = None

@@ -5,9 +5,6 @@ import sys
 from pocketsam.export import commands as exporter
 from pocketsam.models import commands as trainer
 from pocketsam.runtime import commands as runtime
-from pocketsam.runtime.bench import add_bench
-from pocketsam.runtime.roofline import add_roofline
-from pocketsam.runtime.segment import add_segment
 from pocketsam.terminal import run_command
 
 
@@ -17,10 +14,7 @@ def main() -> int:
         [
             exporter.add_export,
             exporter.add_verify,
-            runtime.add_info,
-            add_segment,
-            add_bench,
-            add_roofline,
+            *(add for add in runtime.COMMANDS if add is not runtime.add_verify_golden),
             exporter.add_download,
             trainer.add_distill,
             trainer.add_evaluate,

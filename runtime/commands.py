@@ -1,5 +1,5 @@
-"""The commands that a base install can run: info, verify (golden vectors), segment, bench,
-roofline."""
+"""The commands that a base install can run: info, verify (golden vectors), segment, everything,
+embed, bench, roofline."""
 
 import argparse
 from typing import Any
@@ -9,6 +9,8 @@ from pocketsam.errors import IntegrityError
 from pocketsam.runtime import golden
 from pocketsam.runtime.bench import add_bench
 from pocketsam.runtime.bundle import PARTS, Bundle, open_bundle
+from pocketsam.runtime.embedding import add_embed
+from pocketsam.runtime.everything_command import add_everything
 from pocketsam.runtime.roofline import add_roofline
 from pocketsam.runtime.segment import add_segment
 
@@ -126,6 +128,8 @@ COMMANDS: tuple[terminal.AddCommand, ...] = (
     add_info,
     add_verify_golden,
     add_segment,
+    add_everything,
+    add_embed,
     add_bench,
     add_roofline,
 )

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,24 @@ from pocketsam.runtime.contract import (
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused: their masks would not fit in a small device's memory."""
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """The image files in a folder, by name.
+
+    Raises:
+        ImageError: there are none, or the folder cannot be read.
+    """
+    try:
+        found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise ImageError(f"{folder}: {error.strerror}") from None
+    if not found:
+        raise ImageError(f"{folder}: a folder without images")
+    return found
 
 
 def load_image(source: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
@@ -78,6 +97,22 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name}: integer pixels outside 0..65535")
     transparent = image.info.get("transparency")
     return Image.fromarray(np.where(values == transparent, 255, values >> 8).astype(np.uint8))
+
+
+def as_pixels(
+    image: NDArray[np.uint8] | Image.Image | str | os.PathLike[str], image_format: str = "RGB"
+) -> NDArray[np.uint8]:
+    """``[H, W, 3]`` uint8 RGB of an array in RGB or BGR, a PIL image or a path.
+
+    Raises:
+        ImageError: the image cannot be read or used.
+    """
+    if image_format not in ("RGB", "BGR"):
+        raise ImageError(f"image_format must be RGB or BGR, not {image_format!r}")
+    if isinstance(image, Image.Image | str | os.PathLike):
+        return load_image(image)
+    pixels = check_pixels(image)
+    return pixels[..., ::-1] if image_format == "BGR" else pixels
 
 
 def check_pixels(image: Any) -> NDArray[np.uint8]:

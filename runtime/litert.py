@@ -7,6 +7,7 @@ import numpy as np
 
 from pocketsam.errors import BundleError, MissingExtraError, ProviderError
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.machine import count_cores
 from pocketsam.runtime.session import check_threads
 
 SIGNATURE = "serving_default"
@@ -54,7 +55,7 @@ def open_tflite(
         data: a TFLite file.
         name: what errors call it.
         providers: only ``cpu``.
-        threads: None leaves it to LiteRT.
+        threads: None: one per core; LiteRT's own choice would be a single one.
 
     Raises:
         BundleError: LiteRT cannot load the file.
@@ -64,13 +65,13 @@ def open_tflite(
     wanted = [providers] if isinstance(providers, str) else list(providers)
     if wanted != ["cpu"]:
         raise ProviderError(f"a TFLite bundle runs with provider cpu, not {', '.join(wanted)}")
-    count = check_threads(threads)
+    count = check_threads(threads) or count_cores()
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "ai_edge_litert", "litert") from None
     try:
-        interpreter = Interpreter(model_content=data, num_threads=count or None)
+        interpreter = Interpreter(model_content=data, num_threads=count)
         return TfliteHalf(interpreter.get_signature_runner(SIGNATURE), name)
     except Exception as error:  # LiteRT raises ValueError and RuntimeError alike
         raise BundleError(f"{name}: LiteRT cannot load it: {_first_line(error)}") from None

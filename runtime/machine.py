@@ -30,15 +30,20 @@ THROTTLED = {
 def describe_machine() -> dict[str, Any]:
     """CPU, its cores and features, system, and the versions that take part in a measurement."""
     model, features = _cpu()
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": model,
         "flags": [flag for flag in FLAGS if flag in features],
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores": count_cores(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: version(name) for name in ("pocketsam", "onnxruntime", "numpy", "pillow")},
     }
+
+
+def count_cores() -> int:
+    """Those that this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _cpu() -> tuple[str, set[str]]:

@@ -1,5 +1,6 @@
 """Masks out: low-resolution logits to the original image's size, and COCO's run-length encoding."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class Upscaler:
         low = image_size // 4
         self._rows = _axis_matrix(low, image_size, height, original_size[0])
         self._columns = np.ascontiguousarray(_axis_matrix(low, image_size, width, original_size[1]).T)
+        self._reach = _Reach(self._rows), _Reach(self._columns.T)
 
     def logits(self, low_res_mask: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[S/4, S/4]`` to ``[H, W]`` float32."""
@@ -58,38 +60,138 @@ class Upscaler:
         out: NDArray[np.float32] = np.linalg.multi_dot([self._rows, low_res_mask, self._columns])
         return out
 
+    @property
+    def used(self) -> tuple[int, int]:
+        """Rows and columns of cells that the image takes up; the rest is padding."""
+        return self._reach[0].used, self._reach[1].used
+
+    def region(
+        self, logits: NDArray[np.float32], top: int, left: int
+    ) -> tuple[int, int, NDArray[np.float32]]:
+        """A part of low-resolution logits, with its place, to the pixels that it determines alone.
+
+        Returns:
+            The first row and column of those pixels, and their logits.
+        """
+        bottom, right = top + logits.shape[0], left + logits.shape[1]
+        y0, y1 = self._reach[0].within(top, bottom)
+        x0, x1 = self._reach[1].within(left, right)
+        rows, columns = self._rows[y0:y1, top:bottom], self._columns[left:right, x0:x1]
+        if not rows.size or not columns.size:
+            return 0, 0, np.zeros((0, 0), np.float32)
+        return y0, x0, np.linalg.multi_dot([rows, logits, columns])
+
+    def count(self, cells: NDArray[np.bool_]) -> int:
+        """How many pixels have their nearest cell among these ``[used rows, used columns]``."""
+        rows, columns = (reach.pixels for reach in self._reach)
+        return int(rows @ cells.astype(np.float64) @ columns)
+
+    def box(self, cells: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+        """x0, y0, x1, y1 around the pixels whose nearest cell is among these; None: there are none."""
+        rows = np.flatnonzero(np.any(cells, axis=1)[self._reach[0].nearest])
+        columns = np.flatnonzero(np.any(cells, axis=0)[self._reach[1].nearest])
+        if not len(rows) or not len(columns):
+            return None
+        return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+class _Reach:
+    """Which cells the pixels of one axis are made of: at most the nearest and its two neighbours.
+
+    Args:
+        matrix: ``[pixels, cells]``, see ``_axis_matrix``.
+
+    Attributes:
+        nearest: of each pixel the cell that weighs most.
+        used: how many cells have a weight at all.
+        pixels: of each used cell, how many pixels have it as their nearest.
+    """
+
+    def __init__(self, matrix: NDArray[np.float32]) -> None:
+        weighs = matrix > 0
+        self._first = weighs.argmax(axis=1)
+        self._last = matrix.shape[1] - 1 - weighs[:, ::-1].argmax(axis=1)
+        self.used = int(self._last.max()) + 1
+        self.nearest = matrix.argmax(axis=1)
+        self.pixels = np.bincount(self.nearest, minlength=self.used).astype(np.float64)
+
+    def within(self, start: int, stop: int) -> tuple[int, int]:
+        """The pixels, as a range, that are made of these cells alone."""
+        inside = np.flatnonzero((self._first >= start) & (self._last < stop))
+        return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+
+
+def mask_bounds(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+    """x0, y0, x1, y1 of a mask's outermost pixels; None if it is empty."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(columns):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
 
 def mask_box(mask: NDArray[np.bool_]) -> list[int]:
     """COCO's ``[x, y, width, height]`` around a mask ``[H, W]``; zeros if the mask is empty."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    if not len(columns):
+    bounds = mask_bounds(mask)
+    if bounds is None:
         return [0, 0, 0, 0]
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
+    x0, y0, x1, y1 = bounds
+    return [x0, y0, x1 - x0 + 1, y1 - y0 + 1]
 
 
-def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """Lengths of alternating runs in column order; the first counts background, and may be 0."""
-    flat = mask.ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate(([0], changes, [flat.size]))
-    lengths: list[int] = np.diff(edges).tolist()
-    return [0, *lengths] if flat.size and flat[0] else lengths
+def run_lengths(
+    mask: NDArray[np.bool_], place: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None
+) -> NDArray[np.int64]:
+    """Lengths of alternating runs in column order; the first counts background, and may be 0.
+
+    Args:
+        mask: ``[h, w]``.
+        place: (x, y) of the mask in an image that is empty elsewhere.
+        size: (H, W) of that image; None: the mask is the image.
+    """
+    height, width = size or mask.shape
+    framed = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
+    framed[:, 1:-1] = mask.T
+    change = np.diff(framed, axis=1)
+    edges = []
+    for sign in (1, -1):  # starts and ends, as places in the image's columns laid end to end
+        column, row = np.nonzero(change == sign)
+        edges.append((column + place[0]) * height + row + place[1])
+    starts, ends = edges
+    joined = ends[:-1] == starts[1:]  # a run that goes on at the top of the next column
+    starts, ends = (
+        np.delete(starts, np.flatnonzero(joined) + 1),
+        np.delete(ends, np.flatnonzero(joined)),
+    )
+    places = np.stack([starts, ends], axis=1).ravel()
+    lengths = np.diff(np.concatenate([[0], places, [height * width]]))
+    return lengths[:-1] if len(lengths) > 1 and not lengths[-1] else lengths
+
+
+def from_run_lengths(
+    lengths: Sequence[int] | NDArray[np.int64], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """The inverse of ``run_lengths``: ``[H, W]`` bool."""
+    filled = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(filled, np.asarray(lengths, np.int64)).reshape(size, order="F")
 
 
 def to_rle(mask: NDArray[Any]) -> dict[str, Any]:
     """A mask ``[H, W]`` (bool, or 0 and 1) as COCO's compressed run-length encoding.
 
     Returns:
-        ``{"size": [H, W], "counts": str}``, equal to ``pycocotools.mask.encode``. Each run length
-        but the first three is stored less the one two before it, in groups of 5 bits, low ones first.
+        ``{"size": [H, W], "counts": str}``, equal to ``pycocotools.mask.encode``.
 
     Raises:
         ValueError: the mask is not two-dimensional.
     """
     if mask.ndim != 2:
         raise ValueError(f"mask must have the shape [H, W], not {list(mask.shape)}")
-    lengths = _run_lengths(mask.astype(bool))
+    return compress(run_lengths(mask.astype(bool)).tolist(), mask.shape)
+
+
+def compress(lengths: Sequence[int], size: Sequence[int]) -> dict[str, Any]:
+    """Run lengths as COCO compresses them: each but the first three is stored less the one two before
+    it, in groups of 5 bits, low ones first."""
     out = bytearray()
     for i, length in enumerate(lengths):
         value = length - lengths[i - 2] if i > 2 else length
@@ -99,7 +201,7 @@ def to_rle(mask: NDArray[Any]) -> dict[str, Any]:
             out.append(48 + (group if done else group | 32))
             if done:
                 break
-    return {"size": list(mask.shape), "counts": out.decode("ascii")}
+    return {"size": list(size), "counts": out.decode("ascii")}
 
 
 def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
@@ -124,5 +226,4 @@ def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
             value = shift = 0
     if shift or min(lengths, default=0) < 0 or sum(lengths) != height * width:
         raise ValueError(f"counts do not describe a mask of {height}x{width} pixels")
-    filled = np.arange(len(lengths)) % 2 == 1
-    return np.repeat(filled, lengths).reshape((height, width), order="F")
+    return from_run_lengths(lengths, (height, width))

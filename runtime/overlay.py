@@ -1,6 +1,6 @@
 """Pictures for people: masks laid over the photograph, with the prompts drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ POINT_COLOURS = {LABEL_FOREGROUND: (60, 220, 60), LABEL_BACKGROUND: (230, 50, 50
 
 def draw_overlay(
     image: NDArray[np.uint8],
-    masks: Sequence[NDArray[np.bool_]],
+    masks: Iterable[NDArray[np.bool_]],
     points: Sequence[tuple[float, float, int]] = (),
     boxes: Sequence[tuple[float, float, float, float]] = (),
 ) -> Image.Image:
@@ -49,11 +49,9 @@ def draw_overlay(
     return result
 
 
-def label_map(masks: Sequence[NDArray[np.bool_]]) -> Image.Image:
-    """One mask as black and white; several as the numbers 1, 2, … of their objects on 0."""
-    if len(masks) == 1:
-        return Image.fromarray(masks[0].astype(np.uint8) * 255)
-    labels = np.zeros(masks[0].shape, np.uint8 if len(masks) < 256 else np.uint16)
+def label_map(masks: Iterable[NDArray[np.bool_]], count: int, size: tuple[int, int]) -> Image.Image:
+    """``count`` masks of (H, W): one as black and white; several as their numbers 1, 2, … on 0."""
+    labels = np.zeros(size, np.uint8 if count < 256 else np.uint16)
     for number, mask in enumerate(masks, start=1):
-        labels[mask] = number
+        labels[mask] = 255 if count == 1 else number
     return Image.fromarray(labels)

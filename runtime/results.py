@@ -1,9 +1,7 @@
 """Objects that were found, written as a mask, a picture or JSON; each file whole or not at all."""
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PocketSamError
-from pocketsam.runtime.masks import mask_box, to_rle
+from pocketsam.runtime.files import write_whole
+from pocketsam.runtime.masks import from_rle, mask_box, to_rle
 from pocketsam.runtime.overlay import draw_overlay, label_map
 from pocketsam.runtime.segmenter import Segmenter
 
 Point = tuple[float, float, int]
 Box = tuple[float, float, float, float]
 PICTURES = (".jpg", ".jpeg", ".webp")
+LAST = "masks.json"
+"""What ``write_all`` writes last: where it is, all is."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,33 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Outlined:
+    """One of many objects: a record of ``Segmenter.everything``, in COCO's RLE until it is drawn."""
+
+    record: dict[str, Any]
+    points: Sequence[Point] = ()
+    boxes: Sequence[Box] = ()
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """``[H, W]``."""
+        return from_rle(self.record["segmentation"])
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything a writer may want: the image's name and pixels ``[H, W, 3]``, and its objects."""
 
     name: str
     image: NDArray[np.uint8]
-    found: list[Found]
+    found: Sequence[Found | Outlined]
     segmenter: Segmenter
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """What JSON files hold; masks as in COCO: RLE, XYWH boxes, areas in pixels."""
+        if all(isinstance(one, Outlined) for one in self.found):
+            return self._dataset()
         return {
             "image": self.name,
             "size": list(self.image.shape[:2]),
@@ -60,7 +77,28 @@ class Results:
                     "boxes": [list(box) for box in one.boxes],
                 }
                 for one in self.found
+                if isinstance(one, Found)
             ],
+        }
+
+    def _dataset(self) -> dict[str, Any]:
+        """A COCO dataset of one image and one category."""
+        height, width = self.image.shape[:2]
+        image = {"id": 1, "file_name": self.name, "width": width, "height": height}
+        annotations = [
+            {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, **one.record}
+            for number, one in enumerate(self.found, start=1)
+            if isinstance(one, Outlined)
+        ]
+        about = {
+            "image_size": self.segmenter.image_size,
+            "checkpoint_sha256": self.segmenter.manifest["model"].get("checkpoint_sha256"),
+        }
+        return {
+            "info": about,
+            "images": [image],
+            "categories": [{"id": 1, "name": "object"}],
+            "annotations": annotations,
         }
 
 
@@ -89,21 +127,23 @@ def writer_for(path: Path) -> Writer:
 
 def write_mask(path: Path, results: Results) -> list[Path]:
     """One object in black and white, or the numbers of several."""
-    return _atomically(path, lambda work: label_map([one.mask for one in results.found]).save(work))
+    size = (results.image.shape[0], results.image.shape[1])
+    picture = label_map((one.mask for one in results.found), len(results.found), size)
+    return _write(path, lambda work: picture.save(work))
 
 
 def write_overlay(path: Path, results: Results) -> list[Path]:
     """The photograph with masks and prompts drawn on it."""
     points = [point for one in results.found for point in one.points]
     boxes = [box for one in results.found for box in one.boxes]
-    picture = draw_overlay(results.image, [one.mask for one in results.found], points, boxes)
-    return _atomically(path, lambda work: picture.save(work, quality=92))
+    picture = draw_overlay(results.image, (one.mask for one in results.found), points, boxes)
+    return _write(path, lambda work: picture.save(work, quality=92))
 
 
 def write_json(path: Path, results: Results) -> list[Path]:
     """``Results.record``."""
     text = json.dumps(results.record, indent=2, ensure_ascii=False)
-    return _atomically(path, lambda work: work.write_text(text + "\n", encoding="utf-8"))
+    return _write(path, lambda work: work.write_text(text + "\n", encoding="utf-8"))
 
 
 def write_all(path: Path, results: Results) -> list[Path]:
@@ -115,22 +155,10 @@ def write_all(path: Path, results: Results) -> list[Path]:
     return [
         *write_mask(path / "mask.png", results),
         *write_overlay(path / "overlay.png", results),
-        *write_json(path / "masks.json", results),
+        *write_json(path / LAST, results),
     ]
 
 
-def _atomically(path: Path, write: Callable[[Path], object]) -> list[Path]:
-    """Writes a sibling and renames it: the file is whole or as it was."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        work = Path(name)
-        try:
-            write(work)
-            work.chmod(0o644)
-            work.replace(path)
-        finally:
-            work.unlink(missing_ok=True)
-    except OSError as error:
-        raise PocketSamError(f"{path}: cannot be written: {error.strerror or error}") from None
+def _write(path: Path, write: Callable[[Path], object]) -> list[Path]:
+    write_whole(path, write)
     return [path]

@@ -44,6 +44,9 @@ def add_segment(subparsers: terminal.Subparsers) -> None:
         metavar="OUT",
         help="mask (.png), picture (.jpg, .webp), JSON (.json), or a directory for all; repeatable",
     )
+    parser.add_argument(
+        "--embedding", metavar="FILE.npz", help="of this image, by `pocketsam embed`: skips the encoder"
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON to stdout, too")
     terminal.add_device_options(parser)
     parser.set_defaults(run=run_segment)
@@ -86,10 +89,11 @@ def run_segment(args: argparse.Namespace) -> None:
     writers = [(Path(name), results.writer_for(Path(name))) for name in args.output]
 
     image = load_image(args.image)
-    segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads)
-    if not segmenter.manifest["model"]["trained"]:
-        terminal.say("note: this bundle holds untrained weights; its masks mean nothing")
-    segmenter.set_image(image)
+    segmenter = open_segmenter(args)
+    if args.embedding:
+        segmenter.set_embedding(args.embedding, image)
+    else:
+        segmenter.set_image(image)
     found = find_objects(segmenter, points, boxes)
     made = results.Results(args.image, image, found, segmenter)
     written = [file for path, write in writers for file in write(path, made)]
@@ -122,3 +126,11 @@ def find_objects(segmenter: Segmenter, points: list[Point], boxes: list[Box]) ->
     return [
         Found(*prompt, masks[i, best[i]], float(scores[i, best[i]])) for i, prompt in enumerate(prompts)
     ]
+
+
+def open_segmenter(args: argparse.Namespace) -> Segmenter:
+    """The bundle of a command, with a word where its masks mean nothing."""
+    segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads)
+    if not segmenter.manifest["model"]["trained"]:
+        terminal.say("note: this bundle holds untrained weights; its masks mean nothing")
+    return segmenter

@@ -1,18 +1,27 @@
 """Masks from a bundle: encode an image once, prompt it many times."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from pocketsam.errors import ImageError, PromptError
+from pocketsam.errors import PromptError
 from pocketsam.runtime import contract, prompts
 from pocketsam.runtime.bundle import PARTS, open_bundle
+from pocketsam.runtime.embedding import (
+    Embedding,
+    check_belongs,
+    check_image,
+    hash_pixels,
+    read_embedding,
+)
+from pocketsam.runtime.everything import everything
+from pocketsam.runtime.grid import Parameters
 from pocketsam.runtime.halves import open_half
-from pocketsam.runtime.image import check_pixels, encoder_feeds, load_image
+from pocketsam.runtime.image import as_pixels, encoder_feeds
 from pocketsam.runtime.masks import Upscaler
 
 DECODER_BATCH = 16
@@ -47,7 +56,9 @@ class Segmenter:
         self.image_size: int = bundle.image_size
         self._inputs = bundle.inputs("encoder")
         self._encoder, self._decoder = (open_half(bundle, part, providers, threads) for part in PARTS)
+        self.encoder_sha256: str = bundle.manifest["encoder"]["sha256"]
         self._embedding: NDArray[np.float32] | None = None
+        self._image_sha256 = ""
         self._upscaler: Upscaler | None = None
         self._original_size = (0, 0)
 
@@ -76,17 +87,68 @@ class Segmenter:
         Raises:
             ImageError: the image cannot be read or used. The image set before stays set.
         """
-        if image_format not in ("RGB", "BGR"):
-            raise ImageError(f"image_format must be RGB or BGR, not {image_format!r}")
-        if isinstance(image, Image.Image | str | os.PathLike):
-            pixels = load_image(image)
-        else:
-            pixels = check_pixels(image)
-            if image_format == "BGR":
-                pixels = pixels[..., ::-1]
+        pixels = as_pixels(image, image_format)
         self._embedding = self.encode(self.encoder_feeds(pixels))
+        self._image_sha256 = hash_pixels(pixels)
         self._original_size = (pixels.shape[0], pixels.shape[1])
         self._upscaler = Upscaler(self.image_size, self._original_size)
+
+    def embedding(self) -> Embedding:
+        """That of the image that is set, with what it is of: ``embedding().save(path)``."""
+        values, _ = self._require_image()
+        return Embedding(values, self._original_size, self._image_sha256, self.encoder_sha256)
+
+    def set_embedding(
+        self, path: str | os.PathLike[str], image: NDArray[np.uint8] | None = None
+    ) -> None:
+        """``set_image`` without the encoder: from a file that ``embedding().save`` wrote.
+
+        Args:
+            path: the ``.npz``.
+            image: ``[H, W, 3]`` uint8; if given, the embedding must be of it.
+
+        Raises:
+            ImageError: not such a file. The image set before stays set, in any case.
+            IntegrityError: it is of another image, or another bundle's encoder.
+        """
+        one = read_embedding(path)
+        side = self.image_size // 16
+        check_belongs(one, path, (1, 256, side, side), self.encoder_sha256)
+        if image is not None:
+            check_image(one, path, image)
+        self._embedding, self._image_sha256 = one.values, one.image_sha256
+        self._original_size = one.original_size
+        self._upscaler = Upscaler(self.image_size, self._original_size)
+
+    def everything(
+        self,
+        image: NDArray[np.uint8] | Image.Image | str | os.PathLike[str],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        **parameters: Any,
+    ) -> list[dict[str, Any]]:
+        """All objects of an image, without a prompt: the reference's ``SamAutomaticMaskGenerator``.
+
+        Args:
+            image: as for ``set_image``. It is the image that is set afterwards, unless there are crops.
+            progress: called with the number of clicks done, and of all.
+            parameters: those of ``grid.Parameters``, which has the reference's names and defaults.
+
+        Returns:
+            A dict for each mask, best first: ``segmentation`` (``[H, W]`` bool, or RLE by
+            ``output_mode``), ``area`` in pixels, ``bbox`` XYWH, ``predicted_iou``, ``point_coords``
+            ``[[x, y]]``, ``stability_score``, ``crop_box`` XYWH.
+
+        Raises:
+            ImageError: the image cannot be read or used.
+            PromptError: a parameter that makes no sense, or an image too small for its crops.
+        """
+        chosen = Parameters(**parameters)
+        return everything(self, as_pixels(image), chosen, progress)
+
+    @property
+    def upscaler(self) -> Upscaler:
+        """Low-resolution logits to the size of the image that is set."""
+        return self._require_image()[1]
 
     def encoder_feeds(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """The encoder's inputs by name, from ``[H, W, 3]`` uint8 RGB."""

@@ -1,0 +1,132 @@
+"""Embeddings in files: encode today, prompt tomorrow, with the certainty that they belong together."""
+
+import argparse
+import hashlib
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketsam import terminal
+from pocketsam.errors import ImageError, IntegrityError
+from pocketsam.runtime.contract import IMAGE_EMBEDDINGS
+from pocketsam.runtime.files import write_whole
+from pocketsam.runtime.image import find_images, load_image
+
+SUFFIX = ".npz"
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """An image's embedding, and what it is of.
+
+    Attributes:
+        values: ``[1, 256, S/16, S/16]`` float32.
+        original_size: (height, width) of the image.
+        image_sha256: of the image's pixels, see ``hash_pixels``.
+        encoder_sha256: of the encoder's file or package, as the manifest has it.
+    """
+
+    values: NDArray[np.float32]
+    original_size: tuple[int, int]
+    image_sha256: str
+    encoder_sha256: str
+
+    def save(self, path: Path) -> None:
+        """Writes an ``.npz``, whole or not at all."""
+        arrays: dict[str, Any] = {
+            IMAGE_EMBEDDINGS: self.values,
+            "original_size": np.array(self.original_size, np.int64),
+            "image_sha256": np.array(self.image_sha256),
+            "encoder_sha256": np.array(self.encoder_sha256),
+        }
+        write_whole(path, lambda work: np.savez(work, **arrays))
+
+
+def hash_pixels(pixels: NDArray[np.uint8]) -> str:
+    """sha256 of an image's size and RGB values: the same for the same picture in another file."""
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def read_embedding(path: str | os.PathLike[str]) -> Embedding:
+    """An embedding from a file that ``Embedding.save`` wrote.
+
+    Raises:
+        ImageError: the file cannot be read, or is something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            height, width = (int(side) for side in file["original_size"])
+            values = file[IMAGE_EMBEDDINGS]
+            hashes = str(file["image_sha256"]), str(file["encoder_sha256"])
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise ImageError(f"{path}: not an embedding of pocketsam: {error}") from None
+    if values.dtype != np.float32 or values.ndim != 4 or not np.isfinite(values).all():
+        raise ImageError(f"{path}: {IMAGE_EMBEDDINGS} is not a finite float32 [1, 256, n, n]")
+    return Embedding(values, (height, width), *hashes)
+
+
+def check_belongs(
+    one: Embedding, path: str | os.PathLike[str], shape: tuple[int, ...], encoder_sha256: str
+) -> None:
+    """Raises IntegrityError unless an embedding is of this encoder."""
+    if one.encoder_sha256 != encoder_sha256 or one.values.shape != shape:
+        raise IntegrityError(
+            f"{path}: embedding of another encoder (sha256 {one.encoder_sha256[:12]}…, this bundle's "
+            f"is {encoder_sha256[:12]}…); encode the image again"
+        )
+
+
+def check_image(one: Embedding, path: str | os.PathLike[str], pixels: NDArray[np.uint8]) -> None:
+    """Raises IntegrityError unless an embedding is of this image."""
+    if one.image_sha256 != hash_pixels(pixels):
+        raise IntegrityError(f"{path}: embedding of another image; encode this one")
+
+
+def add_embed(subparsers: terminal.Subparsers) -> None:
+    """Adds ``embed``."""
+    parser = subparsers.add_parser(
+        "embed",
+        help="encode images and keep their embeddings, for many prompts later",
+        description="`pocketsam segment … --embedding FILE` then needs the decoder alone.",
+    )
+    parser.add_argument("bundle", help="directory that `pocketsam export` wrote")
+    parser.add_argument("image", help="an image; or a folder, of which images done before are skipped")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="for NAME.npz of each image"
+    )
+    terminal.add_device_options(parser)
+    parser.set_defaults(run=run_embed)
+
+
+def run_embed(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    from pocketsam.runtime.segmenter import Segmenter
+
+    segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads)
+    files = find_images(args.image) if Path(args.image).is_dir() else [Path(args.image)]
+    for number, file in enumerate(files, start=1):
+        path = args.output / f"{file.name}{SUFFIX}"
+        pixels = load_image(file)
+        if path.is_file() and _is_done(path, pixels, segmenter.encoder_sha256):
+            print(f"{number}/{len(files)} {file.name}: done before")
+            continue
+        segmenter.set_image(pixels)
+        segmenter.embedding().save(path)
+        print(f"{number}/{len(files)} wrote {path}")
+
+
+def _is_done(path: Path, pixels: NDArray[np.uint8], encoder_sha256: str) -> bool:
+    try:
+        one = read_embedding(path)
+    except ImageError:
+        return False
+    return one.encoder_sha256 == encoder_sha256 and one.image_sha256 == hash_pixels(pixels)

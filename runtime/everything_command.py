@@ -1,0 +1,110 @@
+"""``pocketsam everything``: all objects of an image, or of each image of a folder."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pocketsam import terminal
+from pocketsam.errors import PocketSamError
+from pocketsam.runtime import results
+from pocketsam.runtime.grid import ORDERS, Parameters
+from pocketsam.runtime.image import find_images, load_image
+from pocketsam.runtime.segment import open_segmenter
+from pocketsam.runtime.segmenter import Segmenter
+
+NUMBERS: dict[str, tuple[type, str]] = {
+    "points_per_side": (int, "clicks along each side of the grid"),
+    "points_per_batch": (int, "clicks per call of the decoder"),
+    "pred_iou_thresh": (float, "least predicted IoU"),
+    "stability_score_thresh": (float, "least stability of the mask's outline"),
+    "stability_score_offset": (
+        float,
+        "logits by which thresholds are shifted for stability",
+    ),
+    "box_nms_thresh": (float, "overlap of boxes above which the worse mask goes"),
+    "crop_n_layers": (int, "layers of crops that are searched as well"),
+    "crop_nms_thresh": (float, "the same overlap between crops"),
+    "crop_overlap_ratio": (float, "overlap of crops, as a share of the image's short side"),
+    "crop_n_points_downscale_factor": (int, "by how much each layer's grid is coarser"),
+    "min_mask_region_area": (int, "pixels below which islands and holes are removed"),
+    "time_budget": (float, "seconds after which the best so far is returned"),
+}
+"""The parameters that are options of the command: their types, and what they are."""
+
+
+def add_everything(subparsers: terminal.Subparsers) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "everything",
+        help="find all objects of an image, without a prompt",
+        description="A grid of clicks, filtered as segment-anything's SamAutomaticMaskGenerator does.",
+    )
+    parser.add_argument("bundle", help="directory that `pocketsam export` wrote")
+    parser.add_argument("image", help="an image; or a folder, of which images done before are skipped")
+    parser.add_argument(
+        "--output",
+        action="append",
+        required=True,
+        metavar="OUT",
+        help="label map (.png), picture (.jpg, .webp), COCO dataset (.json), or a directory for all; "
+        "repeatable. For a folder of images: a directory, with a directory for each",
+    )
+    defaults = {field.name: field.default for field in fields(Parameters)}
+    for name, (kind, what) in NUMBERS.items():
+        default = "" if defaults[name] is None else f" (default {defaults[name]:.4g})"
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=kind, metavar="N", help=what + default)
+    parser.add_argument(
+        "--order", choices=ORDERS, help="adaptive: leave out clicks that accepted masks explain"
+    )
+    parser.add_argument("--json", action="store_true", help="print the COCO dataset to stdout, too")
+    terminal.add_device_options(parser)
+    parser.set_defaults(run=run_everything)
+
+
+def run_everything(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    given = {name: getattr(args, name) for name in (*NUMBERS, "order")}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    Parameters(**chosen)  # before any work is done
+    outputs = [Path(name) for name in args.output]
+    if Path(args.image).is_dir():
+        _run_folder(args, outputs, chosen)
+        return
+    writers = [(path, results.writer_for(path)) for path in outputs]
+    image = load_image(args.image)
+    segmenter = open_segmenter(args)
+    made = _find(segmenter, args.image, image, chosen)
+    written = [file for path, write in writers for file in write(path, made)]
+    if args.json:
+        terminal.print_json(made.record)
+        return
+    print(f"{len(made.found)} objects")
+    for file in written:
+        print(f"wrote {file}")
+
+
+def _run_folder(args: argparse.Namespace, outputs: list[Path], chosen: dict[str, Any]) -> None:
+    if len(outputs) > 1 or outputs[0].suffix or args.json:
+        raise PocketSamError("a folder of images wants one directory as --output, and no --json")
+    files = find_images(args.image)
+    segmenter = open_segmenter(args)
+    for number, file in enumerate(files, start=1):
+        folder = outputs[0] / file.name
+        if (folder / results.LAST).is_file():
+            print(f"{number}/{len(files)} {file.name}: done before")
+            continue
+        made = _find(segmenter, str(file), load_image(file), chosen)
+        results.write_all(folder, made)
+        print(f"{number}/{len(files)} {file.name}: {len(made.found)} objects")
+
+
+def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -> results.Results:
+    def bar(done: int, total: int) -> None:
+        terminal.show_progress(f"{name}: {done} of {total} clicks", done == total)
+
+    records = segmenter.everything(image, bar, output_mode="coco_rle", **chosen)
+    # large ones first, so that small ones lie on top where masks are drawn
+    records.sort(key=lambda record: -record["area"])
+    return results.Results(name, image, [results.Outlined(record) for record in records], segmenter)

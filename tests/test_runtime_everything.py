@@ -1,0 +1,281 @@
+"""Segment everything: held against the reference's generator on the same weights."""
+
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from pocketsam.errors import PromptError
+from pocketsam.export.pipeline import export_bundle
+from pocketsam.models.checkpoint import DEFAULT, load_model
+from pocketsam.runtime import Segmenter
+from pocketsam.runtime.candidates import _grown, is_gone
+from pocketsam.runtime.components import remove_small_regions
+from pocketsam.runtime.grid import Parameters, coarse_to_fine, crop_boxes, point_grid
+from pocketsam.runtime.masks import Upscaler, from_rle, from_run_lengths, run_lengths
+
+LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.6, "points_per_side": 5}
+"""So that a few clicks find many masks."""
+
+
+def plain_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, _groups: torch.Tensor, iou_threshold: float
+) -> torch.Tensor:
+    """torchvision's ``batched_nms`` of one group, whose compiled part is not in this environment."""
+    kept: list[int] = []
+    for index in torch.argsort(scores, descending=True, stable=True).tolist():
+        x0, y0, x1, y1 = boxes[index]
+        for other in kept:
+            width = min(x1, boxes[other, 2]) - max(x0, boxes[other, 0])
+            height = min(y1, boxes[other, 3]) - max(y0, boxes[other, 1])
+            common = max(width, 0) * max(height, 0)
+            areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (boxes[index], boxes[other])]
+            if common / (areas[0] + areas[1] - common) > iou_threshold:
+                break
+        else:
+            kept.append(index)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def regions(mask: np.ndarray, _connectivity: int) -> tuple:
+    """What the reference asks of OpenCV, by scipy."""
+    labels, count = ndimage.label(mask, np.ones((3, 3), int))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    return count + 1, labels, areas[:, None], None
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Our own weights at the only size that the reference's encoder knows."""
+    return load_model(DEFAULT, 1024).model
+
+
+@pytest.fixture(scope="module")
+def generator(trained, mobile_sam):
+    """The reference's generator on those weights, by its parameters."""
+    network = mobile_sam.sam_model_registry["vit_t"]()
+    network.load_state_dict(trained.state_dict())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mobile_sam.automatic_mask_generator.batched_nms", plain_nms)
+        patch.setitem(sys.modules, "cv2", types.SimpleNamespace(connectedComponentsWithStats=regions))
+        yield lambda **parameters: mobile_sam.SamAutomaticMaskGenerator(network.eval(), **parameters)
+
+
+def open_default(folder, image_size):
+    export_bundle(DEFAULT, folder / "bundle", image_size=image_size, verify=False)
+    return Segmenter(folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """Our own weights at the size that they were trained at."""
+    return open_default(tmp_path_factory.mktemp("everything"), 512)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """At the reference's."""
+    return open_default(tmp_path_factory.mktemp("large"), 1024)
+
+
+def compare(found, wanted, masks=from_rle):
+    """Equal records, in the same order; a pixel may differ where a logit is within rounding of 0."""
+    assert len(found) == len(wanted)
+    exact = 0
+    for one, other in zip(found, wanted, strict=True):
+        assert one.keys() == other.keys()
+        for key in ("predicted_iou", "stability_score"):
+            assert one[key] == pytest.approx(other[key], abs=1e-3)
+        assert one["crop_box"] == other["crop_box"]
+        assert one["point_coords"][0] == pytest.approx(other["point_coords"][0])
+        assert np.abs(np.subtract(one["bbox"], other["bbox"])).max() <= 1
+        exact += one["segmentation"] == other["segmentation"]
+        first, second = masks(one["segmentation"]), masks(other["segmentation"])
+        assert np.count_nonzero(first != second) <= max(2, 1e-4 * first.size)
+        assert one["area"] == np.count_nonzero(first)
+    return exact
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"crop_n_layers": 1, "crop_n_points_downscale_factor": 2},
+        {"min_mask_region_area": 200},
+        {"points_per_batch": 5, "box_nms_thresh": 0.6, "pred_iou_thresh": 0.1},
+    ],
+    ids=["grid", "crops", "regions", "thresholds"],
+)
+def test_the_references_masks(more, generator, large, photo):
+    parameters = LOOSE | more | {"output_mode": "coco_rle"}
+    wanted = generator(**parameters).generate(photo)
+    assert len(wanted) > 3, "nothing to compare"
+    exact = compare(large.everything(photo, **parameters), wanted)
+    assert exact >= 0.9 * len(wanted)
+
+
+def test_output_modes(segmenter, photo):
+    modes = ("binary_mask", "uncompressed_rle", "coco_rle")
+    arrays, lengths, codes = (segmenter.everything(photo, output_mode=m, **LOOSE) for m in modes)
+    assert len(arrays) > 3
+    for array, length, code in zip(arrays, lengths, codes, strict=True):
+        mask = array["segmentation"]
+        assert (mask.shape, mask.dtype) == (photo.shape[:2], bool)
+        runs = length["segmentation"]
+        assert np.array_equal(from_run_lengths(runs["counts"], tuple(runs["size"])), mask)
+        assert np.array_equal(from_rle(code["segmentation"]), mask)
+
+
+def test_a_full_pool_changes_nothing(segmenter, photo, monkeypatch):
+    wanted = segmenter.everything(photo, output_mode="coco_rle", **LOOSE)
+    monkeypatch.setattr("pocketsam.runtime.everything.POOL_BYTES", 0)
+    assert segmenter.everything(photo, output_mode="coco_rle", **LOOSE) == wanted
+
+
+def test_adaptive_clicks_less_and_finds_the_same_objects(segmenter, photo):
+    clicks = {"grid": 0, "adaptive": 0}
+    original = segmenter.predict_low_res
+
+    found = {}
+    for order in clicks:
+
+        def counting(points, labels, order=order):
+            clicks[order] += len(points)
+            return original(points, labels)
+
+        segmenter.predict_low_res = counting
+        parameters = LOOSE | {"points_per_side": 8, "order": order}
+        found[order] = segmenter.everything(photo, **parameters)
+    del segmenter.predict_low_res
+    assert clicks["grid"] == 64
+    assert 4 <= clicks["adaptive"] < 64
+    assert found["adaptive"]
+
+
+def test_a_time_budget(segmenter, photo):
+    assert segmenter.everything(photo, time_budget=0) == []
+    some = segmenter.everything(photo, time_budget=1e-9, **LOOSE)
+    assert some == []  # it is over before the first click
+    whole = segmenter.everything(photo, time_budget=3600, output_mode="coco_rle", **LOOSE)
+    assert whole == segmenter.everything(photo, output_mode="coco_rle", **LOOSE)
+
+
+def test_progress(segmenter, photo):
+    told = []
+    segmenter.everything(photo, lambda *counts: told.append(counts), points_per_batch=10, **LOOSE)
+    assert [done for done, _ in told] == [10, 20, 25, 25]
+    assert {total for _, total in told} == {25}
+
+
+def test_a_single_pixel(segmenter):
+    assert isinstance(segmenter.everything(np.zeros((1, 1, 3), np.uint8), **LOOSE), list)
+
+
+def test_an_image_smaller_than_its_crops(segmenter):
+    with pytest.raises(PromptError, match="1x1 pixels is too small for 2 layers"):
+        segmenter.everything(np.zeros((1, 1, 3), np.uint8), crop_n_layers=2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"points_per_side": 0}, "points_per_side must be a whole number from 1"),
+        ({"points_per_side": 10_000}, "points_per_side must be a whole number from 1 to 256"),
+        ({"points_per_side": None}, "either points_per_side or point_grids"),
+        ({"points_per_side": 2.0}, "points_per_side must be a whole number"),
+        ({"pred_iou_thresh": 1.5}, r"pred_iou_thresh must lie in 0\.\.1, not 1\.5"),
+        ({"stability_score_thresh": -0.1}, "stability_score_thresh must lie"),
+        ({"box_nms_thresh": math.nan}, "box_nms_thresh must lie"),
+        ({"stability_score_offset": math.inf}, "stability_score_offset"),
+        ({"output_mode": "png"}, "output_mode must be binary_mask"),
+        ({"order": "random"}, "order must be grid, adaptive"),
+        ({"time_budget": -1}, "time_budget must be seconds >= 0"),
+        ({"time_budget": math.nan}, "time_budget must be seconds"),
+        ({"points_per_side": None, "point_grids": [np.zeros((3, 3))]}, r"point_grids\[0\] must be"),
+        ({"points_per_side": None, "point_grids": [np.full((1, 2), 2.0)]}, "must lie in 0..1"),
+        ({"points_per_side": None, "point_grids": []}, "point_grids has 0 grids"),
+        ({"crop_n_points_downscale_factor": 64, "crop_n_layers": 1}, "without points"),
+    ],
+)
+def test_wrong_parameters(wrong, message):
+    with pytest.raises(PromptError, match=message):
+        Parameters(**wrong)
+
+
+def test_grids_and_crops_are_the_references(mobile_sam):
+    from mobile_sam.utils import amg
+
+    for side in (1, 2, 5, 32):
+        assert np.array_equal(point_grid(side), amg.build_point_grid(side))
+    for size in ((300, 451), (1000, 64), (7, 9)):
+        boxes, layers = amg.generate_crop_boxes(size, 2, 512 / 1500)
+        assert crop_boxes(size, 2, 512 / 1500) == list(zip(map(tuple, boxes), layers, strict=True))
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7, 8, 32, 33])
+def test_levels_hold_each_click_once(side):
+    levels = coarse_to_fine(point_grid(side))
+    assert sorted(np.concatenate(levels)) == list(range(side**2))
+    assert all(len(level) for level in levels)
+
+
+@pytest.mark.parametrize("mode", ["holes", "islands"])
+@pytest.mark.parametrize("density", [0, 0.05, 0.4, 0.6, 0.95, 1])
+def test_small_regions(mode, density):
+    """Against scipy's labels."""
+    rng = np.random.default_rng(3)
+    structure = np.ones((3, 3), int)
+    for size in ((1, 1), (1, 40), (37, 23), (64, 64)):
+        mask = rng.random(size) < density
+        found, changed = remove_small_regions(mask, 6, mode)
+        labels, count = ndimage.label(mask ^ (mode == "holes"), structure)
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+        small = np.flatnonzero(sizes < 6) + 1
+        if mode == "islands" and len(small) == count:
+            assert found.sum() == (sizes.max() if count else 0)
+        else:
+            wanted = mask.copy()
+            wanted[np.isin(labels, small)] = mode == "holes"
+            assert np.array_equal(found, wanted)
+        assert changed == (len(small) > 0)
+
+
+@pytest.mark.parametrize("density", [0, 0.2, 0.5, 0.9, 1])
+def test_run_lengths_of_a_part(density):
+    rng = np.random.default_rng(0)
+    for place, shape in (((0, 0), (9, 7)), ((2, 3), (4, 5)), ((3, 0), (9, 4)), ((0, 5), (4, 7))):
+        part = rng.random(shape) < density
+        whole = np.zeros((9, 7), bool)
+        whole[place[1] : place[1] + shape[0], place[0] : place[0] + shape[1]] = part
+        lengths = run_lengths(part, place, whole.shape)
+        assert np.array_equal(lengths, run_lengths(whole))
+        assert np.array_equal(from_run_lengths(lengths, whole.shape), whole)
+
+
+@pytest.mark.parametrize("size", [(300, 451), (1, 1), (1, 500), (2000, 30), (64, 64), (1024, 1024)])
+def test_bounds_from_cells_hold(size):
+    """Counts at full size lie within what the cells say, and a part equals the whole."""
+    upscaler = Upscaler(256, size)
+    rng = np.random.default_rng(1)
+    for smooth in (1, 6):
+        low = ndimage.gaussian_filter(rng.standard_normal((64, 64)), smooth).astype(np.float32)
+        full = upscaler.logits(low)
+        used = low[: upscaler.used[0], : upscaler.used[1]]
+        inside = used > 0
+        assert upscaler.count(~_grown(~inside)) <= np.count_nonzero(full > 0)
+        assert upscaler.count(_grown(inside)) >= np.count_nonzero(full > 0)
+        y, x, part = upscaler.region(used[10:40, 5:50], 10, 5) if min(used.shape) > 50 else (0, 0, full)
+        there = full[y : y + part.shape[0], x : x + part.shape[1]]
+        assert part.size
+        np.testing.assert_allclose(part, there, atol=1e-6)
+
+
+def test_suppression():
+    boxes = [(0, 0, 10, 10), (20, 20, 30, 30)]
+    assert is_gone((0, 0, 10, 9), boxes, 0.7)
+    assert not is_gone((0, 0, 10, 7), boxes, 0.7)  # exactly 0.7 stays
+    assert not is_gone((0, 0, 0, 0), [(0, 0, 0, 0)], 0.7)
