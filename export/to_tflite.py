@@ -140,7 +140,8 @@ def _write_precision(
     # The decoder's few tokens do not bear 8-bit activations; its weights do.
     is_decoder = isinstance(part, StaticDecoder)
     precision = "int8-weights" if options.precision == "int8" and is_decoder else options.precision
-    command = [sys.executable, "-m", "pocketsam.export.tflite_worker", precision]
+    half = "decoder" if is_decoder else "encoder"
+    command = [sys.executable, "-m", "pocketsam.export.tflite_worker", precision, half]
     command += [str(float_file), str(path), str(sample_file)]
     run_child(command, "litert-quantizer", options.time_limit)
 

@@ -88,8 +88,9 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--provider",
         action="append",
-        metavar="NAME",
-        help="execution provider, best first: cpu (default), cuda, tensorrt, coreml, xnnpack",
+        metavar="NAME[:KEY=VALUE,…]",
+        help="execution provider, best first, with onnxruntime's options for it: cpu (default), cuda, "
+        "tensorrt, coreml, xnnpack",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads per operator")
 

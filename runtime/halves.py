@@ -7,14 +7,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import onnxruntime as ort
 
 from pocketsam.errors import BundleError, PromptError
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.bundle import Bundle
-from pocketsam.runtime.session import open_session, run_session
+from pocketsam.runtime.session import (
+    GPUS,
+    GRAPHS,
+    Recorded,
+    open_session,
+    provider_options,
+    run_bound,
+    run_session,
+)
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Any]
+"""Arrays by name; on a GPU the embedding is an ``OrtValue`` in its memory."""
 Half = Callable[[Arrays], Arrays]
 
 OUTPUTS = {"encoder": (c.IMAGE_EMBEDDINGS,), "decoder": (c.IOU_PREDICTIONS, c.LOW_RES_MASKS)}
@@ -53,12 +62,32 @@ def open_half(
 
 def _open_onnx(bundle: Bundle, part: str, providers: str | Sequence[str], threads: int | None) -> Half:
     name = f"{bundle.path}: {part}"
-    session = open_session(bundle.read(part), name, providers, threads)
+    session = open_session(bundle.read(part), name, providers, threads, static=part == "encoder")
+    first, options = provider_options(providers)[0]
+    device = "cuda" if first in GPUS else None
+    if device and part == "encoder" and options.get(GRAPHS[first], "0").lower() in ("1", "true"):
+        recorded = Recorded(session, device)
+        return lambda feeds: {c.IMAGE_EMBEDDINGS: recorded(feeds)}
+    return onnx_half(session, part, name, device)
+
+
+def onnx_half(session: ort.InferenceSession, part: str, name: str, device: str | None) -> Half:
+    """A half in an open session.
+
+    Args:
+        device: where the embedding stays between the halves; None: in numpy's memory.
+    """
 
     def call(feeds: Arrays) -> Arrays:
         if part == "decoder":  # (0, 0): no full-size masks; ``Upscaler`` is exact and cheaper
             feeds = feeds | {c.ORIG_IM_SIZE: np.zeros(2, np.float32)}
-        return dict(zip(OUTPUTS[part], run_session(session, name, OUTPUTS[part], feeds), strict=True))
+        outputs = OUTPUTS[part]
+        if device:
+            kept = (c.IMAGE_EMBEDDINGS,)
+            return dict(
+                zip(outputs, run_bound(session, name, outputs, feeds, device, kept), strict=True)
+            )
+        return dict(zip(outputs, run_session(session, name, outputs, feeds), strict=True))
 
     return call
 

@@ -57,7 +57,7 @@ class Segmenter:
         self._inputs = bundle.inputs("encoder")
         self._encoder, self._decoder = (open_half(bundle, part, providers, threads) for part in PARTS)
         self.encoder_sha256: str = bundle.manifest["encoder"]["sha256"]
-        self._embedding: NDArray[np.float32] | None = None
+        self._embedding: Any = None  # an array, or on a GPU an OrtValue in its memory
         self._image_sha256 = ""
         self._upscaler: Upscaler | None = None
         self._original_size = (0, 0)
@@ -88,7 +88,7 @@ class Segmenter:
             ImageError: the image cannot be read or used. The image set before stays set.
         """
         pixels = as_pixels(image, image_format)
-        self._embedding = self.encode(self.encoder_feeds(pixels))
+        self._embedding = self._encoder(self.encoder_feeds(pixels))[contract.IMAGE_EMBEDDINGS]
         self._image_sha256 = hash_pixels(pixels)
         self._original_size = (pixels.shape[0], pixels.shape[1])
         self._upscaler = Upscaler(self.image_size, self._original_size)
@@ -96,7 +96,7 @@ class Segmenter:
     def embedding(self) -> Embedding:
         """That of the image that is set, with what it is of: ``embedding().save(path)``."""
         values, _ = self._require_image()
-        return Embedding(values, self._original_size, self._image_sha256, self.encoder_sha256)
+        return Embedding(as_array(values), self._original_size, self._image_sha256, self.encoder_sha256)
 
     def set_embedding(
         self, path: str | os.PathLike[str], image: NDArray[np.uint8] | None = None
@@ -156,8 +156,7 @@ class Segmenter:
 
     def encode(self, feeds: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """The encoder alone: what ``encoder_feeds`` gave, to ``[1, 256, S/16, S/16]`` float32."""
-        embedding: NDArray[np.float32] = self._encoder(feeds)[contract.IMAGE_EMBEDDINGS]
-        return embedding
+        return as_array(self._encoder(feeds)[contract.IMAGE_EMBEDDINGS])
 
     def reset_image(self) -> None:
         """Forgets the image."""
@@ -165,7 +164,7 @@ class Segmenter:
 
     def get_image_embedding(self) -> NDArray[np.float32]:
         """The embedding of the image that is set, ``[1, 256, S/16, S/16]`` float32."""
-        return self._require_image()[0].copy()
+        return as_array(self._require_image()[0]).copy()
 
     def predict(
         self,
@@ -293,7 +292,13 @@ class Segmenter:
             low_res.append(found[contract.LOW_RES_MASKS][:, chosen])
         return np.concatenate(scores), np.concatenate(low_res)
 
-    def _require_image(self) -> tuple[NDArray[np.float32], Upscaler]:
+    def _require_image(self) -> tuple[Any, Upscaler]:
         if self._embedding is None or self._upscaler is None:
             raise PromptError("no image is set; call set_image first")
         return self._embedding, self._upscaler
+
+
+def as_array(value: Any) -> NDArray[np.float32]:
+    """An embedding in numpy's memory, wherever it was."""
+    array: NDArray[np.float32] = value if isinstance(value, np.ndarray) else value.numpy()
+    return array

@@ -6,12 +6,20 @@ import pytest
 from onnx import TensorProto, helper
 
 from pocketsam.errors import BundleError, ProviderError
+from pocketsam.runtime import Segmenter
+from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.halves import onnx_half
 from pocketsam.runtime.session import (
+    DEFAULTS,
+    GPUS,
+    GRAPHS,
     MAX_THREADS,
     PROVIDERS,
+    Recorded,
     check_threads,
     open_session,
     provider_names,
+    provider_options,
     run_session,
 )
 
@@ -88,6 +96,77 @@ def test_a_session_has_the_threads_and_the_provider_asked_for(threads):
     session = open_session(GEMM, "gemm", ["cpu"], threads)
     assert session.get_session_options().intra_op_num_threads == (threads or 0)
     assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_options_of_a_provider():
+    name, options = provider_options("cpu:arena_extend_strategy=kSameAsRequested,a=b=c")[0]
+    assert name == "CPUExecutionProvider"
+    assert options == {"arena_extend_strategy": "kSameAsRequested", "a": "b=c"}
+    for bad in ("cpu:a", "cpu:=1", "cpu:a=1,"):
+        with pytest.raises(ProviderError, match=f"{bad!r}: options are KEY=VALUE"):
+            provider_options(bad)
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_our_defaults_for_gpus(name, monkeypatch, tmp_path):
+    """As far as it goes without one: float32 means float32, and engines are kept."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [PROVIDERS[name]])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ((full, options),) = provider_options([name])
+    assert full in GPUS
+    assert options.items() >= DEFAULTS[full].items()
+    ((_, told),) = provider_options([f"{name}:use_tf32=1,trt_fp16_enable=1"])
+    assert (told["use_tf32"], told["trt_fp16_enable"]) == ("1", "1")
+    cached = name == "tensorrt"
+    assert (options.get("trt_engine_cache_path") == str(tmp_path / "pocketsam/tensorrt")) == cached
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_a_gpu(name, bundle, photo):
+    """The whole way on a GPU, recorded as a graph too; only where there is one."""
+    if PROVIDERS[name] not in ort.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {name}")
+    wanted = Segmenter(bundle)
+    wanted.set_image(photo)
+    masks, scores, _ = wanted.predict([[200, 150]], [1])
+    for options in ("", f":{GRAPHS[PROVIDERS[name]]}=1"):
+        segmenter = Segmenter(bundle, name + options)
+        for _ in range(2):
+            segmenter.set_image(photo)
+        found, its, _ = segmenter.predict([[200, 150]], [1])
+        assert np.allclose(its, scores, atol=1e-3)
+        assert (found != masks).mean() < 1e-3
+
+
+def test_binding_gives_what_running_gives(bundle, photo):
+    """On the CPU, where binding copies nothing; the same code keeps a GPU's embedding on the GPU."""
+    opened = open_bundle(bundle)
+    plain, bound = {}, {}
+    for part in ("encoder", "decoder"):
+        session = open_session(opened.read(part), part, static=True)
+        plain[part] = onnx_half(session, part, part, None)
+        bound[part] = onnx_half(session, part, part, "cpu")
+        if part == "encoder":
+            recorded = Recorded(session, "cpu")
+    segmenter = Segmenter(bundle)
+    feeds = segmenter.encoder_feeds(photo)
+    wanted = plain["encoder"](feeds)["image_embeddings"]
+    kept = bound["encoder"](feeds)["image_embeddings"]
+    assert isinstance(kept, ort.OrtValue)
+    assert np.array_equal(kept.numpy(), wanted)
+    for pixels in (photo[::-1], photo):  # the second run overwrites the first
+        replayed = recorded(segmenter.encoder_feeds(np.ascontiguousarray(pixels)))
+    assert np.array_equal(replayed.numpy(), wanted)
+
+    segmenter.set_image(photo)
+    scores, low_res = segmenter.predict_low_res([[[200, 150]]], [[1]])
+    segmenter._embedding, segmenter._decoder = kept, bound["decoder"]
+    again = segmenter.predict_low_res([[[200, 150]]], [[1]])
+    assert np.array_equal(again[0], scores)
+    assert np.array_equal(again[1], low_res)
+    assert np.array_equal(segmenter.get_image_embedding(), wanted)
+    with pytest.raises(BundleError, match="decoder: onnxruntime failed: "):
+        bound["decoder"]({})
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5), (1, 300, 7), (64, 1, 64)])
