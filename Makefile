@@ -42,8 +42,11 @@ test: install ## run the tests (minutes)
 test-all: install tflite-env ## run the tests, the slow ones too
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-arm: demo ## the runtime on a Pi's processors, emulated; needs qemu-user-static and debootstrap
-	$(BIN)/python tests/arm.py demo/bundle demo/photo.png
+test-arm: install ## the runtime on a Pi's processors, emulated; needs qemu-user-static and debootstrap
+	@mkdir -p build/arm
+	$(BIN)/python -m pocketsam export default --image-size 256 --output build/arm/bundle --force
+	$(BIN)/python -c "from skimage import data, io; io.imsave('build/arm/photo.png', data.astronaut())"
+	$(BIN)/python tests/arm.py build/arm/bundle build/arm/photo.png
 
 check: install ## lint, formatting, types
 	$(BIN)/ruff check .
@@ -88,11 +91,17 @@ ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite
 int8-roads: install tflite-env .venv-roads/installed ## compare the converters to int8 TFLite, TensorFlow among them (half an hour)
 	$(BIN)/python -m pocketsam.export.int8_roads .venv-roads --checkpoint $(CHECKPOINT)
 
-bench: install ## measure a bundle at 1024 beside a plain export of the reference
-	@mkdir -p build
-	@test -d build/bundle || $(BIN)/python -m pocketsam export seeded --output build/bundle
-	$(BIN)/python tests/plain_export.py build/plain_encoder.onnx
-	$(RUN) bench build/bundle --against build/plain_encoder.onnx
+BENCH := $(BIN)/python -m pocketsam.export.benchmark build/bench --peers .venv-peers --checkpoint $(CHECKPOINT)
+
+bench: install tflite-env .venv-peers/installed ## every form of ours and other engines in one run, at 1024 pixels (half an hour)
+	$(BENCH) --image-size 1024
+
+# pnnx asks for torch, which its program does without
+.venv-peers/installed: Makefile
+	@if ! test -x .venv-peers/bin/python; then $(PYTHON) -m venv --clear .venv-peers; fi
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check numpy openvino MNN ncnn
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps pnnx
+	@touch $@
 
 study: install ## the distillation paper's tables at toy scale, an hour; resumes in build/study
 	$(BIN)/python -m pocketsam.models.study build/study
@@ -104,4 +113,4 @@ lock: install ## write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt
 
 clean: ## remove what the targets above made
-	rm -rf .venv .venv-tflite .venv-roads build dist demo *.egg-info
+	rm -rf .venv .venv-tflite .venv-roads .venv-peers build dist demo *.egg-info

@@ -206,7 +206,7 @@ class Benchmark:
 
     def plain(self) -> Path:
         """What ``torch.onnx.export`` makes of the encoder as it is written in PyTorch."""
-        path = self.folder / f"plain-{self.size}.onnx"
+        path = self.folder / f"plain_{self.size}.onnx"  # pnnx makes _ of anything else
         if not path.is_file():
             to_onnx.trace_plain(PART_TYPES["encoder"](self.model), path)
         return path

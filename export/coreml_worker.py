@@ -19,6 +19,9 @@ from pocketsam.export.mil_reference import number_operations
 
 WEIGHT_THRESHOLD = 20_000
 """Tensors with fewer elements stay in float16: the stem, depthwise kernels, norms. They save little."""
+DECODER_THRESHOLD = 70_000
+"""Likewise of the decoder in 8 bits: with seeded weights its projections of 256 x 256 and smaller cost
+a worst mask IoU of 0.963 instead of 0.974, for 3 MB."""
 
 
 def main(path: str) -> None:
@@ -63,9 +66,11 @@ def compress(model: Any, job: dict[str, Any]) -> Any:
     precision, modern = job["precision"], job["deployment_target"] not in ("iOS16", "iOS17")
     if precision in ("int8-weights", "int8"):
         config: Any = cto.OpLinearQuantizerConfig(
-            mode="linear_symmetric", weight_threshold=WEIGHT_THRESHOLD
+            mode="linear_symmetric",
+            weight_threshold=DECODER_THRESHOLD if job["half"] == "decoder" else WEIGHT_THRESHOLD,
         )
-        if precision == "int8" and job["int8_activations"]:
+        # The decoder's few tokens do not bear 8-bit activations: mask IoU 0.06 on the trained weights.
+        if precision == "int8" and job["half"] == "encoder":
             activations = cto.OptimizationConfig(cto.OpLinearQuantizerConfig(mode="linear_symmetric"))
             # coremltools gathers the ranges by predicting, which only a Mac can; ours come from
             # mil_reference, which executes the same program

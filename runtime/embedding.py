@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import io
 import os
 import zipfile
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ def read_embedding(path: str | os.PathLike[str]) -> Embedding:
         ImageError: the file cannot be read, or is something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        data = Path(path).read_bytes()  # of a damaged file, numpy would leave one open
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             height, width = (int(side) for side in file["original_size"])
             values = file[IMAGE_EMBEDDINGS]
             hashes = str(file["image_sha256"]), str(file["encoder_sha256"])

@@ -59,6 +59,7 @@ def emulated(root: Path, *args: str) -> list[str]:
         "-L",
         str(root),
         str(root / f"usr/bin/{PYTHON}"),
+        "-P",  # not the checkout's folder of the same name
         "-m",
         "pocketsam.runtime",
         *args,

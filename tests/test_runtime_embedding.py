@@ -1,0 +1,138 @@
+"""Embeddings in files: the same masks without the encoder, and refusal of what does not belong."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import run_pocketsam
+from PIL import Image
+
+from pocketsam.errors import ImageError, IntegrityError, PromptError
+from pocketsam.export.pipeline import export_bundle
+from pocketsam.runtime import Segmenter
+from pocketsam.runtime.embedding import read_embedding
+from pocketsam.runtime.image import load_image
+
+
+@pytest.fixture(scope="module")
+def saved(bundle, photo, tmp_path_factory):
+    path = tmp_path_factory.mktemp("embedding") / "new" / "cat.npz"
+    segmenter = Segmenter(bundle)
+    segmenter.set_image(photo)
+    segmenter.embedding().save(path)
+    return path
+
+
+def test_the_same_masks_without_the_encoder(bundle, photo, saved):
+    first, second = Segmenter(bundle), Segmenter(bundle)
+    first.set_image(photo)
+    second.set_embedding(saved, photo)
+    assert second.original_size == photo.shape[:2]
+    wanted = first.predict([[200, 150]], [1])
+    for one, other in zip(second.predict([[200, 150]], [1]), wanted, strict=True):
+        assert np.array_equal(one, other)
+    assert second.embedding().image_sha256 == first.embedding().image_sha256
+
+
+def test_what_does_not_belong(bundle, photo, saved, tmp_path):
+    segmenter = Segmenter(bundle)
+    with pytest.raises(IntegrityError, match=r"cat\.npz: embedding of another image"):
+        segmenter.set_embedding(saved, photo[:, ::-1])
+    assert not segmenter.is_image_set
+    export_bundle("seeded:12", tmp_path / "other", image_size=256, verify=False)
+    with pytest.raises(IntegrityError, match=r"cat\.npz: embedding of another encoder"):
+        Segmenter(tmp_path / "other").set_embedding(saved)
+
+
+def test_files_that_are_no_embedding(bundle, saved, tmp_path):
+    segmenter = Segmenter(bundle)
+    damaged = tmp_path / "damaged.npz"
+    for data in (b"", b"nonsense", saved.read_bytes()[:-100], saved.read_bytes()[:1000]):
+        damaged.write_bytes(data)
+        with pytest.raises(ImageError, match=r"damaged\.npz: (not an embedding|cannot be read)"):
+            segmenter.set_embedding(damaged)
+    with np.load(saved) as file:
+        arrays = dict(file)
+    for name, value in (
+        ("image_embeddings", np.full((1, 256, 16, 16), np.nan, np.float32)),
+        ("image_embeddings", np.zeros((1, 256, 16, 16))),
+        ("original_size", np.zeros(3, np.int64)),
+    ):
+        np.savez(damaged, **(arrays | {name: value}))
+        with pytest.raises(ImageError, match=r"damaged\.npz"):
+            segmenter.set_embedding(damaged)
+    np.savez(damaged, **(arrays | {"image_embeddings": np.zeros((1, 256, 32, 32), np.float32)}))
+    with pytest.raises(IntegrityError, match="another encoder"):
+        segmenter.set_embedding(damaged)
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
+        read_embedding(tmp_path / "absent.npz")
+    with pytest.raises(PromptError, match="no image is set"):
+        segmenter.embedding()
+
+
+def test_a_folder_is_resumed(bundle, photo, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(photo[:50, :60]).save(folder / name)
+    command = ("embed", bundle, folder, "--output", tmp_path / "out")
+    assert run_pocketsam(*command).stdout.count("wrote") == 2
+    (tmp_path / "out" / "b.png.npz").write_bytes(b"half")
+    done = run_pocketsam(*command)
+    assert "1/2 a.png: done before" in done.stdout
+    assert "2/2 wrote" in done.stdout
+    picture = tmp_path / "mask.png"
+    more = ("--point", "20,20", "--output", picture)
+    file = tmp_path / "out" / "a.png.npz"
+    done = run_pocketsam("segment", bundle, folder / "a.png", "--embedding", file, *more)
+    assert done.returncode == 0, done.stderr
+    assert load_image(picture).shape == (50, 60, 3)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = run_pocketsam("embed", bundle, empty, "--output", tmp_path / "out")
+    assert (done.returncode, "a folder without images" in done.stderr) == (1, True)
+
+
+def test_everything_of_a_folder_is_resumed(bundle, photo, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(photo[:50, :60]).save(folder / name)
+    loose = ("--points-per-side", 2, "--pred-iou-thresh", 0, "--stability-score-thresh", 0)
+    command = ("everything", bundle, folder, "--output", tmp_path / "out", *loose)
+    assert run_pocketsam(*command).returncode == 0
+    (tmp_path / "out" / "b.png" / "masks.json").unlink()
+    done = run_pocketsam(*command)
+    assert "1/2 a.png: done before" in done.stdout
+    assert "2/2 b.png: " in done.stdout
+    dataset = json.loads((tmp_path / "out" / "b.png" / "masks.json").read_text())
+    assert dataset["annotations"][0]["segmentation"]["size"] == [50, 60]
+    areas = [one["area"] for one in dataset["annotations"]]
+    assert areas == sorted(areas, reverse=True)
+    assert {one["image_id"] for one in dataset["annotations"]} == {dataset["images"][0]["id"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--points-per-side", "0"], "points_per_side must be a whole number from 1"),
+        (["--pred-iou-thresh", "2"], "pred_iou_thresh must lie in 0..1"),
+        (["--time-budget", "-1"], "time_budget must be seconds >= 0"),
+        (["--output", "x.bmp"], "unknown suffix '.bmp'"),
+    ],
+)
+def test_wrong_arguments_of_everything(arguments, message, bundle, pictures, tmp_path):
+    command = ["everything", bundle, pictures[0], "--output", tmp_path / "out", *arguments]
+    done = run_pocketsam(*command)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_time_budget_of_nothing_gives_an_empty_dataset(bundle, pictures, tmp_path):
+    out = tmp_path / "out"
+    done = run_pocketsam("everything", bundle, pictures[0], "--time-budget", 0, "--output", out)
+    assert done.returncode == 0, done.stderr
+    assert "0 objects" in done.stdout
+    dataset = json.loads((out / "masks.json").read_text())
+    assert dataset["annotations"] == []
