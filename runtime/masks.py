@@ -20,14 +20,19 @@ def _taps(inputs: int, outputs: int) -> tuple[NDArray[np.intp], NDArray[np.intp]
     return first, np.minimum(first + 1, inputs - 1), (centres - first).astype(np.float32)
 
 
+def resize_matrix(inputs: int, outputs: int) -> NDArray[np.float32]:
+    """``[outputs, inputs]``: bilinear interpolation of one axis, without antialiasing."""
+    first, second, weight = _taps(inputs, outputs)
+    matrix = np.zeros((outputs, inputs), np.float32)
+    rows = np.arange(outputs)
+    matrix[rows, first] += 1 - weight
+    matrix[rows, second] += weight
+    return matrix
+
+
 def _axis_matrix(low: int, canvas: int, resized: int, original: int) -> NDArray[np.float32]:
     """``[original, low]``: one axis from low resolution to the canvas, cropped, to the original."""
-    first, second, weight = _taps(low, canvas)
-    up = np.zeros((canvas, low), np.float32)
-    rows = np.arange(canvas)
-    up[rows, first] += 1 - weight
-    up[rows, second] += weight
-    up = up[:resized]
+    up = resize_matrix(low, canvas)[:resized]
     first, second, weight = _taps(resized, original)
     out: NDArray[np.float32] = (
         up[first] * (np.float32(1) - weight)[:, None] + up[second] * weight[:, None]
