@@ -21,6 +21,13 @@ def add_export(subparsers: terminal.Subparsers) -> None:
     precisions = sorted({p for _, _, names in TARGETS.values() for p in names})
     parser.add_argument("--precision", choices=precisions, default="fp32")
     parser.add_argument(
+        "--also",
+        action="append",
+        choices=precisions,
+        default=[],
+        help="a further precision in the same bundle, repeatable; the runtime takes what suits",
+    )
+    parser.add_argument(
         "--image-size",
         type=terminal.image_size,
         metavar="S",
@@ -136,6 +143,7 @@ def run_export(args: argparse.Namespace) -> None:
             photos=args.images,
             calibration=args.calibration,
             progress=terminal.say,
+            also=args.also,
         )
     except ReportedParityError as error:
         _print_report(error.report.to_json(), args.json)

@@ -2,12 +2,14 @@
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace as replace_options
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pocketsam.errors import PocketSamError
 from pocketsam.export import bundle as writer
 from pocketsam.export import parity
 from pocketsam.export.metrics import TOLERANCES
@@ -45,6 +47,7 @@ def export_bundle(
     photos: Sequence[str] = (),
     calibration: Sequence[str] = (),
     progress: Progress = lambda _: None,
+    also: Sequence[str] = (),
 ) -> parity.Report | None:
     """Writes a bundle; unless it passes parity, nothing is left at ``destination``.
 
@@ -60,15 +63,22 @@ def export_bundle(
         calibration: files or folders that ranges are measured on, likewise; read only by precisions
             that need them.
         progress: called with a line about each step.
+        also: further precisions, each a bundle of its own inside, named by its precision; the runtime
+            takes what suits the device.
 
     Returns:
-        The parity report, or None without ``verify``.
+        The parity report, or None without ``verify``; of the first precision.
 
     Raises:
         ParityError: the files do not compute what the checkpoint computes.
         CheckpointError, ConversionError, BundleError, ImageError: what could not be read or written.
     """
     converter = open_target(target, options)
+    others = [replace_options(options, precision=precision) for precision in also]
+    for other in others:
+        open_target(target, other)
+    if len({options.precision, *also}) <= len(also):
+        raise PocketSamError(f"a precision twice: {', '.join((options.precision, *also))}")
     images = load_photos(photos) if verify else []
     calibrated = options.precision in converter.CALIBRATED
     measured = load_photos(calibration, CALIBRATION) if calibrated else []
@@ -90,12 +100,16 @@ def export_bundle(
         manifest["golden"] = described | {"tolerance": tolerance.error}
         write_usage(work, manifest)
         manifest["parity"] = report = None
+        manifest["also"] = list(also)
         writer.write_manifest(work, manifest)
         if verify:
             report = _verify(open_bundle(work), loaded.model, images, progress)
             manifest["parity"] = report.to_json()
             writer.write_manifest(work, manifest)
             report.raise_if_failed()
+        for other in others:
+            inside, last = work / other.precision, (verify, False, photos, calibration, progress)
+            export_bundle(checkpoint, inside, target, other, image_size, *last)
     return report
 
 

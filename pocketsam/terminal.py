@@ -95,6 +95,13 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads per operator")
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """``--precision``, of a bundle that holds several."""
+    parser.add_argument(
+        "--precision", metavar="NAME", help="of a bundle that holds several; default: by the device"
+    )
+
+
 def providers(args: argparse.Namespace) -> list[str]:
     """What ``--provider`` said, or the CPU."""
     return args.provider or ["cpu"]

@@ -7,6 +7,7 @@ and hashes must match, and a model may not refer to a file outside itself.
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,45 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
     return Bundle(path, manifest)
 
 
+EIGHT_BITS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""CPU features with which 8-bit products are several times as fast as those of floats."""
+
+
+def choose_bundle(
+    directory: str | os.PathLike[str],
+    precision: str | None = None,
+    gpu: bool = False,
+    flags: Collection[str] = (),
+) -> Bundle:
+    """The bundle itself, or that of another precision inside it.
+
+    Args:
+        directory: the bundle.
+        precision: which one; None: fp16 on a GPU, int8 on a CPU with ``EIGHT_BITS``, as far as the
+            bundle holds them, otherwise its first.
+        gpu: whether a GPU runs it.
+        flags: the CPU's features.
+
+    Raises:
+        BundleError: not a bundle, or it does not hold the precision.
+        IntegrityError: it is damaged.
+    """
+    bundle = open_bundle(directory)
+    first, also = bundle.manifest["precision"], bundle.manifest.get("also", [])
+    if precision is None:
+        suits = "fp16" if gpu else "int8" if any(flag in EIGHT_BITS for flag in flags) else first
+        precision = suits if suits in also else first
+    if precision == first:
+        return bundle
+    if precision not in also:
+        raise BundleError(f"{bundle.path}: holds {', '.join((first, *also))}, not {precision}")
+    inside = open_bundle(bundle.path / precision)
+    same = ("target", "image_size", "model")
+    if any(inside.manifest[key] != bundle.manifest[key] for key in same):
+        raise IntegrityError(f"{inside.path}: of another checkpoint, target or size than {directory}")
+    return inside
+
+
 def _check_fields(manifest: dict[str, Any], path: Path) -> None:
     """Raises IntegrityError unless every field that the runtime reads has its type."""
 
@@ -160,6 +200,10 @@ def _check_fields(manifest: dict[str, Any], path: Path) -> None:
     check("model", manifest.get("model"), dict)
     check("model.trained", manifest["model"].get("trained"), bool)
     check("image_size", manifest.get("image_size"), int)
+    check("also", manifest.get("also", []), list)
+    for name in manifest.get("also", []):
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+            raise IntegrityError(f"{path}: also names {name!r}, which leaves the bundle")
     if manifest["image_size"] <= 0 or manifest["image_size"] % 64:
         raise IntegrityError(f"{path}: image_size {manifest['image_size']} is no multiple of 64")
     for part in (*PARTS, "golden"):

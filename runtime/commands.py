@@ -1,5 +1,5 @@
 """The commands that a base install can run: info, verify (golden vectors), segment, everything,
-embed, bench, roofline."""
+embed, compare, bench, roofline."""
 
 import argparse
 from typing import Any
@@ -9,6 +9,7 @@ from pocketsam.errors import IntegrityError
 from pocketsam.runtime import golden
 from pocketsam.runtime.bench import add_bench
 from pocketsam.runtime.bundle import PARTS, Bundle, open_bundle
+from pocketsam.runtime.compare import add_compare
 from pocketsam.runtime.embedding import add_embed
 from pocketsam.runtime.everything_command import add_everything
 from pocketsam.runtime.roofline import add_roofline
@@ -44,6 +45,8 @@ def _print_manifest(bundle: Bundle) -> None:
     model = manifest["model"]
     trained = "" if model["trained"] else ", untrained weights"
     print(f"{bundle.path}: {manifest['target']} {manifest['precision']}, {bundle.image_size} px")
+    if manifest.get("also"):
+        print(f"  also holds {', '.join(manifest['also'])}, each a bundle in a directory of that name")
     print(f"  from {model['checkpoint']} (sha256 {model['checkpoint_sha256']}{trained})")
     for part in PARTS:
         _print_part(part, manifest[part])
@@ -130,6 +133,7 @@ COMMANDS: tuple[terminal.AddCommand, ...] = (
     add_segment,
     add_everything,
     add_embed,
+    add_compare,
     add_bench,
     add_roofline,
 )

@@ -106,6 +106,7 @@ def add_embed(subparsers: terminal.Subparsers) -> None:
         "--output", required=True, type=Path, metavar="DIR", help="for NAME.npz of each image"
     )
     terminal.add_device_options(parser)
+    terminal.add_precision(parser)
     parser.set_defaults(run=run_embed)
 
 
@@ -113,7 +114,7 @@ def run_embed(args: argparse.Namespace) -> None:
     """Runs the command."""
     from pocketsam.runtime.segmenter import Segmenter
 
-    segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads)
+    segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads, args.precision)
     files = find_images(args.image) if Path(args.image).is_dir() else [Path(args.image)]
     for number, file in enumerate(files, start=1):
         path = args.output / f"{file.name}{SUFFIX}"

@@ -5,7 +5,6 @@ with numpy alone and without ever holding all masks: of a candidate it keeps the
 around the mask, and makes the mask at full size only when no better candidate can have replaced it.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
 POOL_BYTES = 256 * 2**20
 """Of candidates' logits, beyond which they are examined at once."""
-EXPLAINED_SHARE = 0.1
-"""Of the image: a larger mask says little of what lies in it."""
+EXPLAINED = 6
+"""As many masks over a place make another click there superfluous to the adaptive order."""
 
 Record = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -45,7 +44,7 @@ class Search:
         self.judge, self.parameters = judge, parameters
         self._pool: list[Candidate] = []
         self._examined: list[Accepted] = []
-        self._explained = np.zeros(judge.upscaler.used, np.bool_)
+        self._masks_over = np.zeros(judge.upscaler.used, np.int64)
 
     def batches(self, grid: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
         """Numbers of clicks, a call of the decoder's at a time."""
@@ -61,10 +60,10 @@ class Search:
 
     def _is_explained(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """``[N]``, of points ``[N, 2]`` in 0..1."""
-        rows, columns = self._explained.shape
+        rows, columns = self._masks_over.shape
         x = np.minimum((points[:, 0] * columns).astype(np.intp), columns - 1)
         y = np.minimum((points[:, 1] * rows).astype(np.intp), rows - 1)
-        explained: NDArray[np.bool_] = self._explained[y, x]
+        explained: NDArray[np.bool_] = self._masks_over[y, x] >= EXPLAINED
         return explained
 
     def add(
@@ -76,25 +75,15 @@ class Search:
     ) -> None:
         """Takes in what the decoder said to some clicks; see ``Judge.candidates``."""
         found = self.judge.candidates(clicks, points, scores, low_res)
-        if self.parameters.order == "adaptive":
-            self._explain(found, scores.shape[1])
         self._pool += found
+        for one in found:
+            height, width = one.logits.shape
+            rows, columns = slice(one.top, one.top + height), slice(one.left, one.left + width)
+            self._masks_over[rows, columns] += one.logits > 0
         if sum(one.logits.nbytes for one in self._pool) > POOL_BYTES:
             examined = (self.judge.examine(one) for one in self._pool)
             self._examined += [one for one in examined if one is not None]
             self._pool = []
-
-    def _explain(self, found: Sequence[Candidate], kinds: int) -> None:
-        """Marks the cells of the smallest mask of each click: a click there would find it again."""
-        for _, group in itertools.groupby(found, key=lambda one: one.number // kinds):
-            smallest = min(group, key=lambda one: np.count_nonzero(one.logits > 0))
-            inside = smallest.logits > 0
-            if np.count_nonzero(inside) > EXPLAINED_SHARE * self._explained.size:
-                continue
-            height, width = inside.shape
-            self._explained[
-                smallest.top : smallest.top + height, smallest.left : smallest.left + width
-            ] |= inside
 
     def settle(self) -> list[Accepted]:
         """What stays after suppression, best first.

@@ -60,6 +60,7 @@ def add_everything(subparsers: terminal.Subparsers) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the COCO dataset to stdout, too")
     terminal.add_device_options(parser)
+    terminal.add_precision(parser)
     parser.set_defaults(run=run_everything)
 
 

@@ -203,7 +203,7 @@ def letterboxed(pixels: NDArray[np.uint8], box: Letterbox) -> NDArray[np.float32
     height, width = box.size
     canvas = np.full((*box.canvas, 3), PADDING, np.uint8)
     scaled = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-    canvas[box.top : box.top + height, box.left : box.left + width] = scaled
+    canvas[box.top : box.top + height, box.left : box.left + width] = np.asarray(scaled)
     return np.ascontiguousarray(canvas.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
 
 
@@ -261,7 +261,8 @@ def draw(
     for number, (values, corners) in enumerate(zip(logits, boxes, strict=True)):
         x0, y0, x1, y1 = (corners - np.array([box.left, box.top] * 2)) / box.scale
         rows, columns = _inside(y0, y1, shape[0]), _inside(x0, x1, shape[1])
-        masks[number, rows, columns] = np.linalg.multi_dot([down[rows], values, across[columns].T]) > 0
+        full: NDArray[np.float32] = np.linalg.multi_dot([down[rows], values, across[columns].T])
+        masks[number, rows, columns] = full > 0
     return masks
 
 

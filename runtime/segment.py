@@ -49,6 +49,7 @@ def add_segment(subparsers: terminal.Subparsers) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the JSON to stdout, too")
     terminal.add_device_options(parser)
+    terminal.add_precision(parser)
     parser.set_defaults(run=run_segment)
 
 
@@ -130,7 +131,7 @@ def find_objects(segmenter: Segmenter, points: list[Point], boxes: list[Box]) ->
 
 def open_segmenter(args: argparse.Namespace) -> Segmenter:
     """The bundle of a command, with a word where its masks mean nothing."""
-    segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads)
+    segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads, args.precision)
     if not segmenter.manifest["model"]["trained"]:
         terminal.say("note: this bundle holds untrained weights; its masks mean nothing")
     return segmenter

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pocketsam.errors import PromptError
 from pocketsam.runtime import contract, prompts
-from pocketsam.runtime.bundle import PARTS, open_bundle
+from pocketsam.runtime.bundle import PARTS, choose_bundle
 from pocketsam.runtime.embedding import (
     Embedding,
     check_belongs,
@@ -22,10 +22,11 @@ from pocketsam.runtime.everything import everything
 from pocketsam.runtime.grid import Parameters
 from pocketsam.runtime.halves import open_half
 from pocketsam.runtime.image import as_pixels, encoder_feeds
+from pocketsam.runtime.machine import describe_machine
 from pocketsam.runtime.masks import Upscaler
 
-DECODER_BATCH = 16
-"""Prompts per call of the decoder: about 40 MB of activations each at 1024."""
+DECODER_BATCH = 8
+"""Prompts per call of the decoder: more are no faster, and each takes 60 to 100 MB at 1024."""
 
 
 class Segmenter:
@@ -38,6 +39,7 @@ class Segmenter:
         bundle_dir: a directory that ``pocketsam export`` wrote.
         providers: execution providers by name, best first: cpu, cuda, tensorrt, coreml, xnnpack.
         threads: threads per operator; None leaves it to onnxruntime (one per physical core).
+        precision: of a bundle that holds several; None: what suits the device, see ``choose_bundle``.
 
     Raises:
         BundleError, IntegrityError: the bundle cannot be used.
@@ -50,8 +52,11 @@ class Segmenter:
         bundle_dir: str | os.PathLike[str],
         providers: str | Sequence[str] = "cpu",
         threads: int | None = None,
+        precision: str | None = None,
     ) -> None:
-        bundle = open_bundle(bundle_dir)
+        first = providers if isinstance(providers, str) else next(iter(providers), "")
+        gpu = str(first).lower().startswith(("cuda", "tensorrt"))
+        bundle = choose_bundle(bundle_dir, precision, gpu, describe_machine()["flags"])
         self.manifest: dict[str, Any] = bundle.manifest
         self.image_size: int = bundle.image_size
         self._inputs = bundle.inputs("encoder")

@@ -4,20 +4,30 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import SMALL, run_pocketsam
 
-from pocketsam.errors import BundleError, CheckpointError, ParityError, PocketSamError
+from pocketsam.errors import (
+    BundleError,
+    CheckpointError,
+    IntegrityError,
+    ParityError,
+    PocketSamError,
+)
 from pocketsam.export import bundle as writer
 from pocketsam.export import pipeline, to_onnx
 from pocketsam.export.metrics import TOLERANCES, Tolerance
 from pocketsam.export.options import Options
-from pocketsam.runtime.bundle import open_bundle
+from pocketsam.export.pipeline import export_bundle
+from pocketsam.runtime import Segmenter
+from pocketsam.runtime.bundle import choose_bundle, open_bundle
 from pocketsam.runtime.contract import MANIFEST_NAME
 from pocketsam.runtime.golden import check_golden
 
@@ -168,3 +178,52 @@ def test_bad_arguments_cost_nothing(tmp_path):
     with pytest.raises(PocketSamError, match="int3"):
         pipeline.export_bundle("seeded", tmp_path / "bundle", options=Options("int3"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory, pictures):
+    path = tmp_path_factory.mktemp("several") / "bundle"
+    also = ("fp16", "int8-weights")
+    export_bundle("seeded:11", path, image_size=64, photos=pictures, calibration=pictures, also=also)
+    return path
+
+
+def test_a_bundle_of_several_precisions(several, photo):
+    """Each is verified, and opened as asked for or as the device wants."""
+    assert sorted(p.name for p in several.iterdir() if p.is_dir()) == ["fp16", "int8-weights"]
+    for name in ("fp16", "int8-weights"):
+        assert open_bundle(several / name).manifest["parity"]["rows"]
+    assert choose_bundle(several).manifest["precision"] == "fp32"
+    assert choose_bundle(several, gpu=True).manifest["precision"] == "fp16"
+    assert choose_bundle(several, flags=["asimddp"]).manifest["precision"] == "fp32"  # holds no int8
+    embeddings = []
+    for name in (None, "fp32", "fp16"):
+        segmenter = Segmenter(several, precision=name)
+        segmenter.set_image(photo)
+        embeddings.append(segmenter.get_image_embedding())
+    assert np.array_equal(embeddings[0], embeddings[1])
+    assert 0 < np.abs(embeddings[2] - embeddings[0]).max() < 0.1
+    assert "also holds fp16, int8-weights" in run_pocketsam("info", several).stdout
+
+
+def test_a_precision_that_is_not_there(several, tmp_path):
+    with pytest.raises(BundleError, match="holds fp32, fp16, int8-weights, not int8"):
+        Segmenter(several, precision="int8")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(several, damaged)
+    shutil.rmtree(damaged / "fp16")
+    with pytest.raises(BundleError, match=r"fp16: not a bundle"):
+        Segmenter(damaged, precision="fp16")
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    for wrong in (["../x"], [""], [3], "fp16"):
+        (damaged / "manifest.json").write_text(json.dumps(manifest | {"also": wrong}))
+        with pytest.raises(IntegrityError, match="also"):
+            Segmenter(damaged)
+
+
+def test_the_same_precision_twice(tmp_path):
+    with pytest.raises(PocketSamError, match="a precision twice: fp32, fp32"):
+        export_bundle("seeded:11", tmp_path / "bundle", image_size=64, also=("fp32",))
+    with pytest.raises(PocketSamError, match="onnx has no precision 'palette4'"):
+        export_bundle("seeded:11", tmp_path / "bundle", image_size=64, also=("palette4",))
+    assert not (tmp_path / "bundle").exists()

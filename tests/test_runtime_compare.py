@@ -1,0 +1,115 @@
+"""Comparison of systems: the same prompts for all, figures that follow from the masks."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import run_pocketsam
+from PIL import Image
+from test_runtime_fastsam import Small, write
+
+from pocketsam.runtime.compare import DISTANCES, boxes_of, compare, draw_prompts, iou
+
+
+class Square:
+    """A system that answers a point by a square around it, a box by itself; ``grow`` makes it wrong."""
+
+    def __init__(self, name, grow=0):
+        self.name, self.grow, self.asked = name, grow, []
+
+    def set_image(self, pixels):
+        self.size = pixels.shape[:2]
+
+    def answer(self, prompt):
+        self.asked.append(prompt)
+        mask = np.zeros(self.size, bool)
+        if prompt.box is not None:
+            x0, y0, x1, y1 = prompt.box.astype(int)
+            mask[y0:y1, x0:x1] = True
+            return mask
+        x, y = prompt.points[0].astype(int)
+        side = 10 + self.grow
+        mask[max(0, y - side) : y + side, max(0, x - side) : x + side] = True
+        return mask
+
+
+def test_all_systems_are_asked_the_same():
+    reference, same, larger = Square("reference"), Square("same"), Square("larger", 10)
+    image = np.zeros((768, 1024, 3), np.uint8)
+    tallies = compare(reference, [same, larger], [("a", image), ("b", image)], count=3)
+    kinds = [f"two points {distance}" for distance in DISTANCES] + ["box"]
+    for one in (same, larger):
+        assert [p.kind for p in one.asked] == [p.kind for p in reference.asked if p.kind != "point"]
+        assert list(tallies[one.name].ious) == kinds
+        assert all(len(values) == 6 for values in tallies[one.name].ious.values())
+    assert set(tallies["same"].to_json()["miou"].values()) == {1.0}
+    figures = tallies["larger"].to_json()["miou"]
+    assert figures["box"] == 1
+    assert 0.2 < figures["two points 100"] < 0.5  # a quarter, more at the edges
+    again = Square("again")
+    compare(reference, [again], [("a", image), ("b", image)], count=3)
+    for one, other in zip(again.asked, same.asked, strict=True):
+        assert np.array_equal(one.points, other.points)
+        assert np.array_equal(one.box, other.box)
+
+
+@pytest.mark.parametrize("size", [(768, 1024), (1024, 300), (200, 200), (1, 1)])
+def test_prompts_lie_inside_at_their_distance(size):
+    found = draw_prompts(np.random.default_rng(0), size, 4)
+    for prompt in found:
+        length = np.linalg.norm(prompt.points[1] - prompt.points[0])
+        distance = int(prompt.kind.split()[-1])
+        assert length == pytest.approx(distance * max(size) / 1024)
+        assert ((prompt.points >= 0) & (prompt.points < size[::-1])).all()
+    if min(size) > 1:
+        assert len(found) >= 12
+
+
+def test_boxes_are_around_the_references_masks():
+    reference = Square("reference")
+    reference.set_image(np.zeros((100, 100, 3)))
+    for prompt in boxes_of(reference, np.random.default_rng(0), (100, 100), 5):
+        x0, y0, x1, y1 = prompt.box
+        assert 0 <= x0 < x1 <= 100
+        assert 0 <= y0 < y1 <= 100
+        assert x1 - x0 <= 20
+
+
+def test_iou():
+    first, second = np.zeros((2, 4, 4), bool)
+    assert iou(first, second) == 1
+    first[:2], second[1:3] = True, True
+    assert iou(first, second) == pytest.approx(1 / 3)
+
+
+def test_the_command(bundle, pictures, tmp_path):
+    write(tmp_path / "small.onnx", Small())
+    command = ["compare", pictures[0], "--reference", bundle, "--bundle", f"same={bundle}"]
+    command += ["--fastsam", f"fast={tmp_path / 'small.onnx'}", "--prompts", 2]
+    done = run_pocketsam(*command, "--json", "--gallery", tmp_path / "gallery")
+    assert done.returncode == 0, done.stderr
+    systems = json.loads(done.stdout)["systems"]
+    assert set(systems) == {"reference", "same", "fast"}
+    assert all(value == 1 for value in systems["same"]["miou"].values())
+    assert all(0 <= value < 1 for value in systems["fast"]["miou"].values())
+    assert all(row["image_s"] > 0 and row["prompt_s"] > 0 for row in systems.values())
+    (picture,) = (tmp_path / "gallery").iterdir()
+    assert Image.open(picture).convert("RGB").size[0] == 3 * 225
+    done = run_pocketsam(*command)
+    assert done.stdout.startswith("| system | two points 100 |")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 1, "nothing to compare with the reference"),
+        (["--bundle", "{bundle}", "--prompts", "0"], 1, "--prompts 0"),
+        (["--bundle", "reference={bundle}"], 1, "two systems of one name"),
+        (["--fastsam", "{bundle}/decoder.onnx"], 1, "wanted one input"),
+        (["--bundle", "absent"], 1, "absent"),
+    ],
+)
+def test_wrong_arguments(arguments, code, message, bundle, pictures):
+    given = [text.format(bundle=bundle) for text in arguments]
+    done = run_pocketsam("compare", pictures[0], "--reference", bundle, *given)
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
