@@ -105,8 +105,11 @@ class Worker:
         if not line:
             self.process.wait()
             self.log.seek(0)
-            lines = [text.strip() for text in self.log.read().splitlines() if text.strip()]
-            raise ConversionError((lines or ["ended without a word"])[-1][:200])
+            lines = [text for text in self.log.read().splitlines() if text.strip()]
+            # of a traceback, what comes after the indented lines: a message may have several
+            after = [i + 1 for i, text in enumerate(lines[:-1]) if text.startswith(" ")]
+            told = lines[after[-1] if after else -1] if lines else "ended without a word"
+            raise ConversionError(told.strip()[:200])
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -19,7 +19,7 @@ from PIL import Image
 from pocketsam import terminal
 from pocketsam.errors import PocketSamError
 from pocketsam.runtime.fastsam import FastSam
-from pocketsam.runtime.files import write_whole
+from pocketsam.runtime.files import make_folder, write_whole
 from pocketsam.runtime.image import find_images, load_image
 from pocketsam.runtime.machine import describe_machine
 from pocketsam.runtime.masks import mask_bounds
@@ -208,6 +208,7 @@ def draw_gallery(
             tiles.append(np.asarray(tile))
         rows.append(np.concatenate(tiles, axis=1))
     picture = Image.fromarray(np.concatenate(rows))
+    make_folder(path.parent)
     write_whole(path, lambda work: picture.save(work))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pocketsam import terminal
 from pocketsam.errors import ImageError, IntegrityError
 from pocketsam.runtime.contract import IMAGE_EMBEDDINGS
-from pocketsam.runtime.files import write_whole
+from pocketsam.runtime.files import make_folder, write_whole
 from pocketsam.runtime.image import find_images, load_image
 
 SUFFIX = ".npz"
@@ -37,15 +37,17 @@ class Embedding:
     image_sha256: str
     encoder_sha256: str
 
-    def save(self, path: Path) -> None:
-        """Writes an ``.npz``, whole or not at all."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an ``.npz``, whole or not at all, and makes its folder."""
+        file = Path(path)
+        make_folder(file.parent)
         arrays: dict[str, Any] = {
             IMAGE_EMBEDDINGS: self.values,
             "original_size": np.array(self.original_size, np.int64),
             "image_sha256": np.array(self.image_sha256),
             "encoder_sha256": np.array(self.encoder_sha256),
         }
-        write_whole(path, lambda work: np.savez(work, **arrays))
+        write_whole(file, lambda work: np.savez(work, **arrays))
 
 
 def hash_pixels(pixels: NDArray[np.uint8]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PocketSamError
-from pocketsam.runtime.files import write_whole
+from pocketsam.runtime.files import make_folder, write_whole
 from pocketsam.runtime.masks import from_rle, mask_box, to_rle
 from pocketsam.runtime.overlay import draw_overlay, label_map
 from pocketsam.runtime.segmenter import Segmenter
@@ -148,10 +148,7 @@ def write_json(path: Path, results: Results) -> list[Path]:
 
 def write_all(path: Path, results: Results) -> list[Path]:
     """The three of them, in a directory."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PocketSamError(f"{path}: {error.strerror}") from None
+    make_folder(path)
     return [
         *write_mask(path / "mask.png", results),
         *write_overlay(path / "overlay.png", results),

@@ -75,7 +75,7 @@ def test_bias_tables_are_exact(encoder):
 def test_linear_layers_are_found_by_name(encoder):
     layers = onnx_int8.linear_layers(encoder)
     assert len(layers) == 40
-    assert layers[0].name == "layers.1.blocks.0.qkv"
+    assert layers[0].name == "layers.1.blocks.0.attn.qkv"
     assert (layers[0].inputs, layers[0].outputs) == (128, 384)
     assert len({layer.name for layer in layers}) == 40
 

@@ -48,7 +48,7 @@ def test_the_shell_examples_parse():
 
 
 def test_the_table_of_commands_is_complete():
-    listed = set(re.findall(r"^    (\w+) ", run_pocketsam("--help").stdout, re.MULTILINE))
+    listed = set(re.findall(r"^    (\w+)(?: |$)", run_pocketsam("--help").stdout, re.MULTILINE))
     assert set(re.findall(r"^\| `pocketsam (\w+)", README, re.MULTILINE)) == listed
 
 

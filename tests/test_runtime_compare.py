@@ -94,7 +94,9 @@ def test_the_command(bundle, pictures, tmp_path):
     assert all(0 <= value < 1 for value in systems["fast"]["miou"].values())
     assert all(row["image_s"] > 0 and row["prompt_s"] > 0 for row in systems.values())
     (picture,) = (tmp_path / "gallery").iterdir()
-    assert Image.open(picture).convert("RGB").size[0] == 3 * 225
+    width, height = Image.open(picture).convert("RGB").size
+    assert width % 3 == 0  # a column for each system
+    assert height > 150
     done = run_pocketsam(*command)
     assert done.stdout.startswith("| system | two points 100 |")
 
