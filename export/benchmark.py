@@ -106,9 +106,12 @@ class Worker:
             self.process.wait()
             self.log.seek(0)
             lines = [text for text in self.log.read().splitlines() if text.strip()]
-            # of a traceback, what comes after the indented lines: a message may have several
-            after = [i + 1 for i, text in enumerate(lines[:-1]) if text.startswith(" ")]
-            told = lines[after[-1] if after else -1] if lines else "ended without a word"
+            told = lines[-1] if lines else "ended without a word"
+            traced = [i for i, text in enumerate(lines) if text.startswith("Traceback")]
+            for text in lines[traced[-1] + 1 :] if traced else []:
+                if not text.startswith(" "):  # the exception; its message may go on below
+                    told = text
+                    break
             raise ConversionError(told.strip()[:200])
         answer: dict[str, Any] = json.loads(line)
         return answer

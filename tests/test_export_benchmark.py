@@ -12,6 +12,7 @@ from pocketsam.export.benchmark import Variant, Worker, main, parse_file
 from pocketsam.models.checkpoint import load_model
 
 
+@pytest.mark.slow
 def test_the_passes(tmp_path, capsys):
     command = [str(tmp_path), "--checkpoint", "seeded:3", "--image-size", "64", "--rounds", "2"]
     assert main([*command, "--threads", "1", "--group", "passes"]) == 0

@@ -104,9 +104,12 @@ def compare(found, wanted, masks=from_rle):
     "more",
     [
         {},
-        {"crop_n_layers": 1, "crop_n_points_downscale_factor": 2},
-        {"min_mask_region_area": 200},
-        {"points_per_batch": 5, "box_nms_thresh": 0.6, "pred_iou_thresh": 0.1},
+        pytest.param({"crop_n_layers": 1, "crop_n_points_downscale_factor": 2}, marks=pytest.mark.slow),
+        pytest.param({"min_mask_region_area": 200}, marks=pytest.mark.slow),
+        pytest.param(
+            {"points_per_batch": 5, "box_nms_thresh": 0.6, "pred_iou_thresh": 0.1},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["grid", "crops", "regions", "thresholds"],
 )
