@@ -91,10 +91,9 @@ ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite
 int8-roads: install tflite-env .venv-roads/installed ## compare the converters to int8 TFLite, TensorFlow among them (half an hour)
 	$(BIN)/python -m pocketsam.export.int8_roads .venv-roads --checkpoint $(CHECKPOINT)
 
-BENCH := $(BIN)/python -m pocketsam.export.benchmark build/bench --peers .venv-peers --checkpoint $(CHECKPOINT)
-
 bench: install tflite-env .venv-peers/installed ## every form of ours and other engines in one run, at 1024 pixels (half an hour)
-	$(BENCH) --image-size 1024
+	$(BIN)/python -m pocketsam.export.benchmark build/bench --image-size 1024 --peers .venv-peers \
+		--checkpoint $(CHECKPOINT)
 
 # pnnx asks for torch, which its program does without
 .venv-peers/installed: Makefile

@@ -26,11 +26,12 @@ from pocketsam.export import parity, to_onnx, to_tflite
 from pocketsam.export.benchmark_report import draw, tables
 from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.fast import PASSES
-from pocketsam.export.judge import Photo, answers, judge
+from pocketsam.export.judge import Photo, answers, judge, workplace
+from pocketsam.export.metrics import mask_ious
 from pocketsam.export.options import Options
 from pocketsam.export.parts import PART_TYPES, Decoder, count_macs, run
 from pocketsam.export.photos import CALIBRATION, load_photos
-from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
+from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.bench import GEMM_SIDE, summarise
@@ -343,7 +344,7 @@ class Benchmark:
             if variant.spec["kind"] == "ncnn":
                 variant.figures["bytes"] = file.with_suffix(".bin").stat().st_size
             elif file.is_file() and variant.spec["kind"] != "torch":
-                data = file.with_name(f"{file.name}.data")  # where a plain export keeps its weights
+                data = file.with_name(f"{file.name}.data")  # where another exporter keeps its weights
                 sizes = [one.stat().st_size for one in (file, data) if one.is_file()]
                 variant.figures["bytes"] = sum(sizes)
             if variant.group == "encoder":
@@ -416,8 +417,7 @@ def decoder_figures(worker: Worker, model: Sam, photos: Sequence[Photo]) -> dict
             asked = fill_places(feeds, places) if places else feeds | {c.ORIG_IM_SIZE: np.zeros(2)}
             asked = {name: asked[name].astype(np.float32) for name in names}
             found = worker.answer(asked)[c.LOW_RES_MASKS] > 0
-            union = (found | wanted).sum(axis=(0, 2, 3))
-            ious += list((found & wanted).sum(axis=(0, 2, 3)) / np.maximum(union, 1) + (union == 0))
+            ious += list(mask_ious(found, wanted).ravel())
     return {"worst_iou": min(ious), "miou": float(np.mean(ious))}
 
 
@@ -439,13 +439,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.rounds < 1:
             raise PocketSamError(f"--rounds {args.rounds}: at least one")
         check_threads(args.threads)
-        size = args.image_size or usual_image_size(args.checkpoint)
-        model = load_model(args.checkpoint, size).model
-        name = f"{Path(args.checkpoint).stem}-{size}"
-        work = args.folder / name
-        work.mkdir(parents=True, exist_ok=True)
+        model, work = workplace(args.checkpoint, args.image_size, args.folder)
         peers = args.peers.absolute() if args.peers else None  # not resolved: it may be a link
-        benchmark = Benchmark(model, args.checkpoint, work.resolve(), peers, args.threads)
+        benchmark = Benchmark(model, args.checkpoint, work, peers, args.threads)
         groups = args.group or GROUPS
         if "encoder" in groups:
             benchmark.encoders(args.file)
@@ -458,8 +454,8 @@ def main(argv: list[str] | None = None) -> int:
         for group in dict.fromkeys(variant.group for variant in benchmark.variants):
             benchmark.measure(group, args.rounds)
         result = benchmark.report()
-        (args.folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        draw(result, args.folder / f"{name}.png")
+        (args.folder / f"{work.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        draw(result, args.folder / f"{work.name}.png")
         print(tables(result))
     except PocketSamError as error:
         print(f"pocketsam: error: {error}", file=sys.stderr)

@@ -3,7 +3,7 @@
 A program rather than a module of the package: it runs in whatever environment has the engine, and needs
 numpy beside it. So each engine has its own memory, threads and start-up time. It answers
 lines on stdin with lines of JSON: ``time`` runs the network once, ``answer IN.npz OUT.npz`` keeps what
-it gives, ``end`` tells the peak memory.
+it gives.
 
 SPEC: ``kind``; ``file``; ``feeds``, an ``.npz`` to time with; ``threads``; and what a kind needs more.
 """
@@ -181,7 +181,7 @@ def peak_bytes() -> int:
 
 
 def main(path: str) -> None:
-    """Answers until ``end``."""
+    """Answers until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # engines print; only answers may come on stdout
     spec = json.loads(Path(path).read_text())
@@ -196,8 +196,6 @@ def main(path: str) -> None:
     print(json.dumps(told), file=answers)
     for line in sys.stdin:
         word, *files = line.split()
-        if word == "end":
-            break
         if word == "answer":
             found = call(*prepare(read(files[0])))
             np.savez(files[1], **found)

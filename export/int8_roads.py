@@ -19,11 +19,11 @@ from pocketsam import terminal
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export import parity, to_onnx, to_tflite
 from pocketsam.export.child import own_environment, run_child
-from pocketsam.export.judge import Embed, Verdict, answers, judge
+from pocketsam.export.judge import Embed, Verdict, answers, judge, workplace
 from pocketsam.export.options import Options
 from pocketsam.export.parts import Encoder
 from pocketsam.export.photos import CALIBRATION, load_photos
-from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
+from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.bench import time_interleaved
@@ -159,11 +159,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=terminal.image_size, metavar="S")
     args = parser.parse_args(argv)
     try:
-        size = args.image_size or usual_image_size(args.checkpoint)
-        model = load_model(args.checkpoint, size).model
-        folder = args.folder / f"{Path(args.checkpoint).stem}-{size}"
-        folder.mkdir(parents=True, exist_ok=True)
-        roads = Roads(model, args.environment.resolve(), folder.resolve())
+        model, work = workplace(args.checkpoint, args.image_size, args.folder)
+        roads = Roads(model, args.environment.resolve(), work)
         roads.convert()
         print(table(model, roads))
     except PocketSamError as error:

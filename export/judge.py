@@ -1,10 +1,12 @@
-"""What an encoder in some other form is worth: the masks that follow from its embedding.
+"""For programs that compare forms of a network: what an encoder in some other form is worth.
 
-The decoder stays in PyTorch, so that the figures are the encoder's alone.
+It is judged by the masks that follow from its embedding. The decoder stays in PyTorch, so that the
+figures are the encoder's alone.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,22 @@ from numpy.typing import NDArray
 from pocketsam.export import parity
 from pocketsam.export.metrics import mask_figures, tensor_figures
 from pocketsam.export.parts import Decoder, Encoder, run
+from pocketsam.models.checkpoint import load_model, usual_image_size
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """``pixel_values`` to ``image_embeddings``."""
+
+
+def workplace(checkpoint: str, image_size: int | None, folder: Path) -> tuple[Sam, Path]:
+    """A checkpoint's network, at the size it was trained at unless told otherwise, and a directory in
+    ``folder`` that is named after both."""
+    size = image_size or usual_image_size(checkpoint)
+    model = load_model(checkpoint, size).model
+    work = folder.resolve() / f"{Path(checkpoint).stem}-{size}"
+    work.mkdir(parents=True, exist_ok=True)
+    return model, work
 
 
 @dataclass(frozen=True)

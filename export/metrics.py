@@ -120,6 +120,13 @@ def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return edge
 
 
+def mask_ious(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """IoU of masks ``[..., H, W]`` pair by pair, ``[...]``; 1 where both are empty."""
+    common, union = (masks.sum(axis=(-2, -1)) for masks in (first & second, first | second))
+    ious: NDArray[np.float64] = common / np.maximum(union, 1) + (union == 0)
+    return ious
+
+
 def mask_figures(
     expected: NDArray[np.bool_], found: NDArray[np.bool_], scores: tuple[NDArray[Any], NDArray[Any]]
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError, ParityError
 from pocketsam.export.fast import FastDecoder
+from pocketsam.export.metrics import mask_ious
 from pocketsam.export.parts import Part, run
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
@@ -138,8 +139,7 @@ class Masks:
         ious = []
         for number, sample in enumerate(self.samples):
             found, wanted = self.decode(embedding(encode(sample)), number) > 0, self.wanted[number]
-            union = (found | wanted).sum(axis=(1, 2))
-            ious += list((found & wanted).sum(axis=(1, 2)) / np.maximum(union, 1) + (union == 0))
+            ious += list(mask_ious(found, wanted))
         return float(np.mean(ious))
 
 

@@ -1,7 +1,6 @@
 """Photographs to verify on: those that scikit-image brings, or a user's own."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,5 @@ def load_photos(
         from skimage import data
 
         return [(name, getattr(data, name)()) for name in bundled]
-    files: list[Path] = []
-    for path in map(Path, paths):
-        files += find_images(path) if path.is_dir() else [path]
+    files = [file for path in paths for file in find_images(path)]
     return [(file.name, load_image(file)) for file in files]

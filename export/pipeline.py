@@ -108,8 +108,17 @@ def export_bundle(
             writer.write_manifest(work, manifest)
             report.raise_if_failed()
         for other in others:
-            inside, last = work / other.precision, (verify, False, photos, calibration, progress)
-            export_bundle(checkpoint, inside, target, other, image_size, *last)
+            export_bundle(
+                checkpoint,
+                work / other.precision,
+                target,
+                other,
+                image_size,
+                verify,
+                photos=photos,
+                calibration=calibration,
+                progress=progress,
+            )
     return report
 
 

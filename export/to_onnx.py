@@ -151,7 +151,7 @@ def trace_static(part: Part) -> onnx.ModelProto:
 
 
 def trace_plain(part: Part, path: Path) -> None:
-    """A half as ``torch.onnx.export`` leaves it, to compare with; its weights may lie beside it."""
+    """A half as ``torch.onnx.export`` leaves it, to compare with."""
     example = part.example()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

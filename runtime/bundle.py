@@ -94,9 +94,14 @@ class Bundle:
 
     def _inside(self, part: str, name: str) -> Path:
         path = self.path / name
-        if name in ("", "..") or Path(name).name != name or path.is_symlink():
+        if not is_plain(name) or path.is_symlink():
             raise IntegrityError(f"{self.path / MANIFEST_NAME}: {part} file {name!r} leaves the bundle")
         return path
+
+
+def is_plain(name: str) -> bool:
+    """Whether it names something in a directory, and nothing outside."""
+    return name not in ("", "..") and Path(name).name == name
 
 
 def hash_tree(directory: Path) -> tuple[str, int]:
@@ -202,7 +207,7 @@ def _check_fields(manifest: dict[str, Any], path: Path) -> None:
     check("image_size", manifest.get("image_size"), int)
     check("also", manifest.get("also", []), list)
     for name in manifest.get("also", []):
-        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+        if not isinstance(name, str) or not is_plain(name):
             raise IntegrityError(f"{path}: also names {name!r}, which leaves the bundle")
     if manifest["image_size"] <= 0 or manifest["image_size"] % 64:
         raise IntegrityError(f"{path}: image_size {manifest['image_size']} is no multiple of 64")

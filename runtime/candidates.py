@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.runtime.contract import MASK_THRESHOLD
-from pocketsam.runtime.masks import Upscaler, mask_bounds, run_lengths
+from pocketsam.runtime.grid import Parameters
+from pocketsam.runtime.masks import Box, Upscaler, mask_bounds, run_lengths
 
 EDGE = 20.0
 """Pixels from the edge of a crop within which a box touches it (``is_box_near_crop_edge``)."""
-
-Box = tuple[int, int, int, int]
-"""x0, y0, x1, y1, of the outermost pixels: the reference's boxes end on the last pixel."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,8 @@ class Candidate:
         point: the click, (x, y) in pixels of the crop.
         top, left: cell where ``logits`` begins; it holds all that can be part of the mask.
         logits: ``[h, w]`` float32.
-        inner, outer: boxes that lie within, and around, the box of the mask; inner may be None.
+        inner, outer: boxes that lie within, and around, the box of the mask; inner may be None. As the
+            reference's, boxes end on the outermost pixels.
     """
 
     number: int
@@ -71,20 +70,15 @@ class Judge:
         upscaler: of the crop.
         crop: the crop in the image, x0 y0 x1 y1.
         size: (height, width) of the image.
-        iou, stability, offset: the thresholds of ``Parameters``.
+        parameters: whose thresholds they are.
     """
 
     def __init__(
-        self,
-        upscaler: Upscaler,
-        crop: Box,
-        size: tuple[int, int],
-        iou: float,
-        stability: float,
-        offset: float,
+        self, upscaler: Upscaler, crop: Box, size: tuple[int, int], parameters: Parameters
     ) -> None:
         self.upscaler, self.crop, self.size = upscaler, crop, size
-        self.iou, self.stability, self.offset = iou, stability, offset
+        self.iou, self.stability = parameters.pred_iou_thresh, parameters.stability_score_thresh
+        self.offset = parameters.stability_score_offset
 
     def candidates(
         self,
@@ -129,7 +123,7 @@ class Judge:
             least = self.upscaler.count(_shrunk(wide))
             if least and most < self.stability * least:
                 return None
-        top, bottom, left, right = _extent(wide, low.shape)
+        top, bottom, left, right = _extent(wide)
         inside = low > MASK_THRESHOLD
         outer = self.upscaler.box(_grown(inside)) or (0, 0, 0, 0)
         inner = self.upscaler.box(_shrunk(inside))
@@ -173,8 +167,8 @@ def surely_gone(one: Candidate, kept: Sequence[Box], threshold: float) -> bool:
     if one.inner is None or not kept:
         return False
     boxes = np.array(kept, np.float64)
-    common = _intersections(np.array(one.inner, np.float64), boxes)
-    union = _areas(np.array(one.outer, np.float64)) + _areas(boxes) - common
+    common = box_intersections(np.array(one.inner, np.float64), boxes)
+    union = box_areas(np.array(one.outer, np.float64)) + box_areas(boxes) - common
     return bool((common > (threshold + 1e-6) * union).any())
 
 
@@ -186,18 +180,20 @@ def is_gone(box: Box, kept: Sequence[Box], threshold: float) -> bool:
     if not kept:
         return False
     one, boxes = np.array(box, np.float32), np.array(kept, np.float32)
-    common = _intersections(one, boxes)
+    common = box_intersections(one, boxes)
     with np.errstate(invalid="ignore"):  # 0 / 0 of two empty boxes is over no threshold
-        overlap = common / (_areas(one) + _areas(boxes) - common)
+        overlap = common / (box_areas(one) + box_areas(boxes) - common)
     return bool((overlap > np.float64(threshold)).any())
 
 
-def _areas(boxes: NDArray[Any]) -> NDArray[Any]:
+def box_areas(boxes: NDArray[Any]) -> NDArray[Any]:
+    """Of boxes ``[..., 4]``, x0 y0 x1 y1."""
     areas: NDArray[Any] = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     return areas
 
 
-def _intersections(box: NDArray[Any], boxes: NDArray[Any]) -> NDArray[Any]:
+def box_intersections(box: NDArray[Any], boxes: NDArray[Any]) -> NDArray[Any]:
+    """Areas that a box ``[4]`` has in common with each of ``[N, 4]``."""
     width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0])
     height = np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1])
     common: NDArray[Any] = np.maximum(width, 0) * np.maximum(height, 0)
@@ -220,14 +216,12 @@ def _shrunk(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return ~_grown(~mask)
 
 
-def _extent(mask: NDArray[np.bool_], shape: tuple[int, ...], margin: int = 2) -> Box:
+def _extent(mask: NDArray[np.bool_], margin: int = 2) -> tuple[int, int, int, int]:
     """top, bottom, left, right of the cells in use, with a margin that interpolation reaches."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    bounds = mask_bounds(mask)
+    if bounds is None:
         return 0, 0, 0, 0
-    return (
-        max(int(rows[0]) - margin, 0),
-        min(int(rows[-1]) + margin + 1, shape[0]),
-        max(int(columns[0]) - margin, 0),
-        min(int(columns[-1]) + margin + 1, shape[1]),
-    )
+    x0, y0, x1, y1 = bounds
+    height, width = mask.shape
+    rows = max(y0 - margin, 0), min(y1 + margin + 1, height)
+    return *rows, max(x0 - margin, 0), min(x1 + margin + 1, width)

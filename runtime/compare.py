@@ -158,11 +158,12 @@ def compare(
         seed: of the prompts.
         gallery: a folder for a picture of each image: a box's and a pair's answers of all systems.
     """
-    tallies = {one.name: Tally() for one in (reference, *systems)}
+    everyone = (reference, *systems)
+    tallies = {one.name: Tally() for one in everyone}
     for number, (name, pixels) in enumerate(images):
         rng = np.random.default_rng([seed, number])
         size = (pixels.shape[0], pixels.shape[1])
-        for one in (reference, *systems):
+        for one in everyone:
             start = time.perf_counter()
             one.set_image(pixels)
             tallies[one.name].image_s.append(time.perf_counter() - start)
@@ -170,11 +171,11 @@ def compare(
         shown: dict[str, list[NDArray[np.bool_]]] = {}
         for prompt in prompts:
             answers = []
-            for one in (reference, *systems):
+            for one in everyone:
                 start = time.perf_counter()
                 answers.append(one.answer(prompt))
                 tallies[one.name].prompt_s.append(time.perf_counter() - start)
-            for one, mask in zip((reference, *systems), answers, strict=True):
+            for one, mask in zip(everyone, answers, strict=True):
                 tallies[one.name].ious.setdefault(prompt.kind, []).append(iou(answers[0], mask))
             shown.setdefault(prompt.kind, answers)
         if gallery is not None:
@@ -251,9 +252,7 @@ def run_compare(args: argparse.Namespace) -> None:
     names = [one.name for one in (reference, *systems)]
     if len(set(names)) < len(names):
         raise PocketSamError(f"two systems of one name ({', '.join(names)}): give NAME=PATH")
-    folder = Path(args.images)
-    files = find_images(folder) if folder.is_dir() else [folder]
-    images = [(file.name, load_image(file)) for file in files]
+    images = [(file.name, load_image(file)) for file in find_images(args.images)]
     tallies = compare(reference, systems, images, args.prompts, args.seed, args.gallery)
     result = {name: tally.to_json() for name, tally in tallies.items()}
     if args.json:

@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-Runs = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
-"""Row, first and last column of horizontal runs, in reading order."""
+from pocketsam.runtime.masks import runs
 
 
 def remove_small_regions(
@@ -22,12 +21,12 @@ def remove_small_regions(
         The mask, and whether it changed.
     """
     holes = mode == "holes"
-    runs = _runs(~mask if holes else mask)
-    rows, first, last = runs
+    found = runs(~mask if holes else mask)
+    rows, first, after = found
     if not len(rows):
         return mask, False
-    regions = _regions(runs, mask.shape[1])
-    sizes = np.bincount(regions, last - first + 1)
+    regions = _regions(*found, mask.shape[1])
+    sizes = np.bincount(regions, after - first)
     small = sizes < area
     if not small.any():
         return mask, False
@@ -35,27 +34,19 @@ def remove_small_regions(
         small[sizes.argmax()] = False
     result = mask.copy()
     for number in np.flatnonzero(small[regions]):
-        result[rows[number], first[number] : last[number] + 1] = holes
+        result[rows[number], first[number] : after[number]] = holes
     return result, True
 
 
-def _runs(mask: NDArray[np.bool_]) -> Runs:
-    framed = np.zeros((mask.shape[0], mask.shape[1] + 2), np.int8)
-    framed[:, 1:-1] = mask
-    change = np.diff(framed, axis=1)
-    rows, first = np.nonzero(change == 1)
-    _, after = np.nonzero(change == -1)
-    return rows, first, after - 1
-
-
-def _regions(runs: Runs, width: int) -> NDArray[np.intp]:
-    """The number of each run's region, counted from 0 in reading order."""
-    rows, first, last = runs
+def _regions(
+    rows: NDArray[np.intp], first: NDArray[np.intp], after: NDArray[np.intp], width: int
+) -> NDArray[np.intp]:
+    """The number of the region of each of ``runs``, counted from 0 in reading order."""
     stride = width + 2
     above = (rows - 1) * stride
     # the runs of the row above that overlap this one, or touch it at a corner
-    start = np.searchsorted(rows * stride + last, above + first - 1, "left")
-    stop = np.searchsorted(rows * stride + first, above + last + 1, "right")
+    start = np.searchsorted(rows * stride + after, above + first, "left")
+    stop = np.searchsorted(rows * stride + first, above + after, "right")
     counts = np.maximum(stop - start, 0)
     below = np.repeat(np.arange(len(rows)), counts)
     offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

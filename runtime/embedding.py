@@ -1,6 +1,5 @@
 """Embeddings in files: encode today, prompt tomorrow, with the certainty that they belong together."""
 
-import argparse
 import hashlib
 import io
 import os
@@ -12,13 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam import terminal
 from pocketsam.errors import ImageError, IntegrityError
 from pocketsam.runtime.contract import IMAGE_EMBEDDINGS
 from pocketsam.runtime.files import make_folder, write_whole
-from pocketsam.runtime.image import find_images, load_image
-
-SUFFIX = ".npz"
 
 
 @dataclass(frozen=True)
@@ -93,45 +88,3 @@ def check_image(one: Embedding, path: str | os.PathLike[str], pixels: NDArray[np
     """Raises IntegrityError unless an embedding is of this image."""
     if one.image_sha256 != hash_pixels(pixels):
         raise IntegrityError(f"{path}: embedding of another image; encode this one")
-
-
-def add_embed(subparsers: terminal.Subparsers) -> None:
-    """Adds ``embed``."""
-    parser = subparsers.add_parser(
-        "embed",
-        help="encode images and keep their embeddings, for many prompts later",
-        description="`pocketsam segment … --embedding FILE` then needs the decoder alone.",
-    )
-    parser.add_argument("bundle", help="directory that `pocketsam export` wrote")
-    parser.add_argument("image", help="an image; or a folder, of which images done before are skipped")
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="for NAME.npz of each image"
-    )
-    terminal.add_device_options(parser)
-    terminal.add_precision(parser)
-    parser.set_defaults(run=run_embed)
-
-
-def run_embed(args: argparse.Namespace) -> None:
-    """Runs the command."""
-    from pocketsam.runtime.segmenter import Segmenter
-
-    segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads, args.precision)
-    files = find_images(args.image) if Path(args.image).is_dir() else [Path(args.image)]
-    for number, file in enumerate(files, start=1):
-        path = args.output / f"{file.name}{SUFFIX}"
-        pixels = load_image(file)
-        if path.is_file() and _is_done(path, pixels, segmenter.encoder_sha256):
-            print(f"{number}/{len(files)} {file.name}: done before")
-            continue
-        segmenter.set_image(pixels)
-        segmenter.embedding().save(path)
-        print(f"{number}/{len(files)} wrote {path}")
-
-
-def _is_done(path: Path, pixels: NDArray[np.uint8], encoder_sha256: str) -> bool:
-    try:
-        one = read_embedding(path)
-    except ImageError:
-        return False
-    return one.encoder_sha256 == encoder_sha256 and one.image_sha256 == hash_pixels(pixels)

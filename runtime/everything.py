@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PromptError
-from pocketsam.runtime.candidates import Accepted, Box, Candidate, Judge, is_gone, surely_gone
+from pocketsam.runtime.candidates import Accepted, Candidate, Judge, is_gone, surely_gone
 from pocketsam.runtime.components import remove_small_regions
 from pocketsam.runtime.grid import Parameters, coarse_to_fine, crop_boxes
-from pocketsam.runtime.masks import compress, from_run_lengths, mask_bounds, run_lengths
+from pocketsam.runtime.masks import Box, compress, from_run_lengths, mask_bounds, run_lengths
 
 if TYPE_CHECKING:
     from pocketsam.runtime.segmenter import Segmenter
@@ -42,6 +42,7 @@ class Search:
 
     def __init__(self, judge: Judge, parameters: Parameters) -> None:
         self.judge, self.parameters = judge, parameters
+        self._adaptive = parameters.order == "adaptive"
         self._pool: list[Candidate] = []
         self._examined: list[Accepted] = []
         self._masks_over = np.zeros(judge.upscaler.used, np.int64)
@@ -49,11 +50,11 @@ class Search:
     def batches(self, grid: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
         """Numbers of clicks, a call of the decoder's at a time."""
         size = self.parameters.points_per_batch
-        coarse = self.parameters.order == "adaptive" or self.parameters.time_budget is not None
+        coarse = self._adaptive or self.parameters.time_budget is not None
         for level in coarse_to_fine(grid) if coarse else [np.arange(len(grid))]:
             left = level
             while len(left):
-                if self.parameters.order == "adaptive":
+                if self._adaptive:
                     left = left[~self._is_explained(grid[left])]
                 yield left[:size]
                 left = left[size:]
@@ -76,7 +77,7 @@ class Search:
         """Takes in what the decoder said to some clicks; see ``Judge.candidates``."""
         found = self.judge.candidates(clicks, points, scores, low_res)
         self._pool += found
-        for one in found:
+        for one in found if self._adaptive else ():
             height, width = one.logits.shape
             rows, columns = slice(one.top, one.top + height), slice(one.left, one.left + width)
             self._masks_over[rows, columns] += one.logits > 0
@@ -144,14 +145,7 @@ def everything(
             break
         x0, y0, x1, y1 = crop
         segmenter.set_image(np.ascontiguousarray(image[y0:y1, x0:x1]))
-        judge = Judge(
-            segmenter.upscaler,
-            crop,
-            size,
-            parameters.pred_iou_thresh,
-            parameters.stability_score_thresh,
-            parameters.stability_score_offset,
-        )
+        judge = Judge(segmenter.upscaler, crop, size, parameters)
         search = Search(judge, parameters)
         points = grids[layer] * (x1 - x0, y1 - y0)
         for clicks in search.batches(grids[layer]):
@@ -182,9 +176,15 @@ def _between_crops(
         placed.append((replace(one, box=box, point=point), crop))
     if crops == 1:
         return placed
+    placed.sort(key=lambda pair: _area(pair[1]))
+    return _suppress(placed, parameters.crop_nms_thresh)
+
+
+def _suppress(found: Sequence[tuple[Accepted, Box]], threshold: float) -> list[tuple[Accepted, Box]]:
+    """Without the masks whose box one before them covers."""
     kept: list[tuple[Accepted, Box]] = []
-    for one, crop in sorted(placed, key=lambda pair: _area(pair[1])):
-        if not is_gone(one.box, [other.box for other, _ in kept], parameters.crop_nms_thresh):
+    for one, crop in found:
+        if not is_gone(one.box, [other.box for other, _ in kept], threshold):
             kept.append((one, crop))
     return kept
 
@@ -208,11 +208,8 @@ def _without_small_regions(
         new = replace(one, lengths=run_lengths(mask), box=box) if changed else one
         cleaned.append((changed, new, crop))
     threshold = max(parameters.box_nms_thresh, parameters.crop_nms_thresh)
-    kept: list[tuple[Accepted, Box]] = []
-    for _, one, crop in sorted(cleaned, key=lambda entry: entry[0]):
-        if not is_gone(one.box, [other.box for other, _ in kept], threshold):
-            kept.append((one, crop))
-    return kept
+    cleaned.sort(key=lambda entry: entry[0])
+    return _suppress([(one, crop) for _, one, crop in cleaned], threshold)
 
 
 def _record(one: Accepted, crop: Box, size: tuple[int, int], mode: str) -> Record:

@@ -101,11 +101,11 @@ def _run_folder(args: argparse.Namespace, outputs: list[Path], chosen: dict[str,
         print(f"{number}/{len(files)} {file.name}: {len(made.found)} objects")
 
 
-def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -> results.Results:
+def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -> results.Dataset:
     def bar(done: int, total: int) -> None:
         terminal.show_progress(f"{name}: {done} of {total} clicks", done == total)
 
     records = segmenter.everything(image, bar, output_mode="coco_rle", **chosen)
     # large ones first, so that small ones lie on top where masks are drawn
     records.sort(key=lambda record: -record["area"])
-    return results.Results(name, image, [results.Outlined(record) for record in records], segmenter)
+    return results.Dataset(name, image, [results.Outlined(record) for record in records], segmenter)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from pocketsam.errors import BundleError, PromptError
+from pocketsam.runtime.candidates import box_areas, box_intersections
 from pocketsam.runtime.image import as_pixels
 from pocketsam.runtime.masks import mask_bounds, resize_matrix, to_rle
 from pocketsam.runtime.session import open_session, run_session
@@ -221,7 +222,7 @@ def select(
     order = order[scores[order] > conf]
     centre, size = rows[order, :2], rows[order, 2:4]
     boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    areas = box_areas(boxes)
     gone = np.zeros(len(order), np.bool_)
     kept: list[int] = []
     for index in range(len(order)):
@@ -231,9 +232,7 @@ def select(
         if len(kept) == MOST:
             break
         rest = slice(index + 1, None)
-        low = np.maximum(boxes[index, :2], boxes[rest, :2])
-        high = np.minimum(boxes[index, 2:], boxes[rest, 2:])
-        common = np.prod(np.maximum(high - low, 0), axis=1)
+        common = box_intersections(boxes[index], boxes[rest])
         gone[rest] |= common > iou * (areas[index] + areas[rest] - common)
     return boxes[kept], scores[order[kept]], rows[order[kept], -COEFFICIENTS:]
 

@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PromptError
+from pocketsam.runtime.masks import Box
 
 MAX_SIDE = 256
 """Points a side: 65,536 clicks, hours of work."""
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 ORDERS = ("grid", "adaptive")
-
-Box = tuple[int, int, int, int]
-"""x0, y0, x1, y1."""
 
 
 @dataclass(frozen=True)

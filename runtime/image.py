@@ -27,14 +27,17 @@ MAX_PIXELS = 100_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files in a folder, by name.
+def find_images(path: str | os.PathLike[str]) -> list[Path]:
+    """The image files in a folder, by name; of anything else, the path itself.
 
     Raises:
-        ImageError: there are none, or the folder cannot be read.
+        ImageError: a folder without images, or one that cannot be read.
     """
+    folder = Path(path)
+    if not folder.is_dir():
+        return [folder]
     try:
-        found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
+        found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     except OSError as error:
         raise ImageError(f"{folder}: {error.strerror}") from None
     if not found:

@@ -29,15 +29,20 @@ THROTTLED = {
 
 def describe_machine() -> dict[str, Any]:
     """CPU, its cores and features, system, and the versions that take part in a measurement."""
-    model, features = _cpu()
     return {
-        "cpu": model,
-        "flags": [flag for flag in FLAGS if flag in features],
+        "cpu": _cpu()[0],
+        "flags": cpu_flags(),
         "cores": count_cores(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: version(name) for name in ("pocketsam", "onnxruntime", "numpy", "pillow")},
     }
+
+
+def cpu_flags() -> list[str]:
+    """Those of ``FLAGS`` that the CPU has."""
+    features = _cpu()[1]
+    return [flag for flag in FLAGS if flag in features]
 
 
 def count_cores() -> int:

@@ -1,12 +1,16 @@
 """Masks out: low-resolution logits to the original image's size, and COCO's run-length encoding."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.runtime.contract import resized_shape
+
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels."""
 
 
 def _taps(inputs: int, outputs: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
@@ -57,13 +61,17 @@ class Upscaler:
         low = image_size // 4
         self._rows = _axis_matrix(low, image_size, height, original_size[0])
         self._columns = np.ascontiguousarray(_axis_matrix(low, image_size, width, original_size[1]).T)
-        self._reach = _Reach(self._rows), _Reach(self._columns.T)
 
     def logits(self, low_res_mask: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[S/4, S/4]`` to ``[H, W]`` float32."""
         # multi_dot multiplies the short side first
         out: NDArray[np.float32] = np.linalg.multi_dot([self._rows, low_res_mask, self._columns])
         return out
+
+    @cached_property
+    def _reach(self) -> "tuple[_Reach, _Reach]":
+        """Of rows and columns; ``logits`` does without."""
+        return _Reach(self._rows), _Reach(self._columns.T)
 
     @property
     def used(self) -> tuple[int, int]:
@@ -91,7 +99,7 @@ class Upscaler:
         rows, columns = (reach.pixels for reach in self._reach)
         return int(rows @ cells.astype(np.float64) @ columns)
 
-    def box(self, cells: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+    def box(self, cells: NDArray[np.bool_]) -> Box | None:
         """x0, y0, x1, y1 around the pixels whose nearest cell is among these; None: there are none."""
         rows = np.flatnonzero(np.any(cells, axis=1)[self._reach[0].nearest])
         columns = np.flatnonzero(np.any(cells, axis=0)[self._reach[1].nearest])
@@ -126,7 +134,7 @@ class _Reach:
         return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
 
 
-def mask_bounds(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+def mask_bounds(mask: NDArray[np.bool_]) -> Box | None:
     """x0, y0, x1, y1 of a mask's outermost pixels; None if it is empty."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(columns):
@@ -143,6 +151,16 @@ def mask_box(mask: NDArray[np.bool_]) -> list[int]:
     return [x0, y0, x1 - x0 + 1, y1 - y0 + 1]
 
 
+def runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Row, first column, and column after the last of each horizontal run, in reading order."""
+    framed = np.zeros((mask.shape[0], mask.shape[1] + 2), np.int8)
+    framed[:, 1:-1] = mask
+    change = np.diff(framed, axis=1)
+    rows, first = np.nonzero(change == 1)
+    _, after = np.nonzero(change == -1)
+    return rows, first, after
+
+
 def run_lengths(
     mask: NDArray[np.bool_], place: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None
 ) -> NDArray[np.int64]:
@@ -154,19 +172,11 @@ def run_lengths(
         size: (H, W) of that image; None: the mask is the image.
     """
     height, width = size or mask.shape
-    framed = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
-    framed[:, 1:-1] = mask.T
-    change = np.diff(framed, axis=1)
-    edges = []
-    for sign in (1, -1):  # starts and ends, as places in the image's columns laid end to end
-        column, row = np.nonzero(change == sign)
-        edges.append((column + place[0]) * height + row + place[1])
-    starts, ends = edges
-    joined = ends[:-1] == starts[1:]  # a run that goes on at the top of the next column
-    starts, ends = (
-        np.delete(starts, np.flatnonzero(joined) + 1),
-        np.delete(ends, np.flatnonzero(joined)),
-    )
+    column, first, after = runs(mask.T)
+    origin = (column + place[0]) * height + place[1]  # in the image's columns laid end to end
+    starts, ends = origin + first, origin + after
+    joined = np.flatnonzero(ends[:-1] == starts[1:])  # goes on at the top of the next column
+    starts, ends = np.delete(starts, joined + 1), np.delete(ends, joined)
     places = np.stack([starts, ends], axis=1).ravel()
     lengths = np.diff(np.concatenate([[0], places, [height * width]]))
     return lengths[:-1] if len(lengths) > 1 and not lengths[-1] else lengths

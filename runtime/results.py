@@ -32,19 +32,32 @@ class Found:
     mask: NDArray[np.bool_]
     score: float
 
+    @property
+    def entry(self) -> dict[str, Any]:
+        """For JSON; as in COCO: RLE, XYWH box, area in pixels."""
+        return {
+            "segmentation": to_rle(self.mask),
+            "bbox": mask_box(self.mask),
+            "area": int(self.mask.sum()),
+            "predicted_iou": self.score,
+            "point_coords": [list(point[:2]) for point in self.points],
+            "point_labels": [point[2] for point in self.points],
+            "boxes": [list(box) for box in self.boxes],
+        }
+
 
 @dataclass(frozen=True)
 class Outlined:
     """One of many objects: a record of ``Segmenter.everything``, in COCO's RLE until it is drawn."""
 
-    record: dict[str, Any]
+    entry: dict[str, Any]
     points: Sequence[Point] = ()
     boxes: Sequence[Box] = ()
 
     @property
     def mask(self) -> NDArray[np.bool_]:
         """``[H, W]``."""
-        return from_rle(self.record["segmentation"])
+        return from_rle(self.entry["segmentation"])
 
 
 @dataclass(frozen=True)
@@ -58,47 +71,39 @@ class Results:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What JSON files hold; masks as in COCO: RLE, XYWH boxes, areas in pixels."""
-        if all(isinstance(one, Outlined) for one in self.found):
-            return self._dataset()
+        """What JSON files hold."""
         return {
             "image": self.name,
             "size": list(self.image.shape[:2]),
-            "image_size": self.segmenter.image_size,
-            "checkpoint_sha256": self.segmenter.manifest["model"].get("checkpoint_sha256"),
-            "masks": [
-                {
-                    "segmentation": to_rle(one.mask),
-                    "bbox": mask_box(one.mask),
-                    "area": int(one.mask.sum()),
-                    "predicted_iou": one.score,
-                    "point_coords": [list(point[:2]) for point in one.points],
-                    "point_labels": [point[2] for point in one.points],
-                    "boxes": [list(box) for box in one.boxes],
-                }
-                for one in self.found
-                if isinstance(one, Found)
-            ],
+            **self.about,
+            "masks": [one.entry for one in self.found],
         }
 
-    def _dataset(self) -> dict[str, Any]:
-        """A COCO dataset of one image and one category."""
-        height, width = self.image.shape[:2]
-        image = {"id": 1, "file_name": self.name, "width": width, "height": height}
-        annotations = [
-            {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, **one.record}
-            for number, one in enumerate(self.found, start=1)
-            if isinstance(one, Outlined)
-        ]
-        about = {
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the masks come from."""
+        return {
             "image_size": self.segmenter.image_size,
             "checkpoint_sha256": self.segmenter.manifest["model"].get("checkpoint_sha256"),
         }
+
+
+@dataclass(frozen=True)
+class Dataset(Results):
+    """Results whose JSON is a COCO dataset of one image and one category."""
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What JSON files hold."""
+        height, width = self.image.shape[:2]
         return {
-            "info": about,
-            "images": [image],
+            "info": self.about,
+            "images": [{"id": 1, "file_name": self.name, "width": width, "height": height}],
             "categories": [{"id": 1, "name": "object"}],
-            "annotations": annotations,
+            "annotations": [
+                {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, **one.entry}
+                for number, one in enumerate(self.found, start=1)
+            ],
         }
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from pocketsam.runtime.everything import everything
 from pocketsam.runtime.grid import Parameters
 from pocketsam.runtime.halves import open_half
 from pocketsam.runtime.image import as_pixels, encoder_feeds
-from pocketsam.runtime.machine import describe_machine
+from pocketsam.runtime.machine import cpu_flags
 from pocketsam.runtime.masks import Upscaler
+from pocketsam.runtime.session import asks_for_gpu
 
 DECODER_BATCH = 8
 """Prompts per call of the decoder: more are no faster, and each takes 60 to 100 MB at 1024."""
@@ -54,16 +56,14 @@ class Segmenter:
         threads: int | None = None,
         precision: str | None = None,
     ) -> None:
-        first = providers if isinstance(providers, str) else next(iter(providers), "")
-        gpu = str(first).lower().startswith(("cuda", "tensorrt"))
-        bundle = choose_bundle(bundle_dir, precision, gpu, describe_machine()["flags"])
+        bundle = choose_bundle(bundle_dir, precision, asks_for_gpu(providers), cpu_flags())
         self.manifest: dict[str, Any] = bundle.manifest
         self.image_size: int = bundle.image_size
         self._inputs = bundle.inputs("encoder")
         self._encoder, self._decoder = (open_half(bundle, part, providers, threads) for part in PARTS)
         self.encoder_sha256: str = bundle.manifest["encoder"]["sha256"]
         self._embedding: Any = None  # an array, or on a GPU an OrtValue in its memory
-        self._image_sha256 = ""
+        self._image_sha256: Callable[[], str] = str
         self._upscaler: Upscaler | None = None
         self._original_size = (0, 0)
 
@@ -94,14 +94,17 @@ class Segmenter:
         """
         pixels = as_pixels(image, image_format)
         self._embedding = self._encoder(self.encoder_feeds(pixels))[contract.IMAGE_EMBEDDINGS]
-        self._image_sha256 = hash_pixels(pixels)
+        # hashed only if asked for; a caller's array, which may change until then, is copied
+        kept = pixels.copy() if isinstance(image, np.ndarray) else pixels
+        self._image_sha256 = partial(hash_pixels, kept)
         self._original_size = (pixels.shape[0], pixels.shape[1])
         self._upscaler = Upscaler(self.image_size, self._original_size)
 
     def embedding(self) -> Embedding:
         """That of the image that is set, with what it is of: ``embedding().save(path)``."""
         values, _ = self._require_image()
-        return Embedding(as_array(values), self._original_size, self._image_sha256, self.encoder_sha256)
+        hashes = self._image_sha256(), self.encoder_sha256
+        return Embedding(as_array(values), self._original_size, *hashes)
 
     def set_embedding(
         self, path: str | os.PathLike[str], image: NDArray[np.uint8] | None = None
@@ -121,7 +124,7 @@ class Segmenter:
         check_belongs(one, path, (1, 256, side, side), self.encoder_sha256)
         if image is not None:
             check_image(one, path, image)
-        self._embedding, self._image_sha256 = one.values, one.image_sha256
+        self._embedding, self._image_sha256 = one.values, lambda: one.image_sha256
         self._original_size = one.original_size
         self._upscaler = Upscaler(self.image_size, self._original_size)
 

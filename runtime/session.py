@@ -84,6 +84,13 @@ def provider_options(providers: str | Sequence[str]) -> list[tuple[str, dict[str
     return chosen
 
 
+def asks_for_gpu(providers: str | Sequence[str]) -> bool:
+    """Whether the first provider is one of ``GPUS``, present here or not."""
+    first = providers if isinstance(providers, str) else next(iter(providers), "")
+    key = str(first).partition(":")[0].lower()
+    return any(key in (short, full.lower()) for short, full in PROVIDERS.items() if full in GPUS)
+
+
 def cache_directory() -> Path:
     """Where this user's programs keep what can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketsam"
