@@ -106,30 +106,32 @@ def _with_bias(old: nn.Linear, bias: Tensor) -> nn.Linear:
 class MaskProducts(MaskDecoder):
     """The mask decoder with its transposed convolutions as matrix products.
 
-    Kernel and stride are both 2, so each cell makes its own 4x4 pixels: they stay beside their cell,
-    channels last, through norm, GELU and the product with the hypernetworks' weights, and only the
-    four masks are put in order.
+    Kernel and stride are both 2, so each cell makes its own 4x4 pixels. Each of the four rows of them
+    is computed by itself, so that a row's pixels lie in order, channels last, through norm, GELU and
+    the product with the hypernetworks' weights; only the rows of the masks are put between each other.
     """
 
     def upscale(self, image: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
         """``[B, h·w, C]`` and ``[B, 4, C/8]`` to ``[B, 4, 4h, 4w]``."""
         first, norm, gelu, second, _ = self.output_upscaling
         assert isinstance(norm, LayerNorm2d)
-        x = F.linear(image, *_as_linear(first)).unflatten(2, (4, -1))  # [B, h·w, 2·2, C/4]
-        x = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
-        x = gelu(F.linear(gelu(x), *_as_linear(second)))  # [B, h·w, 4, 2·2·C/8]
-        batch, _, channels = weights.shape
-        masks = x.reshape(batch, 16 * height * width, channels) @ weights.transpose(1, 2)
-        masks = masks.reshape(batch, height, width, 2, 2, 2, 2, self.num_masks)
-        masks = masks.permute(0, 7, 1, 3, 5, 2, 4, 6)
-        return masks.reshape(batch, self.num_masks, 4 * height, 4 * width)
+        rows = []
+        for half in _halves(first):
+            x = F.linear(image, *half).unflatten(2, (2, -1))  # [B, h·w, 2, C/4]
+            x = gelu(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
+            for quarter in _halves(second):
+                y = gelu(F.linear(x, *quarter)).unflatten(3, (2, -1))  # [B, h·w, 2, 2, C/8]
+                masks = y.flatten(1, 3) @ weights.transpose(1, 2)  # [B, h·w·4, 4]
+                rows.append(masks.transpose(1, 2).unflatten(2, (height, 4 * width)))
+        return torch.stack(rows, dim=3).flatten(2, 3)
 
 
-def _as_linear(conv: nn.Module) -> tuple[Tensor, Tensor]:
-    """A ConvTranspose2d of kernel and stride 2 as weight ``[2·2·out, in]`` and bias."""
+def _halves(conv: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """A ConvTranspose2d of kernel and stride 2 as weight ``[2·out, in]`` and bias of its two rows."""
     assert isinstance(conv, nn.ConvTranspose2d)
     assert conv.bias is not None
-    return conv.weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.repeat(4)
+    weight = conv.weight.permute(2, 3, 1, 0).flatten(1, 2)
+    return [(rows, conv.bias.repeat(2)) for rows in weight]
 
 
 class FastDecoder(Decoder):

@@ -20,6 +20,9 @@ EDGE = 20.0
 """Pixels from the edge of a crop within which a box touches it (``is_box_near_crop_edge``)."""
 
 
+MASKS_PER_CLICK = 3
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A mask by its logits at low resolution.
@@ -92,16 +95,15 @@ class Judge:
         Args:
             clicks: ``[B]``, their numbers.
             points: ``[B, 2]``, (x, y) in pixels of the crop.
-            scores: ``[B, C]``.
-            low_res: ``[B, C, S/4, S/4]``.
+            scores: ``[B, 3]``.
+            low_res: ``[B, 3, S/4, S/4]``.
         """
         found = []
-        kinds = scores.shape[1]
         for click, kind in np.ndindex(scores.shape):
             score = np.float32(scores[click, kind])
             if self.iou > 0 and not score > np.float64(self.iou):
                 continue
-            number = int(clicks[click]) * kinds + kind
+            number = int(clicks[click]) * MASKS_PER_CLICK + kind
             one = self._candidate(number, score, points[click], low_res[click, kind])
             if one is not None:
                 found.append(one)

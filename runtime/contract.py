@@ -23,6 +23,12 @@ MASKS = "masks"  # [B, 4, H, W] logits
 IOU_PREDICTIONS = "iou_predictions"  # [B, 4]
 LOW_RES_MASKS = "low_res_masks"  # [B, 4, S/4, S/4] logits
 
+CUT = (
+    "mask_decoder.transformer.layers.1.1",
+    *(f"mask_decoder.output_hypernetworks_mlps.{i}" for i in range(4)),
+)
+"""Stages of an ONNX decoder that ``low_res_masks`` follows from: the scores are known without it."""
+
 LABEL_ABSENT = -2  # fills a place in files with a fixed number of points; SAM's own pad is LABEL_PAD
 LABEL_PAD, LABEL_BACKGROUND, LABEL_FOREGROUND, LABEL_BOX_FIRST, LABEL_BOX_SECOND = -1, 0, 1, 2, 3
 

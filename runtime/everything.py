@@ -5,6 +5,8 @@ with numpy alone and without ever holding all masks: of a candidate it keeps the
 around the mask, and makes the mask at full size only when no better candidate can have replaced it.
 """
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,8 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PromptError
-from pocketsam.runtime.candidates import Accepted, Candidate, Judge, is_gone, surely_gone
+from pocketsam.runtime.candidates import (
+    MASKS_PER_CLICK,
+    Accepted,
+    Candidate,
+    Judge,
+    is_gone,
+    surely_gone,
+)
 from pocketsam.runtime.components import remove_small_regions
+from pocketsam.runtime.contract import MASK_THRESHOLD
 from pocketsam.runtime.grid import Parameters, coarse_to_fine, crop_boxes
 from pocketsam.runtime.masks import Box, compress, from_run_lengths, mask_bounds, run_lengths
 
@@ -24,8 +34,12 @@ if TYPE_CHECKING:
 
 POOL_BYTES = 256 * 2**20
 """Of candidates' logits, beyond which they are examined at once."""
-EXPLAINED = 6
-"""As many masks over a place make another click there superfluous to the adaptive order."""
+EXPLAINED = 32
+"""The adaptive order makes no click where the masks of so many others lie already."""
+NEARLY = 0.1
+"""Predicted IoU that may be missing beside a click, for the adaptive order to try it all the same."""
+ALIKE = 0.8
+"""IoU of boxes up to which the adaptive order looks for a better click beside each of two masks."""
 
 Record = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -38,75 +52,134 @@ class Search:
     Args:
         judge: the crop's filters.
         parameters: of the whole search.
+        grid: ``[N, 2]`` (x, y) in 0..1, all clicks that there are.
     """
 
-    def __init__(self, judge: Judge, parameters: Parameters) -> None:
-        self.judge, self.parameters = judge, parameters
+    def __init__(self, judge: Judge, parameters: Parameters, grid: NDArray[np.float64]) -> None:
+        self.judge, self.parameters, self.grid = judge, parameters, grid
         self._adaptive = parameters.order == "adaptive"
-        self._pool: list[Candidate] = []
-        self._examined: list[Accepted] = []
-        self._masks_over = np.zeros(judge.upscaler.used, np.int64)
+        self._waiting: list[Candidate | Accepted] = []
+        self._covered = np.zeros(judge.upscaler.used, np.int64)  # by how many clicks' masks
+        self._scores = np.full(len(grid), np.nan)  # the best of each click that was made
 
-    def batches(self, grid: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
-        """Numbers of clicks, a call of the decoder's at a time."""
+    def batches(self) -> Iterator[NDArray[np.intp]]:
+        """Numbers of clicks to make, a call of the decoder's at a time.
+
+        In the order "adaptive" what ``add`` learns decides: coarse to fine, no click where much was
+        found or, among the finest, where nothing comes near to being found; and as masks get better
+        towards some place in an object, on from each mask's click to its neighbours.
+        """
+        if not self._adaptive and self.parameters.time_budget is None:
+            yield from self._in_batches(np.arange(len(self.grid)))
+            return
+        levels = coarse_to_fine(self.grid)
+        for number, level in enumerate(levels, start=1):
+            fine = self._adaptive and number > 1
+            if fine and number == len(levels):
+                level = level[self._is_promising(level)]
+            yield from self._in_batches(level)
+            if fine and number >= len(levels) - 1:
+                while len(beside := self._beside_masks()):
+                    yield from self._in_batches(beside, even_if_covered=True)
+
+    def _in_batches(
+        self, clicks: NDArray[np.intp], even_if_covered: bool = False
+    ) -> Iterator[NDArray[np.intp]]:
         size = self.parameters.points_per_batch
-        coarse = self._adaptive or self.parameters.time_budget is not None
-        for level in coarse_to_fine(grid) if coarse else [np.arange(len(grid))]:
-            left = level
-            while len(left):
-                if self._adaptive:
-                    left = left[~self._is_explained(grid[left])]
-                yield left[:size]
-                left = left[size:]
+        while True:
+            if self._adaptive:
+                clicks = clicks[np.isnan(self._scores[clicks])]
+                if not even_if_covered:
+                    clicks = clicks[~self._is_covered(clicks)]
+            if not len(clicks):
+                return
+            yield clicks[:size]
+            clicks = clicks[size:]
 
-    def _is_explained(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """``[N]``, of points ``[N, 2]`` in 0..1."""
-        rows, columns = self._masks_over.shape
-        x = np.minimum((points[:, 0] * columns).astype(np.intp), columns - 1)
-        y = np.minimum((points[:, 1] * rows).astype(np.intp), rows - 1)
-        explained: NDArray[np.bool_] = self._masks_over[y, x] >= EXPLAINED
-        return explained
+    def _is_covered(self, clicks: NDArray[np.intp]) -> NDArray[np.bool_]:
+        rows, columns = self._covered.shape
+        x, y = self.grid[clicks].T
+        column = np.minimum((x * columns).astype(np.intp), columns - 1)
+        row = np.minimum((y * rows).astype(np.intp), rows - 1)
+        covered: NDArray[np.bool_] = self._covered[row, column] >= EXPLAINED
+        return covered
+
+    def _is_promising(self, clicks: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Whether a click beside it nearly found something, or none beside it was made."""
+        scores = np.where(np.isnan(self._scores), -np.inf, self._scores)
+        best = np.array([scores[self._beside(click)].max() for click in clicks])
+        enough = self.parameters.pred_iou_thresh - NEARLY
+        promising: NDArray[np.bool_] = (best > enough) | (best == -np.inf)
+        return promising
+
+    def _beside_masks(self) -> NDArray[np.intp]:
+        """The clicks beside those whose masks would be kept, as far as they were not made."""
+        kept = self._keep(max(self.parameters.box_nms_thresh, ALIKE))
+        clicks = {int(n) for one in kept for n in self._beside(one.number // MASKS_PER_CLICK)}
+        return np.array(sorted(n for n in clicks if np.isnan(self._scores[n])), np.intp)
+
+    def _beside(self, click: int) -> NDArray[np.intp]:
+        """Of a square grid, a click and the eight around it; at the edge some twice."""
+        side = math.isqrt(len(self.grid))
+        row, column = divmod(click, side)
+        steps = np.arange(-1, 2)
+        rows, columns = (np.clip(place + steps, 0, side - 1) for place in (row, column))
+        around: NDArray[np.intp] = (rows[:, None] * side + columns).ravel()
+        return around
 
     def add(
         self,
         clicks: NDArray[np.intp],
         points: NDArray[np.float64],
         scores: NDArray[np.float32],
+        kept: NDArray[np.intp],
         low_res: NDArray[np.float32],
     ) -> None:
-        """Takes in what the decoder said to some clicks; see ``Judge.candidates``."""
-        found = self.judge.candidates(clicks, points, scores, low_res)
-        self._pool += found
-        for one in found if self._adaptive else ():
-            height, width = one.logits.shape
-            rows, columns = slice(one.top, one.top + height), slice(one.left, one.left + width)
-            self._masks_over[rows, columns] += one.logits > 0
-        if sum(one.logits.nbytes for one in self._pool) > POOL_BYTES:
-            examined = (self.judge.examine(one) for one in self._pool)
-            self._examined += [one for one in examined if one is not None]
-            self._pool = []
+        """Takes in what ``Segmenter.predict_promising`` said to some clicks at ``points``."""
+        self._scores[clicks] = scores.max(axis=1)
+        found = self.judge.candidates(clicks[kept], points[kept], scores[kept], low_res)
+        self._waiting += found
+        if self._adaptive:
+            for _, ones in itertools.groupby(found, lambda one: one.number // MASKS_PER_CLICK):
+                covered = np.zeros(self._covered.shape, np.bool_)
+                for one in ones:
+                    height, width = one.logits.shape
+                    place = slice(one.top, one.top + height), slice(one.left, one.left + width)
+                    covered[place] |= one.logits > MASK_THRESHOLD
+                self._covered += covered
+        logits = [one.logits.nbytes for one in self._waiting if isinstance(one, Candidate)]
+        if sum(logits) > POOL_BYTES:
+            examined = (self._examine(one) for one in self._waiting)
+            self._waiting = [one for one in examined if one is not None]
+
+    def _examine(self, one: Candidate | Accepted) -> Accepted | None:
+        return one if isinstance(one, Accepted) else self.judge.examine(one)
 
     def settle(self) -> list[Accepted]:
-        """What stays after suppression, best first.
+        """What stays after suppression, best first."""
+        return self._keep(self.parameters.box_nms_thresh)
+
+    def _keep(self, threshold: float) -> list[Accepted]:
+        """What stays where boxes may overlap by ``threshold``, best first.
 
         Candidates are examined in the order of their scores, and not at all where a better one has
         certainly replaced them: only what was kept suppresses, so the result is the same.
         """
         kept: list[Accepted] = []
         boxes: list[Box] = []
-        threshold = self.parameters.box_nms_thresh
-        waiting: list[Candidate | Accepted] = [*self._pool, *self._examined]
-        for one in sorted(waiting, key=lambda one: (-one.score, one.number)):
-            examined: Accepted | None
-            if isinstance(one, Accepted):
-                examined = one
-            elif surely_gone(one, boxes, threshold):
+        waiting: list[Candidate | Accepted] = []
+        for one in sorted(self._waiting, key=lambda one: (-one.score, one.number)):
+            if isinstance(one, Candidate) and surely_gone(one, boxes, threshold):
+                waiting.append(one)  # another threshold may want it
                 continue
-            else:
-                examined = self.judge.examine(one)
-            if examined and not is_gone(examined.box, boxes, threshold):
+            examined = self._examine(one)
+            if examined is None:
+                continue
+            waiting.append(examined)
+            if not is_gone(examined.box, boxes, threshold):
                 kept.append(examined)
                 boxes.append(examined.box)
+        self._waiting = waiting
         return kept
 
 
@@ -139,6 +212,7 @@ def everything(
     total = sum(len(grids[layer]) for _, layer in crops)
     done = 0
     found: list[tuple[Accepted, Box]] = []
+    least = parameters.pred_iou_thresh or -np.inf  # 0 switches the filter off
     limit = np.inf if parameters.time_budget is None else start + parameters.time_budget
     for crop, layer in crops:
         if time.monotonic() >= limit:
@@ -146,15 +220,17 @@ def everything(
         x0, y0, x1, y1 = crop
         segmenter.set_image(np.ascontiguousarray(image[y0:y1, x0:x1]))
         judge = Judge(segmenter.upscaler, crop, size, parameters)
-        search = Search(judge, parameters)
+        search = Search(judge, parameters, grids[layer])
         points = grids[layer] * (x1 - x0, y1 - y0)
-        for clicks in search.batches(grids[layer]):
+        made = 0
+        for clicks in search.batches():
             if time.monotonic() >= limit:
                 break
             asked = points[clicks]
-            scores, low_res = segmenter.predict_low_res(asked[:, None], np.ones((len(asked), 1)))
-            search.add(clicks, asked, scores, low_res)
-            progress(done + int(clicks.max()) + 1, total)
+            answer = segmenter.predict_promising(asked[:, None], np.ones((len(asked), 1)), least)
+            search.add(clicks, asked, *answer)
+            made += len(clicks)
+            progress(done + made, total)
         done += len(points)
         progress(done, total)
         found += [(one, crop) for one in search.settle()]

@@ -131,10 +131,10 @@ def crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list
 
 
 def coarse_to_fine(grid: NDArray[np.float64]) -> list[NDArray[np.intp]]:
-    """Numbers of a square grid's clicks in levels, each an even lattice twice as dense; another grid is
-    a single level."""
+    """Numbers of a ``point_grid``'s clicks in levels, each an even lattice twice as dense; another grid
+    is a single level."""
     side = math.isqrt(len(grid))
-    if side**2 != len(grid):
+    if not np.array_equal(grid, point_grid(side)):
         return [np.arange(len(grid))]
     row, column = np.divmod(np.arange(len(grid)), side)
     left = np.ones(len(grid), np.bool_)

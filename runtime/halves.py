@@ -11,11 +11,13 @@ import onnxruntime as ort
 
 from pocketsam.errors import BundleError, PromptError
 from pocketsam.runtime import contract as c
+from pocketsam.runtime import cut
 from pocketsam.runtime.bundle import Bundle
 from pocketsam.runtime.session import (
     GPUS,
     GRAPHS,
     Recorded,
+    asks_for_gpu,
     open_session,
     provider_options,
     run_bound,
@@ -69,6 +71,34 @@ def _open_onnx(bundle: Bundle, part: str, providers: str | Sequence[str], thread
         recorded = Recorded(session, device)
         return lambda feeds: {c.IMAGE_EMBEDDINGS: recorded(feeds)}
     return onnx_half(session, part, name, device)
+
+
+def open_cut_decoder(
+    bundle: Bundle, providers: str | Sequence[str] = "cpu", threads: int | None = None
+) -> tuple[Half, Half] | None:
+    """An ONNX decoder as two halves: prompts to ``IOU_PREDICTIONS`` and ``CUT``; those to
+    ``LOW_RES_MASKS``, of as many of the prompts as are wanted.
+
+    Returns:
+        None where that does not pay or cannot be: on a GPU, of another target, or of a file that does
+        not hold ``CUT``.
+
+    Raises:
+        as ``open_half``.
+    """
+    stages = bundle.manifest["decoder"].get("stages", [])
+    if asks_for_gpu(providers) or bundle.manifest["target"] != "onnx" or not set(stages) >= set(c.CUT):
+        return None
+    model, name = bundle.read("decoder"), f"{bundle.path}: decoder"
+    first = open_session(cut.first_part(model, (c.IOU_PREDICTIONS, *c.CUT)), name, providers, threads)
+    tensors = [one for one in first.get_outputs() if one.name in c.CUT]
+    rest = cut.second_part(model, tensors, (c.LOW_RES_MASKS,))
+    second = open_session(rest, name, providers, threads)
+
+    def half(session: ort.InferenceSession, outputs: Sequence[str]) -> Half:
+        return lambda feeds: dict(zip(outputs, run_session(session, name, outputs, feeds), strict=True))
+
+    return half(first, (c.IOU_PREDICTIONS, *c.CUT)), half(second, (c.LOW_RES_MASKS,))
 
 
 def onnx_half(session: ort.InferenceSession, part: str, name: str, device: str | None) -> Half:

@@ -153,12 +153,15 @@ def mask_box(mask: NDArray[np.bool_]) -> list[int]:
 
 def runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
     """Row, first column, and column after the last of each horizontal run, in reading order."""
-    framed = np.zeros((mask.shape[0], mask.shape[1] + 2), np.int8)
-    framed[:, 1:-1] = mask
-    change = np.diff(framed, axis=1)
-    rows, first = np.nonzero(change == 1)
-    _, after = np.nonzero(change == -1)
-    return rows, first, after
+    width = mask.shape[1] + 1  # a column between rows, where no run goes on
+    framed = np.zeros((mask.shape[0], width), np.bool_)
+    framed[:, :-1] = mask
+    flat = framed.ravel()
+    change = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if len(flat) and flat[0]:
+        change = np.concatenate([[0], change])
+    rows, first = np.divmod(change[::2], width)
+    return rows, first, change[1::2] - rows * width
 
 
 def run_lengths(

@@ -1,8 +1,8 @@
 """Masks from a bundle: encode an image once, prompt it many times."""
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from pocketsam.runtime.embedding import (
 )
 from pocketsam.runtime.everything import everything
 from pocketsam.runtime.grid import Parameters
-from pocketsam.runtime.halves import open_half
+from pocketsam.runtime.halves import Half, open_cut_decoder, open_half
 from pocketsam.runtime.image import as_pixels, encoder_feeds
 from pocketsam.runtime.machine import cpu_flags
 from pocketsam.runtime.masks import Upscaler
@@ -61,6 +61,7 @@ class Segmenter:
         self.image_size: int = bundle.image_size
         self._inputs = bundle.inputs("encoder")
         self._encoder, self._decoder = (open_half(bundle, part, providers, threads) for part in PARTS)
+        self._open_cut_decoder = partial(open_cut_decoder, bundle, providers, threads)
         self.encoder_sha256: str = bundle.manifest["encoder"]["sha256"]
         self._embedding: Any = None  # an array, or on a GPU an OrtValue in its memory
         self._image_sha256: Callable[[], str] = str
@@ -257,6 +258,58 @@ class Segmenter:
         multimask_output: bool = True,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """``predict_batch`` without the full-size masks: (scores ``[B, C]``, low_res_masks)."""
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        scores, low_res = [], []
+        for feeds in self._decoder_feeds(point_coords, point_labels, boxes, mask_inputs):
+            found = self._decoder(feeds)
+            scores.append(found[contract.IOU_PREDICTIONS][:, chosen])
+            low_res.append(found[contract.LOW_RES_MASKS][:, chosen])
+        return np.concatenate(scores), np.concatenate(low_res)
+
+    def predict_promising(
+        self, point_coords: ArrayLike, point_labels: ArrayLike, least: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]]:
+        """``predict_low_res`` for prompts of which only those that score well need masks.
+
+        In an ONNX bundle on a CPU, the others are dropped half-way: scores come before masks.
+
+        Args:
+            point_coords, point_labels: ``[B, N, 2]`` and ``[B, N]``, as for ``predict_batch``.
+            least: predicted IoU that one of a prompt's masks must exceed.
+
+        Returns:
+            scores ``[B, 3]``; kept ``[K]``, the prompts that exceed it; their low_res_masks
+            ``[K, 3, S/4, S/4]``.
+        """
+        side = self.image_size // 4
+        scores, kept, low_res = [], [np.zeros(0, np.intp)], [np.zeros((0, 3, side, side), np.float32)]
+        done = 0
+        for feeds in self._decoder_feeds(point_coords, point_labels):
+            found = (self._cut_decoder[0] if self._cut_decoder else self._decoder)(feeds)
+            scores.append(found[contract.IOU_PREDICTIONS][:, 1:])
+            good = np.flatnonzero((scores[-1].astype(np.float64) > least).any(axis=1))
+            if len(good):
+                if self._cut_decoder:
+                    found = self._cut_decoder[1]({name: found[name][good] for name in contract.CUT})
+                    low_res.append(found[contract.LOW_RES_MASKS][:, 1:])
+                else:
+                    low_res.append(found[contract.LOW_RES_MASKS][good, 1:])
+                kept.append(done + good)
+            done += len(scores[-1])
+        return np.concatenate(scores), np.concatenate(kept), np.concatenate(low_res)
+
+    @cached_property
+    def _cut_decoder(self) -> tuple[Half, Half] | None:
+        return self._open_cut_decoder()
+
+    def _decoder_feeds(
+        self,
+        point_coords: ArrayLike | None,
+        point_labels: ArrayLike | None,
+        boxes: ArrayLike | None = None,
+        mask_inputs: ArrayLike | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """The decoder's inputs, ``DECODER_BATCH`` prompts at a time."""
         embedding, _ = self._require_image()
         side = self.image_size // 4
         masks = None
@@ -270,35 +323,19 @@ class Segmenter:
             self.image_size,
             batch=None if masks is None else len(masks),
         )
-        total = len(coords)
-        if not total:
+        if not len(coords):
             raise PromptError("a batch must hold at least one prompt")
-        no_masks = {
-            contract.MASK_INPUT: np.zeros((1, 1, side, side), np.float32),
-            contract.HAS_MASK_INPUT: np.zeros(1, np.float32),
-        }
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
-        scores, low_res = [], []
-        for start in range(0, total, DECODER_BATCH):
+        for start in range(0, len(coords), DECODER_BATCH):
             part = slice(start, start + DECODER_BATCH)
-            with_masks = no_masks
-            if masks is not None:
-                given = np.ascontiguousarray(masks[part])
-                with_masks = {
-                    contract.MASK_INPUT: given,
-                    contract.HAS_MASK_INPUT: np.ones(len(given), np.float32),
-                }
-            found = self._decoder(
-                {
-                    contract.IMAGE_EMBEDDINGS: embedding,
-                    contract.POINT_COORDS: coords[part],
-                    contract.POINT_LABELS: labels[part],
-                    **with_masks,
-                }
-            )
-            scores.append(found[contract.IOU_PREDICTIONS][:, chosen])
-            low_res.append(found[contract.LOW_RES_MASKS][:, chosen])
-        return np.concatenate(scores), np.concatenate(low_res)
+            given = np.zeros((1, 1, side, side), np.float32) if masks is None else masks[part]
+            has_mask = np.full(len(given), masks is not None, np.float32)
+            yield {
+                contract.IMAGE_EMBEDDINGS: embedding,
+                contract.POINT_COORDS: coords[part],
+                contract.POINT_LABELS: labels[part],
+                contract.MASK_INPUT: np.ascontiguousarray(given),
+                contract.HAS_MASK_INPUT: has_mask,
+            }
 
     def _require_image(self) -> tuple[Any, Upscaler]:
         if self._embedding is None or self._upscaler is None:

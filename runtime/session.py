@@ -202,6 +202,8 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = check_threads(threads)
     options.log_severity_level = 3  # errors; onnxruntime's warnings are about itself
+    # threads that spin on after a run take the cores from the other half, and from numpy
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # so that weights stored in few bits are made float once, at loading, and fused as others are
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:

@@ -19,11 +19,11 @@ import numpy as np
 
 from pocketsam.runtime.masks import from_rle
 
-CPUS = {"Raspberry Pi 4": "cortex-a72", "Raspberry Pi 5": "cortex-a76"}
+CPUS = {"Raspberry Pi 4": ("cortex-a72", 0xD08), "Raspberry Pi 5": ("cortex-a76", 0xD0B)}
+"""The processor, and the number that it goes by in /proc/cpuinfo."""
 PROGRAMS = {"qemu-aarch64-static": "qemu-user-static", "debootstrap": "debootstrap"}
 SUITE, PYTHON = "bookworm", "python3.11"
-ONNXRUNTIME = ("1.23.2", "1.26.0")
-"""Under qemu-user 7.2 newer ones end in a segmentation fault while they are imported."""
+ONNXRUNTIME = ("1.23.2", "1.32.0")
 CLICK = ("--point", "220,120")
 
 
@@ -39,7 +39,8 @@ def main(bundle: str, image: str) -> None:
     failed = 0
     for number in ONNXRUNTIME:
         site = install(folder / f"onnxruntime-{number}", number)
-        for board, cpu in CPUS.items():
+        for board, (cpu, part) in CPUS.items():
+            describe_processor(root, part)
             environment = {"QEMU_CPU": cpu, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
             there = answers(lambda *args: emulated(root, *args), environment, bundle, image, folder)
             iou = (there & here).sum() / (there | here).sum()
@@ -104,6 +105,16 @@ def make_root(root: Path) -> Path:
         subprocess.run(["dpkg", "-x", str(package), str(root)], check=True)
     (root / "done").touch()
     return root
+
+
+def describe_processor(root: Path, part: int) -> None:
+    """/proc/cpuinfo as a Pi has it. qemu-user before 8.2 shows this machine's, and with that of an x86
+    processor onnxruntime from 1.28 on ends in a segmentation fault while it is imported."""
+    lines = ["BogoMIPS\t: 108.00", "Features\t: fp asimd evtstrm crc32 cpuid"]
+    numbers = {"implementer": "0x41", "architecture": "8", "variant": "0x0", "part": hex(part)}
+    lines += [f"CPU {key}\t: {value}" for key, value in (numbers | {"revision": "1"}).items()]
+    cores = ["\n".join([f"processor\t: {n}", *lines]) for n in range(os.cpu_count() or 1)]
+    (root / "proc/cpuinfo").write_text("\n\n".join(cores) + "\n")
 
 
 def install(site: Path, onnxruntime: str) -> Path:

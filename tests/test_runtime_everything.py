@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from skimage import data
 
 from pocketsam.errors import PromptError
+from pocketsam.export.metrics import mask_ious
 from pocketsam.export.pipeline import export_bundle
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.runtime import Segmenter
@@ -139,24 +141,49 @@ def test_a_full_pool_changes_nothing(segmenter, photo, monkeypatch):
     assert segmenter.everything(photo, output_mode="coco_rle", **LOOSE) == wanted
 
 
-def test_adaptive_clicks_less_and_finds_the_same_objects(segmenter, photo):
-    clicks = {"grid": 0, "adaptive": 0}
-    original = segmenter.predict_low_res
+def test_adaptive_clicks_less_and_finds_nearly_the_same(segmenter, monkeypatch):
+    photo = data.astronaut()
+    clicks = []
+    original = segmenter.predict_promising
 
-    found = {}
-    for order in clicks:
+    def counting(points, labels, least):
+        clicks.extend(map(tuple, np.reshape(points, (-1, 2))))
+        return original(points, labels, least)
 
-        def counting(points, labels, order=order):
-            clicks[order] += len(points)
-            return original(points, labels)
+    monkeypatch.setattr(segmenter, "predict_promising", counting)
+    parameters = {"points_per_side": 16, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.7}
+    wanted = segmenter.everything(photo, **parameters)
+    assert len(wanted) > 20
+    assert len(clicks) == 256
+    clicks.clear()
+    found = segmenter.everything(photo, order="adaptive", **parameters)
+    assert len(clicks) == len(set(clicks)) < 256
+    ious = [
+        max(mask_ious(one["segmentation"], other["segmentation"]) for other in found) for one in wanted
+    ]
+    assert np.mean(np.array(ious) >= 0.9) >= 0.9
 
-        segmenter.predict_low_res = counting
-        parameters = LOOSE | {"points_per_side": 8, "order": order}
-        found[order] = segmenter.everything(photo, **parameters)
-    del segmenter.predict_low_res
-    assert clicks["grid"] == 64
-    assert 4 <= clicks["adaptive"] < 64
-    assert found["adaptive"]
+
+def test_clicks_of_ones_own_in_adaptive_order(segmenter, photo):
+    """They are no lattice, so there are no levels and no neighbours."""
+    grid = np.random.default_rng(0).random((16, 2))
+    parameters = LOOSE | {"points_per_side": None, "point_grids": [grid], "output_mode": "coco_rle"}
+    found = segmenter.everything(photo, order="adaptive", **parameters)
+    assert found == segmenter.everything(photo, **parameters)
+
+
+@pytest.mark.parametrize("least", [-np.inf, 0.3, 0.6, 2])
+def test_masks_of_promising_clicks_only(segmenter, photo, least):
+    """The decoder in two halves answers as the whole does."""
+    segmenter.set_image(photo)
+    points = point_grid(4)[:, None] * photo.shape[1::-1]
+    labels = np.ones((16, 1))
+    wanted = segmenter.predict_low_res(points, labels)
+    scores, kept, low_res = segmenter.predict_promising(points, labels, least)
+    np.testing.assert_allclose(scores, wanted[0], atol=1e-6)
+    assert list(kept) == [n for n, row in enumerate(wanted[0]) if row.max() > least]
+    assert len(kept) == {-np.inf: 16, 2: 0}.get(least, len(kept))
+    np.testing.assert_allclose(low_res, wanted[1][kept], atol=1e-4)
 
 
 def test_a_time_budget(segmenter, photo):
