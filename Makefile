@@ -92,14 +92,17 @@ int8-roads: install tflite-env .venv-roads/installed ## compare the converters t
 	$(BIN)/python -m pocketsam.export.int8_roads .venv-roads --checkpoint $(CHECKPOINT)
 
 bench: install tflite-env .venv-peers/installed ## every form of ours and other engines in one run, at 1024 pixels (half an hour)
+	$(BIN)/python tests/samexporter_file.py $(CHECKPOINT) .venv-peers/lib/python3.*/site-packages \
+		build/bench/samexporter.onnx
 	$(BIN)/python -m pocketsam.export.benchmark build/bench --image-size 1024 --peers .venv-peers \
-		--checkpoint $(CHECKPOINT)
+		--checkpoint $(CHECKPOINT) --file samexporter=build/bench/samexporter.onnx
 
-# pnnx asks for torch, which its program does without
+# pnnx asks for torch, which its program does without; samexporter for one version of it
 .venv-peers/installed: Makefile
 	@if ! test -x .venv-peers/bin/python; then $(PYTHON) -m venv --clear .venv-peers; fi
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check numpy openvino MNN ncnn
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps pnnx
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps pnnx \
+		samexporter segment-anything
 	@touch $@
 
 study: install ## the distillation paper's tables at toy scale, an hour; resumes in build/study

@@ -38,7 +38,7 @@ from pocketsam.runtime.bench import GEMM_SIDE, summarise
 from pocketsam.runtime.halves import fill_places
 from pocketsam.runtime.litert import CHANNELS_LAST
 from pocketsam.runtime.machine import describe_machine, read_state
-from pocketsam.runtime.session import check_threads
+from pocketsam.runtime.session import CONFIG, check_threads
 
 WORKER = Path(__file__).with_name("benchmark_worker.py")
 GEMM_FILE = Path(__file__).parents[1] / "runtime/gemm.onnx"
@@ -47,7 +47,12 @@ PAUSE = 0.02
 """Seconds between two runs, in which the threads of the one before go to sleep."""
 SIZES = (256, 512, 768, 1024)
 PROMPTS = (1, 2, 4, 8, 16, 32, 64)
-GROUPS = ("encoder", "decoder", "passes", "growth")
+GROUPS = ("encoder", "decoder", "passes", "sessions", "growth")
+SPINNING = {
+    "threads stop spinning": {"session.force_spinning_stop": "1"},
+    "threads spin on": {"session.force_spinning_stop": "0"},
+    "threads never spin": {"session.intra_op.allow_spinning": "0"},
+}
 
 Arrays = dict[str, NDArray[Any]]
 Spec = dict[str, Any]
@@ -59,7 +64,7 @@ class Variant:
 
     Attributes:
         name: what tables call it.
-        group: "encoder", "decoder", "passes", or one of the growths.
+        group: "encoder", "decoder", "passes", or one of those whose rows follow from the first.
         spec: what the worker is told, see ``benchmark_worker``.
         feeds: what it is timed with.
         python: the interpreter that has the engine.
@@ -190,18 +195,17 @@ class Benchmark:
         """One of our ONNX files; written once."""
         without = "".join(f"-no-{name}" for name in options.without_passes)
         path = self.folder / f"{part}-{options.precision}{without}-{size or self.size}.onnx"
-        if not path.is_file():
+        if is_stale(path):
             model = load_model(self.checkpoint, size).model if size else self.model
             half = to_onnx.parts(model, options)[part]
             to_onnx.convert(half, path, options, self.samples[part])
-        config = {"session.disable_quant_qdq": "1"}  # as the runtime's sessions
-        return {"kind": kind, "file": str(path), "config": config}
+        return {"kind": kind, "file": str(path), "config": CONFIG}
 
     def tflite(self, part: str, precision: str) -> Spec:
         """One of our TFLite files; written once."""
         path = self.folder / f"{part}-{precision}-{self.size}.tflite"
         options = Options(precision)
-        if not path.is_file():
+        if is_stale(path):
             half = to_tflite.parts(self.model, options)[part]
             to_tflite.convert(half, path, options, self.samples[part], {})
         return {"kind": "litert", "file": str(path), "channels_last": list(CHANNELS_LAST)}
@@ -214,7 +218,7 @@ class Benchmark:
     def plain(self) -> Path:
         """What ``torch.onnx.export`` makes of the encoder as it is written in PyTorch."""
         path = self.folder / f"plain_{self.size}.onnx"  # pnnx makes _ of anything else
-        if not path.is_file():
+        if is_stale(path):
             to_onnx.trace_plain(PART_TYPES["encoder"](self.model), path)
         return path
 
@@ -229,10 +233,12 @@ class Benchmark:
         elif engine == "ncnn":
             path = plain.with_suffix(".ncnn.param")
             shape = f"inputshape=[1,3,{self.size},{self.size}]"
-            command = [str(programs / "pnnx"), str(plain), shape, "fp16=0"]
+            # its script imports torch, which the program itself does without
+            (program,) = programs.parent.glob("lib/python3.*/site-packages/pnnx/pnnx")
+            command = [str(program), str(plain), shape, "fp16=0"]
         else:
             path, command = plain, []
-        if not path.is_file():
+        if command and is_stale(path, plain):
             run_child(command, Path(command[0]).name, LIMIT, own_environment())
         return {"kind": engine, "file": str(path)}
 
@@ -278,6 +284,23 @@ class Benchmark:
             label = f"without {' and '.join(without)}" if without else "all passes"
             options = Options(without_passes=without)
             self.add(label, "passes", self._clicks(1), self.onnx, "decoder", options)
+
+    def sessions(self) -> None:
+        """What onnxruntime lets one choose: for a click just after an image, and for the encoder."""
+        feeds, click = {c.PIXEL_VALUES: self.photos[0].pixels}, self._clicks(1)
+        encoder, decoder = (self.onnx(part, Options()) for part in PART_TYPES)
+        image = self.folder / "image.npz"
+        np.savez(image, **feeds)  # type: ignore[arg-type]
+        for name, config in SPINNING.items():
+            settings = {"config": CONFIG | config, "threads": self.threads}
+            first = encoder | settings | {"feeds": str(image)}
+            self.add(name, "click after an image", click, dict, decoder | settings | {"before": first})
+        for name, change in {
+            "as it is": {},
+            "without the arena": {"arena": False},
+            "without prepacking": {"config": CONFIG | {"session.disable_prepacking": "1"}},
+        }.items():
+            self.add(name, "session of the encoder", feeds, dict, encoder | change)
 
     def growth(self) -> None:
         """By the size of the canvas, the threads, and the number of prompts."""
@@ -385,6 +408,13 @@ class Benchmark:
         }
 
 
+def is_stale(path: Path, *sources: Path) -> bool:
+    """Whether a converted file has to be made: it is missing, or older than what makes it."""
+    code = [file for room in ("export", "models") for file in (WORKER.parents[1] / room).glob("*.py")]
+    newest = max(file.stat().st_mtime for file in sources or code)
+    return not path.is_file() or path.stat().st_mtime < newest
+
+
 def parse_file(text: str) -> tuple[str, Path]:
     """NAME=FILE."""
     name, equals, file = text.partition("=")
@@ -449,6 +479,8 @@ def main(argv: list[str] | None = None) -> int:
             benchmark.decoders()
         if "passes" in groups:
             benchmark.passes()
+        if "sessions" in groups:
+            benchmark.sessions()
         if "growth" in groups:
             benchmark.growth()
         for group in dict.fromkeys(variant.group for variant in benchmark.variants):

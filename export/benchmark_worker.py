@@ -5,7 +5,8 @@ numpy beside it. So each engine has its own memory, threads and start-up time. I
 lines on stdin with lines of JSON: ``time`` runs the network once, ``answer IN.npz OUT.npz`` keeps what
 it gives.
 
-SPEC: ``kind``; ``file``; ``feeds``, an ``.npz`` to time with; ``threads``; and what a kind needs more.
+SPEC: ``kind``; ``file``; ``feeds``, an ``.npz`` to time with; ``threads``; what a kind needs more; and
+``before``, a SPEC that is run before each run that is timed, in the same process.
 """
 
 import json
@@ -32,6 +33,7 @@ def open_onnxruntime(spec: Spec) -> Opened:
     options = ort.SessionOptions()
     options.intra_op_num_threads = spec["threads"]
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = spec.get("arena", True)
     for key, value in spec.get("config", {}).items():
         options.add_session_config_entry(key, value)
     session = ort.InferenceSession(spec["file"], options, providers=["CPUExecutionProvider"])
@@ -180,30 +182,40 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def ready(spec: Spec) -> Callable[[], Arrays]:
+    """A network opened, with its inputs prepared."""
+    prepare, call = KINDS[spec["kind"]](spec)
+    fed = prepare(read(spec["feeds"]))
+    return lambda: call(*fed)
+
+
 def main(path: str) -> None:
     """Answers until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # engines print; only answers may come on stdout
     spec = json.loads(Path(path).read_text())
+    before = ready(spec["before"]) if "before" in spec else None
     start = time.perf_counter()
     prepare, call = KINDS[spec["kind"]](spec)
     loaded = time.perf_counter() - start
     fed = prepare(read(spec["feeds"]))
-    start = time.perf_counter()
-    call(*fed)
-    first = time.perf_counter() - start
-    told = {"load_s": loaded, "first_s": first, "peak_bytes": peak_bytes()}
+
+    def seconds() -> float:
+        if before:
+            before()
+        start = time.perf_counter()
+        call(*fed)
+        return time.perf_counter() - start
+
+    told = {"load_s": loaded, "first_s": seconds(), "peak_bytes": peak_bytes()}
     print(json.dumps(told), file=answers)
     for line in sys.stdin:
         word, *files = line.split()
         if word == "answer":
-            found = call(*prepare(read(files[0])))
-            np.savez(files[1], **found)
+            np.savez(files[1], **call(*prepare(read(files[0]))))
             print(json.dumps({}), file=answers)
         else:
-            start = time.perf_counter()
-            call(*fed)
-            print(json.dumps({"seconds": time.perf_counter() - start}), file=answers)
+            print(json.dumps({"seconds": seconds()}), file=answers)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,14 @@ DEFAULTS: dict[str, dict[str, str]] = {
 }
 """Options that differ from onnxruntime's own defaults."""
 
+CONFIG = {
+    # threads that spin on after a run take the cores from the other half, and from numpy
+    "session.force_spinning_stop": "1",
+    # so that weights stored in few bits are made float once, at loading, and fused as others are
+    "session.disable_quant_qdq": "1",
+}
+"""Of every session; ``docs/speed.md`` says what the first one gains."""
+
 
 def provider_names(providers: str | Sequence[str]) -> list[str]:
     """Short or full names to onnxruntime's names, in order of preference.
@@ -202,10 +210,8 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = check_threads(threads)
     options.log_severity_level = 3  # errors; onnxruntime's warnings are about itself
-    # threads that spin on after a run take the cores from the other half, and from numpy
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    # so that weights stored in few bits are made float once, at loading, and fused as others are
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    for key, value in CONFIG.items():
+        options.add_session_config_entry(key, value)
     try:
         session = ort.InferenceSession(model, options, providers=chosen)
     except Exception as error:  # onnxruntime raises a dozen unrelated classes
