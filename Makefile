@@ -15,11 +15,11 @@ RUN := $(BIN)/pocketsam
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-arm check demo bench study clicks lock clean \
+.PHONY: help install test test-all test-arm check demo bench bench-everything study clicks lock clean \
 	tflite-env export-coreml export-tflite parity int8-roads
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed ## make .venv with everything, at the pinned versions
 
@@ -92,7 +92,7 @@ int8-roads: install tflite-env .venv-roads/installed ## compare the converters t
 	$(BIN)/python -m pocketsam.export.int8_roads .venv-roads --checkpoint $(CHECKPOINT)
 
 bench: install tflite-env .venv-peers/installed ## every form of ours and other engines in one run, at 1024 pixels (half an hour)
-	$(BIN)/python tests/samexporter_file.py $(CHECKPOINT) .venv-peers/lib/python3.*/site-packages \
+	$(BIN)/python tests/samexporter_file.py $(CHECKPOINT) "$$(echo .venv-peers/lib/python3.*/site-packages)" \
 		build/bench/samexporter.onnx
 	$(BIN)/python -m pocketsam.export.benchmark build/bench --image-size 1024 --peers .venv-peers \
 		--checkpoint $(CHECKPOINT) --file samexporter=build/bench/samexporter.onnx
@@ -105,6 +105,21 @@ bench: install tflite-env .venv-peers/installed ## every form of ours and other 
 		samexporter segment-anything
 	@touch $@
 
+bench-everything: install .venv-yolo/installed ## segment everything beside the reference's, and FastSAM's network (15 minutes)
+	@mkdir -p build/everything
+	$(BIN)/python tests/yolo_random.py "$$(echo .venv-yolo/lib/python3.*/site-packages)" \
+		build/everything/yolov8x-seg.onnx
+	$(BIN)/python tests/everything_bench.py build/everything $(CHECKPOINT) build/everything/yolov8x-seg.onnx
+
+# AGPL, so by itself, and without the torch that it asks for
+.venv-yolo/installed: Makefile
+	@if ! test -x .venv-yolo/bin/python; then $(PYTHON) -m venv --clear .venv-yolo; fi
+	.venv-yolo/bin/python -m pip install --quiet --disable-pip-version-check opencv-python-headless \
+		pyyaml requests psutil polars
+	.venv-yolo/bin/python -m pip install --quiet --disable-pip-version-check --no-deps ultralytics \
+		ultralytics-thop
+	@touch $@
+
 study: install ## the distillation paper's tables at toy scale, an hour; resumes in build/study
 	$(BIN)/python -m pocketsam.models.study build/study
 
@@ -115,4 +130,4 @@ lock: install ## write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt
 
 clean: ## remove what the targets above made
-	rm -rf .venv .venv-tflite .venv-roads .venv-peers build dist demo *.egg-info
+	rm -rf .venv .venv-tflite .venv-roads .venv-peers .venv-yolo build dist demo *.egg-info

@@ -1,6 +1,6 @@
 """Segment everything, ours beside the reference's, in one run: ``make bench-everything``.
 
-    python tests/everything_bench.py FOLDER [CHECKPOINT]
+    python tests/everything_bench.py FOLDER [CHECKPOINT] [YOLOV8X_SEG.onnx]
 
 The reference is ``SamAutomaticMaskGenerator`` of mobilesam-mirror in torch, on the same weights with
 the same parameters: at 1024 pixels all of it, at the size that the weights were trained at with our
@@ -26,6 +26,7 @@ from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
 from pocketsam.models.sam import Sam
 from pocketsam.models.textures import load_textures
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.fastsam import FastSam
 from pocketsam.runtime.machine import describe_machine
 from pocketsam.runtime.masks import from_rle
 
@@ -43,6 +44,7 @@ from pathlib import Path
 from PIL import Image
 from skimage import data
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.fastsam import FastSam
 photo = np.asarray(Image.fromarray(data.astronaut()).resize((4000, 3000)))
 found = Segmenter(sys.argv[1], threads=2).everything(photo, points_per_side=16, **eval(sys.argv[2]))
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
@@ -50,7 +52,7 @@ print(len(found), int(peak.split()[1]) * 1024)
 """
 
 
-def main(folder: str, checkpoint: str = DEFAULT) -> None:
+def main(folder: str, checkpoint: str = DEFAULT, fastsam: str = "") -> None:
     torch.set_num_threads(THREADS)
     print(machine(), "\n")
     usual = usual_image_size(checkpoint)
@@ -70,6 +72,8 @@ def main(folder: str, checkpoint: str = DEFAULT) -> None:
         rows.append({"name": f"astronaut, thresholds {name}", "reference_s": theirs[0]} | row)
         assert row["masks"] == theirs[1], f"the reference found {theirs[1]} masks"
     print_table(rows, SIZE, budgets=())
+    if fastsam:
+        beside_fastsam(segmenter, FastSam(fastsam, threads=THREADS), data.astronaut())
     path = str(Path(folder) / f"bundle-{SIZE}")
     command = [sys.executable, "-c", LARGE, path, repr(LOOSE)]
     large = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -78,8 +82,7 @@ def main(folder: str, checkpoint: str = DEFAULT) -> None:
 
 def opened(folder: str, checkpoint: str, size: int) -> Segmenter:
     path = Path(folder) / f"bundle-{size}"
-    if not path.is_dir():
-        export_bundle(checkpoint, path, image_size=size, verify=False)
+    export_bundle(checkpoint, path, image_size=size, verify=False, replace=True)
     return Segmenter(path, threads=THREADS)
 
 
@@ -131,6 +134,30 @@ def recall(wanted: list, found: list) -> float:
         best = max(((mask & other).sum() / (mask | other).sum() for other in theirs), default=0)
         hits += best >= 0.9
     return hits / len(wanted)
+
+
+def beside_fastsam(segmenter: Segmenter, fastsam: FastSam, image: np.ndarray, rounds: int = 7) -> None:
+    """Medians of interleaved rounds. Random weights find nothing, so the threshold of 0 adds what
+    drawing the most masks that FastSAM gives, 300, costs."""
+    tasks = {
+        "MobileSAM, image": lambda: segmenter.set_image(image),
+        "and a click": lambda: segmenter.predict([[200, 200]], [1]),
+        "YOLOv8x-seg, image": lambda: fastsam.set_image(image),
+        "and with 300 masks": lambda: fastsam.set_image(image, conf=0, iou=1),
+        "a prompt's choice among them": lambda: fastsam.predict([[200, 200]]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(rounds + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    print(f"canvas {SIZE} and {fastsam.canvas[0]}, random weights in YOLOv8x-seg")
+    print("\n| | ms |\n|---|---|")
+    for name, seconds in times.items():
+        print(f"| {name} | {1e3 * np.median(seconds):.0f} |")
+    print()
 
 
 class Encoder(torch.nn.Module):

@@ -1,25 +1,36 @@
 """A YOLOv8x-seg of one class with random weights, as ONNX: FastSAM-x but for its weights.
 
-    python tests/yolo_random.py FILE.onnx [SIDE]
+    python tests/yolo_random.py SITE_PACKAGES FILE.onnx [SIDE]
 
-For latency only. It runs in an environment of its own, ``.venv-yolo``: Ultralytics' code is under the
-AGPL, and neither it nor the file becomes part of pocketsam.
+For latency only. Ultralytics' code is under the AGPL: it lies in an environment of its own, and neither
+it nor the file becomes part of pocketsam. It is found there after everything that is here, since it
+would bring a torch of its own.
 """
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
+from conftest import import_mobile_sam
 
-def main(file: str, side: str = "1024") -> None:
+
+def main(site: str, file: str, side: str = "1024") -> None:
+    destination = Path(file).resolve()
+    import_mobile_sam()  # so that torchvision can be imported
+    sys.path.append(site)
     os.environ["YOLO_AUTOINSTALL"] = "false"
-    from ultralytics import YOLO
-    from ultralytics.nn.tasks import SegmentationModel
+    import ultralytics
 
-    model = YOLO("yolov8x-seg.yaml", task="segment")
-    model.model = SegmentationModel("yolov8x-seg.yaml", nc=1, verbose=False)
-    written = model.export(format="onnx", imgsz=int(side), opset=17, simplify=False)
-    Path(written).replace(file)
+    known = Path(ultralytics.__file__).parent / "cfg/models/v8/yolov8-seg.yaml"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # it writes where it is
+        description = Path("yolov8x-seg.yaml")  # its size is read from its name
+        description.write_text(known.read_text().replace("nc: 80", "nc: 1"))
+        network = ultralytics.YOLO(description, task="segment")
+        written = network.export(format="onnx", imgsz=int(side), opset=17, simplify=False)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        destination.write_bytes(Path(written).read_bytes())
 
 
 if __name__ == "__main__":
