@@ -295,11 +295,12 @@ class Benchmark:
             settings = {"config": CONFIG | config, "threads": self.threads}
             first = encoder | settings | {"feeds": str(image)}
             self.add(name, "click after an image", click, dict, decoder | settings | {"before": first})
-        for name, change in {
+        changes: dict[str, Spec] = {
             "as it is": {},
             "without the arena": {"arena": False},
             "without prepacking": {"config": CONFIG | {"session.disable_prepacking": "1"}},
-        }.items():
+        }
+        for name, change in changes.items():
             self.add(name, "session of the encoder", feeds, dict, encoder | change)
 
     def growth(self) -> None:
