@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError
+from pocketsam.export.bias_tables import factor
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.session import open_session
 
@@ -93,33 +94,20 @@ def share_bias_tables(model: onnx.ModelProto) -> None:
     from one value per head and offset by an index that all blocks of a window size share.
     """
     graph = model.graph
-    indices: dict[int, tuple[str, NDArray[np.intp], NDArray[np.intp]]] = {}
+    shared: set[str] = set()
     nodes = []
     for tensor in list(graph.initializer):
-        dims = list(tensor.dims)
-        if len(dims) != 3 or dims[1] != dims[2] or tensor.data_type != TensorProto.FLOAT:
+        factors = factor(numpy_helper.to_array(tensor)) if len(tensor.dims) == 3 else None
+        if tensor.data_type != TensorProto.FLOAT or factors is None:
             continue
-        values = numpy_helper.to_array(tensor)
-        tokens, side = dims[1], round(dims[1] ** 0.5)
-        if side * side != tokens:
-            continue
-        if tokens not in indices:
-            y, x = np.divmod(np.arange(tokens), side)
-            offsets = np.abs(y[:, None] - y) * side + np.abs(x[:, None] - x)
-            kinds, first = np.unique(offsets, return_index=True)
-            index = np.searchsorted(kinds, offsets)
-            indices[tokens] = (f"offsets_{tokens}", index, first)
-            stored = numpy_helper.from_array(index.astype(np.int32), f"offsets_{tokens}")
-            graph.initializer.append(stored)
-        shared, index, first = indices[tokens]
-        table = values.reshape(dims[0], -1)[:, first]
-        if not np.array_equal(table[:, index], values):
-            continue
+        table, index = factors
+        name = f"offsets_{len(index)}"
+        if name not in shared:
+            shared.add(name)
+            graph.initializer.append(numpy_helper.from_array(index, name))
         graph.initializer.remove(tensor)
         graph.initializer.append(numpy_helper.from_array(table, f"{tensor.name}_table"))
-        nodes.append(
-            helper.make_node("Gather", [f"{tensor.name}_table", shared], [tensor.name], axis=1)
-        )
+        nodes.append(helper.make_node("Gather", [f"{tensor.name}_table", name], [tensor.name], axis=1))
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *rest])

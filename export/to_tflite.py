@@ -125,9 +125,6 @@ def _check_room(work: Path, size: int) -> None:
 def _write_precision(
     part: Part, float_file: Path, path: Path, options: Options, samples: Sequence[Arrays]
 ) -> None:
-    if options.precision == "fp32":
-        shutil.copyfile(float_file, path)
-        return
     sample_file = float_file.with_name("samples.npz")
     if options.precision == "int8":
         arrays = {}
