@@ -6,6 +6,7 @@ whatever else a file holds passes through as it is.
 """
 
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Any
 
 import onnxruntime as ort
@@ -34,6 +35,7 @@ SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
 }
 
 
+@cache
 def _model_class() -> Any:
     field = descriptor_pb2.FieldDescriptorProto
     kinds = {str: field.TYPE_STRING, int: field.TYPE_INT64}

@@ -86,8 +86,9 @@ def open_cut_decoder(
     Raises:
         as ``open_half``.
     """
-    stages = bundle.manifest["decoder"].get("stages", [])
-    if asks_for_gpu(providers) or bundle.manifest["target"] != "onnx" or not set(stages) >= set(c.CUT):
+    stages = bundle.manifest["decoder"].get("stages")
+    can = isinstance(stages, list) and all(name in stages for name in c.CUT)
+    if not can or bundle.manifest["target"] != "onnx" or asks_for_gpu(providers):
         return None
     model, name = bundle.read("decoder"), f"{bundle.path}: decoder"
     first = open_session(cut.first_part(model, (c.IOU_PREDICTIONS, *c.CUT)), name, providers, threads)

@@ -1,8 +1,11 @@
 """The runtime against the reference's SamPredictor: same weights, same photographs, same prompts."""
 
+import gc
 import inspect
 import json
+import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,3 +346,23 @@ def test_a_bundle_that_holds_another_graph(bundle, photo, tmp_path):
     (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="a bundle for openvino"):
         Segmenter(copy)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_a_video_does_not_make_memory_grow(bundle, photo):
+    """Frame after frame, a click and everything in each: what the first ones took is enough."""
+
+    def pages():
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    segmenter = Segmenter(bundle)
+    taken = []
+    for number in range(60):
+        segmenter.set_image(np.roll(photo, number, axis=1))
+        segmenter.predict([[40, 30]], [1])
+        if not number % 6:
+            segmenter.everything(photo, points_per_side=2, pred_iou_thresh=0)
+        taken.append(pages())
+    grown = (taken[-1] - max(taken[:20])) * resource.getpagesize()
+    assert grown < 8 * 2**20, f"{grown} bytes in 40 frames of {photo.nbytes} bytes"
