@@ -331,7 +331,8 @@ class Benchmark:
     def measure(self, group: str, rounds: int) -> None:
         """Fills the figures of a group's variants: accuracy, then interleaved rounds."""
         square = np.random.default_rng(0).standard_normal((GEMM_SIDE, GEMM_SIDE), np.float32)
-        spec = {"kind": "onnxruntime", "file": str(GEMM_FILE), "threads": self.threads}
+        spec: Spec = {"kind": "onnxruntime", "file": str(GEMM_FILE), "threads": self.threads}
+        spec["config"] = CONFIG
         gemm = Variant("matrix product", "floor", spec, {"a": square, "b": square})
         chosen = [variant for variant in self.variants if variant.group == group]
         workers: dict[str, Worker] = {}
@@ -344,7 +345,9 @@ class Benchmark:
                 times: dict[str, list[float]] = {name: [] for name in workers}
                 for number in range(rounds + 1):
                     terminal.say(f"{group}: round {number} of {rounds}")
-                    for name, worker in workers.items():
+                    order = list(workers.items())
+                    turn = number % len(order)  # what comes before leaves its traces in caches
+                    for name, worker in order[turn:] + order[:turn]:
                         seconds = worker.seconds()
                         if number:
                             times[name].append(seconds)
@@ -411,7 +414,9 @@ class Benchmark:
 
 def is_stale(path: Path, *sources: Path) -> bool:
     """Whether a converted file has to be made: it is missing, or older than what makes it."""
-    code = [file for room in ("export", "models") for file in (WORKER.parents[1] / room).glob("*.py")]
+    rooms = WORKER.parents[1]
+    code = [file for room in ("export", "models") for file in (rooms / room).glob("*.py")]
+    code = [file for file in code if not file.name.startswith("benchmark")]
     newest = max(file.stat().st_mtime for file in sources or code)
     return not path.is_file() or path.stat().st_mtime < newest
 

@@ -1,6 +1,8 @@
-"""A decoder's graph cut in two, so that clicks whose scores promise nothing cost no masks.
+"""A decoder's graph cut in parts, so that clicks share what they can, and those whose scores promise
+nothing cost no masks.
 
-The scores of a click are known half-way: what follows only makes its masks. An ONNX file is a protobuf,
+Some of it depends on the image alone. The scores of a click are known half-way: what follows only makes
+its masks. An ONNX file is a protobuf,
 which onnxruntime brings a reader for; the few messages that matter here are described below, and
 whatever else a file holds passes through as it is.
 """
@@ -12,7 +14,7 @@ from typing import Any
 import onnxruntime as ort
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-TYPES = {"tensor(float)": 1, "tensor(float16)": 10}
+TYPES = {"tensor(float)": 1, "tensor(int64)": 7, "tensor(bool)": 9, "tensor(float16)": 10}
 """onnxruntime's names of ONNX's numbers."""
 
 # message: {field: (number, type)}; a list is a repeated field. From onnx.proto.
@@ -56,31 +58,38 @@ def _model_class() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("pocketsam.Model"))
 
 
-def first_part(model: bytes, outputs: Sequence[str]) -> bytes:
-    """The part of a graph that computes ``outputs``, which may be tensors inside it."""
-    part = _model_class().FromString(model)
-    _keep(part.graph, outputs, ())
-    data: bytes = part.SerializeToString()
-    return data
-
-
-def second_part(model: bytes, inputs: Sequence[ort.NodeArg], outputs: Sequence[str]) -> bytes:
-    """The part that computes ``outputs`` from tensors inside the graph.
+def part(model: bytes, outputs: Sequence[str], given: Sequence[ort.NodeArg] = ()) -> bytes:
+    """The part of a graph that computes ``outputs``, which may be tensors inside it.
 
     Args:
         model: the whole graph.
-        inputs: those tensors, as a session on ``first_part`` describes them.
         outputs: names.
+        given: tensors inside it to start from, as a session that computes them describes them.
     """
-    part = _model_class().FromString(model)
-    _keep(part.graph, outputs, [one.name for one in inputs])
-    for one in inputs:
-        value = part.graph.input.add(name=one.name)
+    cut = _model_class().FromString(model)
+    _keep(cut.graph, outputs, [one.name for one in given])
+    for one in given:
+        value = cut.graph.input.add(name=one.name)
         value.type.tensor.elem_type = TYPES[one.type]
         for size in one.shape:
             value.type.tensor.shape.dim.add(**{"value" if isinstance(size, int) else "name": size})
-    data: bytes = part.SerializeToString()
+    data: bytes = cut.SerializeToString()
     return data
+
+
+def frontier(model: bytes, inputs: Collection[str]) -> list[str]:
+    """The tensors that follow from ``inputs`` alone, and that something else is computed from."""
+    graph = _model_class().FromString(model).graph
+    known = {*inputs, *(one.name for one in graph.initializer), ""}
+    computed: set[str] = set()
+    wanted: set[str] = set()
+    for node in graph.node:
+        if known.issuperset(node.input):
+            known.update(node.output)
+            computed.update(node.output)
+        else:
+            wanted.update(computed.intersection(node.input))
+    return sorted(wanted)
 
 
 def _keep(graph: Any, outputs: Sequence[str], given: Sequence[str]) -> None:

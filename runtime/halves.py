@@ -73,15 +73,54 @@ def _open_onnx(bundle: Bundle, part: str, providers: str | Sequence[str], thread
     return onnx_half(session, part, name, device)
 
 
+class CutDecoder:
+    """An ONNX decoder in three parts: what all prompts share, their scores, and the masks of some.
+
+    Args:
+        model: the file.
+        name: what errors call it.
+        providers, threads: as for ``open_half``.
+    """
+
+    SHARED = (c.IMAGE_EMBEDDINGS, c.MASK_INPUT, c.HAS_MASK_INPUT)
+
+    def __init__(
+        self, model: bytes, name: str, providers: str | Sequence[str], threads: int | None
+    ) -> None:
+        def session(*arguments: Any) -> ort.InferenceSession:
+            return open_session(cut.part(*arguments), name, providers, threads)
+
+        self._name = name
+        until_scores = cut.part(model, (c.IOU_PREDICTIONS, *c.CUT))
+        self._shared = session(until_scores, cut.frontier(until_scores, self.SHARED))
+        given = self._shared.get_outputs()
+        self._scores = session(until_scores, (c.IOU_PREDICTIONS, *c.CUT), given)
+        given = [one for one in self._scores.get_outputs() if one.name in c.CUT]
+        self._masks = session(model, (c.LOW_RES_MASKS,), given)
+
+    def _run(self, session: ort.InferenceSession, feeds: Arrays) -> Arrays:
+        names = [one.name for one in session.get_outputs()]
+        used = {one.name: feeds[one.name] for one in session.get_inputs()}
+        return dict(zip(names, run_session(session, self._name, names, used), strict=True))
+
+    def share(self, feeds: Arrays) -> Arrays:
+        """What follows from ``SHARED`` alone, of a mask input that serves all prompts."""
+        return self._run(self._shared, feeds)
+
+    def scores(self, shared: Arrays, feeds: Arrays) -> Arrays:
+        """``IOU_PREDICTIONS``, and ``CUT``."""
+        return self._run(self._scores, feeds | shared)
+
+    def masks(self, found: Arrays) -> Any:
+        """``LOW_RES_MASKS`` of as many prompts as ``CUT`` is of."""
+        return self._run(self._masks, found)[c.LOW_RES_MASKS]
+
+
 def open_cut_decoder(
     bundle: Bundle, providers: str | Sequence[str] = "cpu", threads: int | None = None
-) -> tuple[Half, Half] | None:
-    """An ONNX decoder as two halves: prompts to ``IOU_PREDICTIONS`` and ``CUT``; those to
-    ``LOW_RES_MASKS``, of as many of the prompts as are wanted.
-
-    Returns:
-        None where that does not pay or cannot be: on a GPU, of another target, or of a file that does
-        not hold ``CUT``.
+) -> CutDecoder | None:
+    """A bundle's decoder in parts; None where that does not pay or cannot be: on a GPU, of another
+    target, or of a file that does not hold ``CUT``.
 
     Raises:
         as ``open_half``.
@@ -90,16 +129,7 @@ def open_cut_decoder(
     can = isinstance(stages, list) and all(name in stages for name in c.CUT)
     if not can or bundle.manifest["target"] != "onnx" or asks_for_gpu(providers):
         return None
-    model, name = bundle.read("decoder"), f"{bundle.path}: decoder"
-    first = open_session(cut.first_part(model, (c.IOU_PREDICTIONS, *c.CUT)), name, providers, threads)
-    tensors = [one for one in first.get_outputs() if one.name in c.CUT]
-    rest = cut.second_part(model, tensors, (c.LOW_RES_MASKS,))
-    second = open_session(rest, name, providers, threads)
-
-    def half(session: ort.InferenceSession, outputs: Sequence[str]) -> Half:
-        return lambda feeds: dict(zip(outputs, run_session(session, name, outputs, feeds), strict=True))
-
-    return half(first, (c.IOU_PREDICTIONS, *c.CUT)), half(second, (c.LOW_RES_MASKS,))
+    return CutDecoder(bundle.read("decoder"), f"{bundle.path}: decoder", providers, threads)
 
 
 def onnx_half(session: ort.InferenceSession, part: str, name: str, device: str | None) -> Half:

@@ -21,7 +21,7 @@ from pocketsam.runtime.embedding import (
 )
 from pocketsam.runtime.everything import everything
 from pocketsam.runtime.grid import Parameters
-from pocketsam.runtime.halves import Half, open_cut_decoder, open_half
+from pocketsam.runtime.halves import CutDecoder, open_cut_decoder, open_half
 from pocketsam.runtime.image import as_pixels, encoder_feeds
 from pocketsam.runtime.machine import cpu_flags
 from pocketsam.runtime.masks import Upscaler
@@ -283,23 +283,26 @@ class Segmenter:
         """
         side = self.image_size // 4
         scores, kept, low_res = [], [np.zeros(0, np.intp)], [np.zeros((0, 3, side, side), np.float32)]
-        done = 0
+        done, shared = 0, None
         for feeds in self._decoder_feeds(point_coords, point_labels):
-            found = (self._cut_decoder[0] if self._cut_decoder else self._decoder)(feeds)
+            if self._cut_decoder:
+                shared = shared or self._cut_decoder.share(feeds)
+                found = self._cut_decoder.scores(shared, feeds)
+            else:
+                found = self._decoder(feeds)
             scores.append(found[contract.IOU_PREDICTIONS][:, 1:])
             good = np.flatnonzero((scores[-1].astype(np.float64) > least).any(axis=1))
-            if len(good):
-                if self._cut_decoder:
-                    found = self._cut_decoder[1]({name: found[name][good] for name in contract.CUT})
-                    low_res.append(found[contract.LOW_RES_MASKS][:, 1:])
-                else:
-                    low_res.append(found[contract.LOW_RES_MASKS][good, 1:])
-                kept.append(done + good)
+            kept.append(done + good)
             done += len(scores[-1])
+            if self._cut_decoder and len(good):
+                masks = self._cut_decoder.masks({name: found[name][good] for name in contract.CUT})
+                low_res.append(masks[:, 1:])
+            elif len(good):
+                low_res.append(found[contract.LOW_RES_MASKS][good, 1:])
         return np.concatenate(scores), np.concatenate(kept), np.concatenate(low_res)
 
     @cached_property
-    def _cut_decoder(self) -> tuple[Half, Half] | None:
+    def _cut_decoder(self) -> CutDecoder | None:
         return self._open_cut_decoder()
 
     def _decoder_feeds(

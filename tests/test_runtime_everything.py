@@ -173,8 +173,13 @@ def test_clicks_of_ones_own_in_adaptive_order(segmenter, photo):
 
 
 @pytest.mark.parametrize("least", [-np.inf, 0.3, 0.6, 2])
-def test_masks_of_promising_clicks_only(segmenter, photo, least):
-    """The decoder in two halves answers as the whole does."""
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_masks_of_promising_clicks_only(segmenter, photo, least, is_cut, monkeypatch):
+    """The decoder in parts answers as the whole does."""
+    if is_cut:
+        assert segmenter._cut_decoder
+    else:  # as of a bundle from before there were stages to cut at
+        monkeypatch.setitem(segmenter.__dict__, "_cut_decoder", None)
     segmenter.set_image(photo)
     points = point_grid(4)[:, None] * photo.shape[1::-1]
     labels = np.ones((16, 1))
