@@ -135,17 +135,18 @@ def _halves(conv: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
 
 class FastDecoder(Decoder):
-    """The decoder for ONNX, of a network that ``fasten`` gave: one mask input may serve all prompts."""
+    """The decoder for ONNX, of a network that ``fasten`` gave: one mask input may serve all prompts,
+    and the runtime may cut it at ``contract.CUT``."""
 
     def example(self, prompts: int = 2, points: int = 3) -> dict[str, Tensor]:
         inputs = super().example(prompts, points)
         return inputs | {key: inputs[key][:1] for key in (c.MASK_INPUT, c.HAS_MASK_INPUT)}
 
     def stages(self) -> list[str]:
-        names = super().stages()
-        if isinstance(self.model.mask_decoder, MaskProducts):  # its pixels lie in another order
-            names.remove("mask_decoder.output_upscaling")
-        return names
+        *names, upscaling = super().stages()
+        names += [name for name in c.CUT if name not in names]
+        # in MaskProducts its pixels lie in another order
+        return names if isinstance(self.model.mask_decoder, MaskProducts) else [*names, upscaling]
 
 
 def _cells(model: Sam) -> None:

@@ -83,8 +83,7 @@ class Decoder(nn.Module):
         """Names of the stages, in the order in which they are computed."""
         transformer = self.model.mask_decoder.transformer
         names = [f"transformer.layers.{i}.{j}" for i in range(len(transformer.layers)) for j in (0, 1)]
-        names += ["transformer.0", *(f"output_hypernetworks_mlps.{i}" for i in range(4))]
-        return [f"mask_decoder.{name}" for name in (*names, "output_upscaling")]
+        return [f"mask_decoder.{name}" for name in (*names, "transformer.0", "output_upscaling")]
 
     def example(self, prompts: int = 2, points: int = 3) -> dict[str, Tensor]:
         """Inputs of the right shapes to trace with."""

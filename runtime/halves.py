@@ -11,7 +11,6 @@ import onnxruntime as ort
 
 from pocketsam.errors import BundleError, PromptError
 from pocketsam.runtime import contract as c
-from pocketsam.runtime import cut
 from pocketsam.runtime.bundle import Bundle
 from pocketsam.runtime.session import (
     GPUS,
@@ -87,6 +86,8 @@ class CutDecoder:
     def __init__(
         self, model: bytes, name: str, providers: str | Sequence[str], threads: int | None
     ) -> None:
+        from pocketsam.runtime import cut
+
         def session(*arguments: Any) -> ort.InferenceSession:
             return open_session(cut.part(*arguments), name, providers, threads)
 
@@ -120,7 +121,7 @@ def open_cut_decoder(
     bundle: Bundle, providers: str | Sequence[str] = "cpu", threads: int | None = None
 ) -> CutDecoder | None:
     """A bundle's decoder in parts; None where that does not pay or cannot be: on a GPU, of another
-    target, or of a file that does not hold ``CUT``.
+    target, of a file that does not hold ``CUT``, or without protobuf.
 
     Raises:
         as ``open_half``.
@@ -129,7 +130,10 @@ def open_cut_decoder(
     can = isinstance(stages, list) and all(name in stages for name in c.CUT)
     if not can or bundle.manifest["target"] != "onnx" or asks_for_gpu(providers):
         return None
-    return CutDecoder(bundle.read("decoder"), f"{bundle.path}: decoder", providers, threads)
+    try:
+        return CutDecoder(bundle.read("decoder"), f"{bundle.path}: decoder", providers, threads)
+    except ImportError:  # an onnxruntime that came without protobuf
+        return None
 
 
 def onnx_half(session: ort.InferenceSession, part: str, name: str, device: str | None) -> Half:

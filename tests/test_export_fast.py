@@ -36,7 +36,10 @@ def test_the_decoder(without, batch, points):
     for name, array in wanted.items():
         assert np.abs(found[name] - array).max() < 2e-5 * array.std()
     assert ("mask_decoder.output_upscaling" in found_stages) == ("masks" in without)
+    assert set(c.CUT) <= set(found_stages)
     for name, array in found_stages.items():
+        if name not in stages:  # of those at which the runtime cuts, some are no stages of parity's
+            continue
         assert np.abs(array - stages[name]).max() < 1e-4, name
 
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from skimage import data
 
 from pocketsam.errors import BundleError, ImageError, PocketSamError, PromptError, ProviderError
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.contract import MANIFEST_NAME
+from pocketsam.runtime.halves import open_cut_decoder
 
 
 @pytest.fixture(scope="module")
@@ -366,3 +369,21 @@ def test_a_video_does_not_make_memory_grow(bundle, photo):
         taken.append(pages())
     grown = (taken[-1] - max(taken[:20])) * resource.getpagesize()
     assert grown < 8 * 2**20, f"{grown} bytes in 40 frames of {photo.nbytes} bytes"
+
+
+def test_without_protobuf_the_decoder_stays_whole(bundle, monkeypatch):
+    """onnxruntime brings it, and could stop."""
+    opened = open_bundle(bundle)
+    assert open_cut_decoder(opened)
+    monkeypatch.delitem(sys.modules, "pocketsam.runtime.cut")
+    monkeypatch.delattr("pocketsam.runtime.cut")
+    monkeypatch.setitem(sys.modules, "google.protobuf", None)
+    assert open_cut_decoder(opened) is None
+
+
+def test_a_decoder_is_whole_on_a_gpu_and_without_stages(bundle):
+    opened = open_bundle(bundle)
+    assert open_cut_decoder(opened, "cuda") is None
+    for stages in ([], None, 5, [["mask_decoder"]]):
+        opened.manifest["decoder"]["stages"] = stages
+        assert open_cut_decoder(opened) is None
