@@ -331,8 +331,8 @@ class Benchmark:
     def measure(self, group: str, rounds: int) -> None:
         """Fills the figures of a group's variants: accuracy, then interleaved rounds."""
         square = np.random.default_rng(0).standard_normal((GEMM_SIDE, GEMM_SIDE), np.float32)
-        spec: Spec = {"kind": "onnxruntime", "file": str(GEMM_FILE), "threads": self.threads}
-        spec["config"] = CONFIG
+        spec: Spec = {"kind": "onnxruntime", "file": str(GEMM_FILE)}
+        spec |= {"threads": self.threads, "config": CONFIG}
         gemm = Variant("matrix product", "floor", spec, {"a": square, "b": square})
         chosen = [variant for variant in self.variants if variant.group == group]
         workers: dict[str, Worker] = {}

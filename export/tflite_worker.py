@@ -129,7 +129,7 @@ def share_bias_tables(model: Any) -> None:
         gathers, indices = [], {}
         for number, tensor in enumerate(list(graph.tensors)):
             values = _constant(model, tensor)
-            factors = None if values is None else factor(values.reshape(tuple(tensor.shape)))
+            factors = None if values is None else factor(values)
             if factors is None:
                 continue
             table, index = factors
@@ -160,8 +160,8 @@ def halve(model: Any) -> None:
             values = _constant(model, tensor)
             if values is None or number in outside:
                 continue
-            half = values.astype(np.float16).reshape(tuple(tensor.shape))
-            stored = _add_constant(model, graph, tensor, tensor.name + b"_float16", FLOAT16, half)
+            name, half = tensor.name + b"_float16", values.astype(np.float16)
+            stored = _add_constant(model, graph, tensor, name, FLOAT16, half)
             tensor.buffer = 0  # now computed
             casts.append(_operation(graph, opcode, [stored], [number]))
         graph.operators = casts + list(graph.operators)
@@ -180,7 +180,8 @@ def _constant(model: Any, tensor: Any) -> Any:
     data = model.buffers[tensor.buffer].data
     if tensor.type != 0 or data is None or len(data) < 4 * SMALLEST:
         return None
-    return np.frombuffer(np.asarray(data, np.uint8).tobytes(), np.float32)
+    values = np.frombuffer(np.asarray(data, np.uint8).tobytes(), np.float32)
+    return values.reshape(tuple(tensor.shape))
 
 
 def _add_constant(model: Any, graph: Any, like: Any, name: bytes, kind: int, values: Any) -> int:

@@ -18,8 +18,6 @@ from pocketsam.runtime.masks import Box, Upscaler, mask_bounds, run_lengths
 
 EDGE = 20.0
 """Pixels from the edge of a crop within which a box touches it (``is_box_near_crop_edge``)."""
-
-
 MASKS_PER_CLICK = 3
 
 

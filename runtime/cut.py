@@ -2,9 +2,8 @@
 nothing cost no masks.
 
 Some of it depends on the image alone. The scores of a click are known half-way: what follows only makes
-its masks. An ONNX file is a protobuf,
-which onnxruntime brings a reader for; the few messages that matter here are described below, and
-whatever else a file holds passes through as it is.
+its masks. An ONNX file is a protobuf, which onnxruntime brings a reader for; the few messages that
+matter here are described below, and whatever else a file holds passes through as it is.
 """
 
 from collections.abc import Collection, Sequence

@@ -20,12 +20,14 @@ from conftest import import_mobile_sam
 from skimage import data
 from test_runtime_everything import plain_nms
 
+from pocketsam.export.metrics import mask_ious
 from pocketsam.export.pipeline import export_bundle
 from pocketsam.models import scenes
 from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
 from pocketsam.models.sam import Sam
 from pocketsam.models.textures import load_textures
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.bench import time_interleaved
 from pocketsam.runtime.fastsam import FastSam
 from pocketsam.runtime.machine import describe_machine
 from pocketsam.runtime.masks import from_rle
@@ -44,7 +46,6 @@ from pathlib import Path
 from PIL import Image
 from skimage import data
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.fastsam import FastSam
 photo = np.asarray(Image.fromarray(data.astronaut()).resize((4000, 3000)))
 found = Segmenter(sys.argv[1], threads=2).everything(photo, points_per_side=16, **eval(sys.argv[2]))
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
@@ -131,7 +132,7 @@ def recall(wanted: list, found: list) -> float:
     hits = 0
     for one in wanted:
         mask = from_rle(one["segmentation"])
-        best = max(((mask & other).sum() / (mask | other).sum() for other in theirs), default=0)
+        best = max((mask_ious(mask, other) for other in theirs), default=0)
         hits += best >= 0.9
     return hits / len(wanted)
 
@@ -146,13 +147,7 @@ def beside_fastsam(segmenter: Segmenter, fastsam: FastSam, image: np.ndarray, ro
         "and with 300 masks": lambda: fastsam.set_image(image, conf=0, iou=1),
         "a prompt's choice among them": lambda: fastsam.predict([[200, 200]]),
     }
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(rounds + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            if number:
-                times[name].append(time.perf_counter() - start)
+    times = time_interleaved(tasks, rounds, 1)
     print(f"canvas {SIZE} and {fastsam.canvas[0]}, random weights in YOLOv8x-seg")
     print("\n| | ms |\n|---|---|")
     for name, seconds in times.items():
