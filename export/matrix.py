@@ -28,7 +28,7 @@ def export_all(
     reports = {}
     for precision in precisions:
         start = time.monotonic()
-        say = lambda line, p=precision: terminal.say(f"{target} {p}: {line}")  # noqa: E731
+        say = lambda line, p=precision: terminal.say(f"{target} {p}: {line}")
         try:
             report = export_bundle(
                 checkpoint,

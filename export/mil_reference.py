@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketsam.errors import ConversionError
-from pocketsam.export import mil_constants  # noqa: F401  registers its operations
+from pocketsam.export import mil_constants
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)  # else it names every library of a Mac
-import coremltools as ct  # noqa: E402
-from coremltools.converters.mil.frontend.milproto.load import load as parse  # noqa: E402
-from coremltools.converters.mil.mil import Program, types  # noqa: E402
+import coremltools as ct
+from coremltools.converters.mil.frontend.milproto.load import load as parse
+from coremltools.converters.mil.mil import Program, types
 
-from pocketsam.export.mil_ops import OPS  # noqa: E402
+from pocketsam.export.mil_ops import OPS
 
 Arrays = dict[str, NDArray[Any]]
 Observer = Callable[[str, Tensor], None]

@@ -10,8 +10,8 @@ from pocketsam.export.mil_ops import OPS
 from pocketsam.export.mil_reference import MilProgram
 
 ct = pytest.importorskip("coremltools")
-from coremltools.converters.mil import Builder as mb  # noqa: E402, N813
-from coremltools.optimize import _utils as packing  # noqa: E402
+from coremltools.converters.mil import Builder as mb
+from coremltools.optimize import _utils as packing
 
 RNG = np.random.default_rng(0)
 

@@ -137,7 +137,7 @@ def test_output_modes(segmenter, photo):
 
 def test_a_full_pool_changes_nothing(segmenter, photo, monkeypatch):
     wanted = segmenter.everything(photo, output_mode="coco_rle", **LOOSE)
-    monkeypatch.setattr("pocketsam.runtime.everything.POOL_BYTES", 0)
+    monkeypatch.setattr("pocketsam.runtime.everything.generator.POOL_BYTES", 0)
     assert segmenter.everything(photo, output_mode="coco_rle", **LOOSE) == wanted
 
 

@@ -1,0 +1,1 @@
+"""All objects of an image, without a prompt."""
