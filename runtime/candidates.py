@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.runtime.contract import MASK_THRESHOLD
-from pocketsam.runtime.grid import Parameters
+from pocketsam.runtime.everything.grid import Parameters
 from pocketsam.runtime.masks import Box, Upscaler, mask_bounds, run_lengths
 
 EDGE = 20.0

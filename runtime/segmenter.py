@@ -20,7 +20,7 @@ from pocketsam.runtime.embedding import (
     read_embedding,
 )
 from pocketsam.runtime.everything.generator import everything
-from pocketsam.runtime.grid import Parameters
+from pocketsam.runtime.everything.grid import Parameters
 from pocketsam.runtime.halves import CutDecoder, open_cut_decoder, open_half
 from pocketsam.runtime.image import as_pixels, encoder_feeds
 from pocketsam.runtime.machine import cpu_flags

@@ -17,7 +17,7 @@ from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.candidates import _grown, is_gone
 from pocketsam.runtime.components import remove_small_regions
-from pocketsam.runtime.grid import Parameters, coarse_to_fine, crop_boxes, point_grid
+from pocketsam.runtime.everything.grid import Parameters, coarse_to_fine, crop_boxes, point_grid
 from pocketsam.runtime.masks import Upscaler, from_rle, from_run_lengths, run_lengths
 
 LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.6, "points_per_side": 5}

@@ -26,7 +26,7 @@ from pocketsam.runtime.candidates import (
 )
 from pocketsam.runtime.components import remove_small_regions
 from pocketsam.runtime.contract import MASK_THRESHOLD
-from pocketsam.runtime.grid import Parameters, coarse_to_fine, crop_boxes
+from pocketsam.runtime.everything.grid import Parameters, coarse_to_fine, crop_boxes
 from pocketsam.runtime.masks import Box, compress, from_run_lengths, mask_bounds, run_lengths
 
 if TYPE_CHECKING:
