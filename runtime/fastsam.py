@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from pocketsam.errors import BundleError, PromptError
-from pocketsam.runtime.candidates import box_areas, box_intersections
+from pocketsam.runtime.everything.candidates import box_areas, box_intersections
 from pocketsam.runtime.image import as_pixels
 from pocketsam.runtime.masks import mask_bounds, resize_matrix, to_rle
 from pocketsam.runtime.session import open_session, run_session

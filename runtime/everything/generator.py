@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PromptError
-from pocketsam.runtime.candidates import (
+from pocketsam.runtime.components import remove_small_regions
+from pocketsam.runtime.contract import MASK_THRESHOLD
+from pocketsam.runtime.everything.candidates import (
     MASKS_PER_CLICK,
     Accepted,
     Candidate,
@@ -24,8 +26,6 @@ from pocketsam.runtime.candidates import (
     is_gone,
     surely_gone,
 )
-from pocketsam.runtime.components import remove_small_regions
-from pocketsam.runtime.contract import MASK_THRESHOLD
 from pocketsam.runtime.everything.grid import Parameters, coarse_to_fine, crop_boxes
 from pocketsam.runtime.masks import Box, compress, from_run_lengths, mask_bounds, run_lengths
 
