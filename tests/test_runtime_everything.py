@@ -15,8 +15,8 @@ from pocketsam.export.metrics import mask_ious
 from pocketsam.export.pipeline import export_bundle
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.components import remove_small_regions
 from pocketsam.runtime.everything.candidates import _grown, is_gone
+from pocketsam.runtime.everything.components import remove_small_regions
 from pocketsam.runtime.everything.grid import Parameters, coarse_to_fine, crop_boxes, point_grid
 from pocketsam.runtime.masks import Upscaler, from_rle, from_run_lengths, run_lengths
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PromptError
-from pocketsam.runtime.components import remove_small_regions
 from pocketsam.runtime.contract import MASK_THRESHOLD
 from pocketsam.runtime.everything.candidates import (
     MASKS_PER_CLICK,
@@ -26,6 +25,7 @@ from pocketsam.runtime.everything.candidates import (
     is_gone,
     surely_gone,
 )
+from pocketsam.runtime.everything.components import remove_small_regions
 from pocketsam.runtime.everything.grid import Parameters, coarse_to_fine, crop_boxes
 from pocketsam.runtime.masks import Box, compress, from_run_lengths, mask_bounds, run_lengths
 
