@@ -8,7 +8,7 @@ from conftest import run_pocketsam
 from PIL import Image
 from test_runtime_fastsam import Small, write
 
-from pocketsam.runtime.compare import DISTANCES, boxes_of, compare, draw_prompts, iou
+from pocketsam.runtime.compare.comparison import DISTANCES, boxes_of, compare, draw_prompts, iou
 
 
 class Square:
