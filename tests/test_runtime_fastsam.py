@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pocketsam.errors import BundleError, PromptError
-from pocketsam.runtime.fastsam import FastSam, fit, letterboxed
+from pocketsam.runtime.compare.fastsam import FastSam, fit, letterboxed
 from pocketsam.runtime.masks import from_rle
 
 CANVAS = (96, 128)
