@@ -34,8 +34,8 @@ from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.networks import fill_places
 from pocketsam.runtime.bench import GEMM_SIDE, summarise
-from pocketsam.runtime.halves import fill_places
 from pocketsam.runtime.litert import CHANNELS_LAST
 from pocketsam.runtime.machine import describe_machine, read_state
 from pocketsam.runtime.session import CONFIG, check_threads

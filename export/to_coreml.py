@@ -32,7 +32,7 @@ from pocketsam.export.parts import Encoder, Part, PixelEncoder, StaticDecoder, T
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime import coreml
-from pocketsam.runtime.halves import fill_places, one_by_one
+from pocketsam.runtime.backends.networks import fill_places, one_by_one
 
 SUFFIX = ".mlpackage"
 OLDEST = {

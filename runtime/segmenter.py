@@ -11,6 +11,7 @@ from PIL import Image
 
 from pocketsam.errors import PromptError
 from pocketsam.runtime import contract, prompts
+from pocketsam.runtime.backends.networks import CutDecoder, open_cut_decoder, open_half
 from pocketsam.runtime.bundle import PARTS, choose_bundle
 from pocketsam.runtime.embedding import (
     Embedding,
@@ -21,7 +22,6 @@ from pocketsam.runtime.embedding import (
 )
 from pocketsam.runtime.everything.generator import everything
 from pocketsam.runtime.everything.grid import Parameters
-from pocketsam.runtime.halves import CutDecoder, open_cut_decoder, open_half
 from pocketsam.runtime.image import as_pixels, encoder_feeds
 from pocketsam.runtime.machine import cpu_flags
 from pocketsam.runtime.masks import Upscaler

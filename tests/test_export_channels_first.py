@@ -13,7 +13,7 @@ from pocketsam.export.parts import Decoder, Encoder, PixelEncoder, StaticDecoder
 from pocketsam.models.sam import build, seeded
 from pocketsam.models.tiny_vit import TinyViTBlock
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.halves import one_by_one
+from pocketsam.runtime.backends.networks import one_by_one
 from pocketsam.runtime.image import preprocess, preprocess_raw
 
 

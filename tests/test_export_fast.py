@@ -9,7 +9,7 @@ from pocketsam.export.fast import PASSES, FastDecoder, fasten
 from pocketsam.export.parts import Decoder, StaticDecoder, run
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.halves import fill_places
+from pocketsam.runtime.backends.networks import fill_places
 
 NAMES = [one.name for one in PASSES]
 SUBSETS = [[], NAMES, *([name] for name in NAMES), *([n for n in NAMES if n != name] for name in NAMES)]

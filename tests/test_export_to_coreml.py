@@ -19,9 +19,9 @@ from pocketsam.export.targets import TARGETS
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.networks import one_by_one
 from pocketsam.runtime.bundle import hash_tree
 from pocketsam.runtime.contract import MANIFEST_NAME
-from pocketsam.runtime.halves import one_by_one
 from pocketsam.runtime.image import preprocess, preprocess_raw
 
 ct = pytest.importorskip("coremltools")

@@ -17,9 +17,9 @@ from skimage import data
 
 from pocketsam.errors import BundleError, ImageError, PocketSamError, PromptError, ProviderError
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.backends.networks import open_cut_decoder
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.contract import MANIFEST_NAME
-from pocketsam.runtime.halves import open_cut_decoder
 
 
 @pytest.fixture(scope="module")

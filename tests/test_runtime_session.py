@@ -7,8 +7,8 @@ from onnx import TensorProto, helper
 
 from pocketsam.errors import BundleError, ProviderError
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.backends.networks import onnx_half
 from pocketsam.runtime.bundle import open_bundle
-from pocketsam.runtime.halves import onnx_half
 from pocketsam.runtime.session import (
     DEFAULTS,
     GPUS,
