@@ -22,7 +22,7 @@ from pocketsam.export.metrics import mask_ious
 from pocketsam.export.parts import Part, run
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.session import open_session
+from pocketsam.runtime.backends.ort import open_session
 
 LARGEST = 63
 """Of a weight: 2 · 255 · 63 fits 16 bits, 2 · 255 · 127 does not."""

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pocketsam.errors import ConversionError
 from pocketsam.export.bias_tables import factor
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.session import open_session
+from pocketsam.runtime.backends.ort import open_session
 
 SMALLEST = 4096
 """Constants with fewer elements stay float32: norms, biases, depthwise kernels."""

@@ -25,7 +25,7 @@ from pocketsam.export.options import Options
 from pocketsam.export.parts import Decoder, Encoder, Part, Tapped
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.session import open_session
+from pocketsam.runtime.backends.ort import open_session
 
 OPSET = 20
 CALIBRATED = ("fp16", "int8")

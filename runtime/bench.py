@@ -19,11 +19,11 @@ import onnxruntime as ort
 from pocketsam import terminal
 from pocketsam.errors import BundleError, PocketSamError
 from pocketsam.runtime.backends.networks import open_half
+from pocketsam.runtime.backends.ort import open_session, provider_names
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.image import load_image
 from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
 from pocketsam.runtime.segmenter import Segmenter
-from pocketsam.runtime.session import open_session, provider_names
 
 GEMM_SIDE = 2048
 Stage = Callable[[], object]

@@ -7,8 +7,8 @@ import numpy as np
 
 from pocketsam.errors import BundleError, MissingExtraError, ProviderError
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.machine import count_cores
-from pocketsam.runtime.session import check_threads
 
 SIGNATURE = "serving_default"
 CHANNELS_LAST = (c.PIXEL_VALUES, c.IMAGE_EMBEDDINGS)

@@ -12,6 +12,7 @@ from PIL import Image
 from pocketsam.errors import PromptError
 from pocketsam.runtime import contract, prompts
 from pocketsam.runtime.backends.networks import CutDecoder, open_cut_decoder, open_half
+from pocketsam.runtime.backends.ort import asks_for_gpu
 from pocketsam.runtime.bundle import PARTS, choose_bundle
 from pocketsam.runtime.embedding import (
     Embedding,
@@ -25,7 +26,6 @@ from pocketsam.runtime.everything.grid import Parameters
 from pocketsam.runtime.image import as_pixels, encoder_feeds
 from pocketsam.runtime.machine import cpu_flags
 from pocketsam.runtime.masks import Upscaler
-from pocketsam.runtime.session import asks_for_gpu
 
 DECODER_BATCH = 8
 """Prompts per call of the decoder: more are no faster, and each takes 60 to 100 MB at 1024."""

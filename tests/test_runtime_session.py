@@ -8,8 +8,7 @@ from onnx import TensorProto, helper
 from pocketsam.errors import BundleError, ProviderError
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.backends.networks import onnx_half
-from pocketsam.runtime.bundle import open_bundle
-from pocketsam.runtime.session import (
+from pocketsam.runtime.backends.ort import (
     DEFAULTS,
     GPUS,
     GRAPHS,
@@ -22,6 +21,7 @@ from pocketsam.runtime.session import (
     provider_options,
     run_session,
 )
+from pocketsam.runtime.bundle import open_bundle
 
 GEMM = files("pocketsam.runtime").joinpath("gemm.onnx").read_bytes()
 

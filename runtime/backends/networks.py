@@ -11,8 +11,7 @@ import onnxruntime as ort
 
 from pocketsam.errors import BundleError, PromptError
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.bundle import Bundle
-from pocketsam.runtime.session import (
+from pocketsam.runtime.backends.ort import (
     GPUS,
     GRAPHS,
     Recorded,
@@ -22,6 +21,7 @@ from pocketsam.runtime.session import (
     run_bound,
     run_session,
 )
+from pocketsam.runtime.bundle import Bundle
 
 Arrays = dict[str, Any]
 """Arrays by name; on a GPU the embedding is an ``OrtValue`` in its memory."""

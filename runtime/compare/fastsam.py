@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from pocketsam.errors import BundleError, PromptError
+from pocketsam.runtime.backends.ort import open_session, run_session
 from pocketsam.runtime.everything.candidates import box_areas, box_intersections
 from pocketsam.runtime.image import as_pixels
 from pocketsam.runtime.masks import mask_bounds, resize_matrix, to_rle
-from pocketsam.runtime.session import open_session, run_session
 
 COEFFICIENTS = 32
 PADDING = 114
