@@ -34,10 +34,10 @@ from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.litert import CHANNELS_LAST
 from pocketsam.runtime.backends.networks import fill_places
 from pocketsam.runtime.backends.ort import CONFIG, check_threads
 from pocketsam.runtime.bench import GEMM_SIDE, summarise
-from pocketsam.runtime.litert import CHANNELS_LAST
 from pocketsam.runtime.machine import describe_machine, read_state
 
 WORKER = Path(__file__).with_name("benchmark_worker.py")

@@ -17,7 +17,7 @@ from litert_quantizer.utils import qsv_utils
 from litert_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 
 from pocketsam.export.bias_tables import factor
-from pocketsam.runtime.litert import SIGNATURE
+from pocketsam.runtime.backends.litert import SIGNATURE
 
 SMALLEST = 1024
 """Float tensors with fewer elements stay float32: norms and biases, which save nothing."""

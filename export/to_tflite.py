@@ -25,8 +25,8 @@ from pocketsam.export.options import Options
 from pocketsam.export.parts import Encoder, Part, StaticDecoder
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.litert import CHANNELS_LAST, SIGNATURE, open_tflite
 from pocketsam.runtime.backends.networks import fill_places, one_by_one
-from pocketsam.runtime.litert import CHANNELS_LAST, SIGNATURE, open_tflite
 
 SUFFIX = ".tflite"
 CALIBRATED = ("int8",)

@@ -17,9 +17,9 @@ from pocketsam.export.pipeline import export_bundle
 from pocketsam.export.usage import render
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.litert import open_tflite
 from pocketsam.runtime.contract import MANIFEST_NAME
 from pocketsam.runtime.golden import check_golden
-from pocketsam.runtime.litert import open_tflite
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("litert_quantizer")

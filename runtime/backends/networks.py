@@ -47,7 +47,7 @@ def open_half(
         return _open_onnx(bundle, part, providers, threads)
     name = f"{bundle.path}: {part}"
     if target == "tflite":
-        from pocketsam.runtime.litert import open_tflite
+        from pocketsam.runtime.backends.litert import open_tflite
 
         half = open_tflite(bundle.read(part), name, providers, threads)
     elif target == "coreml":
