@@ -31,7 +31,7 @@ from pocketsam.export.options import Options
 from pocketsam.export.parts import Encoder, Part, PixelEncoder, StaticDecoder, Tapped
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
-from pocketsam.runtime import coreml
+from pocketsam.runtime.backends import coreml
 from pocketsam.runtime.backends.networks import fill_places, one_by_one
 
 SUFFIX = ".mlpackage"

@@ -51,7 +51,7 @@ def open_half(
 
         half = open_tflite(bundle.read(part), name, providers, threads)
     elif target == "coreml":
-        from pocketsam.runtime.coreml import open_coreml
+        from pocketsam.runtime.backends.coreml import open_coreml
 
         half = open_coreml(bundle.locate(part), name, providers)
     else:
