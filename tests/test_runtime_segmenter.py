@@ -375,8 +375,8 @@ def test_without_protobuf_the_decoder_stays_whole(bundle, monkeypatch):
     """onnxruntime brings it, and could stop."""
     opened = open_bundle(bundle)
     assert open_cut_decoder(opened)
-    monkeypatch.delitem(sys.modules, "pocketsam.runtime.cut")
-    monkeypatch.delattr("pocketsam.runtime.cut")
+    monkeypatch.delitem(sys.modules, "pocketsam.runtime.backends.subgraph")
+    monkeypatch.delattr("pocketsam.runtime.backends.subgraph")
     monkeypatch.setitem(sys.modules, "google.protobuf", None)
     assert open_cut_decoder(opened) is None
 

@@ -86,7 +86,7 @@ class CutDecoder:
     def __init__(
         self, model: bytes, name: str, providers: str | Sequence[str], threads: int | None
     ) -> None:
-        from pocketsam.runtime import cut
+        from pocketsam.runtime.backends import subgraph as cut
 
         def session(*arguments: Any) -> ort.InferenceSession:
             return open_session(cut.part(*arguments), name, providers, threads)
