@@ -6,7 +6,7 @@ from pathlib import Path
 from pocketsam import terminal
 from pocketsam.export.options import POINTS, Options
 from pocketsam.export.targets import TARGETS
-from pocketsam.runtime import commands as runtime_commands
+from pocketsam.runtime.commands import info as runtime_commands
 
 CHECKPOINT_HELP = (
     ".pt or .safetensors file; `default`: the trained weights in this package; `seeded`: untrained"

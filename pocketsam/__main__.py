@@ -4,7 +4,7 @@ import sys
 
 from pocketsam.export import commands as exporter
 from pocketsam.models import commands as trainer
-from pocketsam.runtime import commands as runtime
+from pocketsam.runtime.commands import info as runtime
 from pocketsam.terminal import run_command
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from pocketsam.runtime.commands import COMMANDS
+from pocketsam.runtime.commands.info import COMMANDS
 from pocketsam.terminal import run_command
 
 if __name__ == "__main__":

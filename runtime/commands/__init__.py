@@ -1,0 +1,1 @@
+"""The commands that a base install can run, a file each."""
