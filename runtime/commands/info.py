@@ -9,10 +9,10 @@ from pocketsam.errors import IntegrityError
 from pocketsam.runtime import golden
 from pocketsam.runtime.bench import add_bench
 from pocketsam.runtime.bundle import PARTS, Bundle, open_bundle
+from pocketsam.runtime.commands.embed import add_embed
 from pocketsam.runtime.commands.everything import add_everything
 from pocketsam.runtime.commands.segment import add_segment
 from pocketsam.runtime.compare.comparison import add_compare
-from pocketsam.runtime.embed_command import add_embed
 from pocketsam.runtime.roofline import add_roofline
 
 
