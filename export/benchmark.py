@@ -37,7 +37,7 @@ from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST
 from pocketsam.runtime.backends.networks import fill_places
 from pocketsam.runtime.backends.ort import CONFIG, check_threads
-from pocketsam.runtime.bench import GEMM_SIDE, summarise
+from pocketsam.runtime.commands.bench import GEMM_SIDE, summarise
 from pocketsam.runtime.machine import describe_machine, read_state
 
 WORKER = Path(__file__).with_name("benchmark_worker.py")

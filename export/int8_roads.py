@@ -26,7 +26,7 @@ from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.bench import time_interleaved
+from pocketsam.runtime.commands.bench import time_interleaved
 
 WORKER = Path(__file__).with_name("tensorflow_worker.py")
 ROUNDS, LIMIT, THREADS = 15, 3600.0, 2

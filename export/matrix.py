@@ -15,8 +15,8 @@ from pocketsam.export.parity import Report, ReportedParityError
 from pocketsam.export.pipeline import export_bundle
 from pocketsam.export.targets import TARGETS
 from pocketsam.models.checkpoint import DEFAULT, usual_image_size
-from pocketsam.runtime.bench import bundle_stages, drawn_image, summarise, time_interleaved
 from pocketsam.runtime.bundle import PARTS, open_bundle
+from pocketsam.runtime.commands.bench import bundle_stages, drawn_image, summarise, time_interleaved
 
 RUNS = 5
 

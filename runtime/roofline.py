@@ -130,7 +130,7 @@ def bound(size: int, gflops: float, bandwidth: float, bytes_per_value: int = FLO
 
 def measure() -> Device:
     """This machine: the rate of a matrix product, and of copying 256 MB."""
-    from pocketsam.runtime.bench import GEMM_SIDE, Stage, gemm_stage
+    from pocketsam.runtime.commands.bench import GEMM_SIDE, Stage, gemm_stage
 
     def best(stage: Stage) -> float:
         times = []

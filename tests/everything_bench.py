@@ -27,7 +27,7 @@ from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
 from pocketsam.models.sam import Sam
 from pocketsam.models.textures import load_textures
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.bench import time_interleaved
+from pocketsam.runtime.commands.bench import time_interleaved
 from pocketsam.runtime.compare.fastsam import FastSam
 from pocketsam.runtime.machine import describe_machine
 from pocketsam.runtime.masks import from_rle

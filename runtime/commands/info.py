@@ -7,8 +7,8 @@ from typing import Any
 from pocketsam import terminal
 from pocketsam.errors import IntegrityError
 from pocketsam.runtime import golden
-from pocketsam.runtime.bench import add_bench
 from pocketsam.runtime.bundle import PARTS, Bundle, open_bundle
+from pocketsam.runtime.commands.bench import add_bench
 from pocketsam.runtime.commands.embed import add_embed
 from pocketsam.runtime.commands.everything import add_everything
 from pocketsam.runtime.commands.segment import add_segment
