@@ -5,7 +5,7 @@ from conftest import run_pocketsam
 
 from pocketsam.export.parts import Encoder, count_macs
 from pocketsam.models.sam import seeded
-from pocketsam.runtime import roofline
+from pocketsam.runtime.commands import roofline
 
 
 @pytest.mark.parametrize("size", [64, 256, 448, 1024])

@@ -11,9 +11,9 @@ from pocketsam.runtime.bundle import PARTS, Bundle, open_bundle
 from pocketsam.runtime.commands.bench import add_bench
 from pocketsam.runtime.commands.embed import add_embed
 from pocketsam.runtime.commands.everything import add_everything
+from pocketsam.runtime.commands.roofline import add_roofline
 from pocketsam.runtime.commands.segment import add_segment
 from pocketsam.runtime.compare.comparison import add_compare
-from pocketsam.runtime.roofline import add_roofline
 
 
 def add_info(subparsers: terminal.Subparsers) -> None:
