@@ -7,7 +7,7 @@ from typing import Any
 
 from pocketsam import terminal
 from pocketsam.errors import PocketSamError
-from pocketsam.runtime import results
+from pocketsam.runtime.commands import results
 from pocketsam.runtime.commands.segment import open_segmenter
 from pocketsam.runtime.everything.grid import ORDERS, Parameters
 from pocketsam.runtime.image import find_images, load_image

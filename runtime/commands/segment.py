@@ -8,10 +8,10 @@ import numpy as np
 
 from pocketsam import terminal
 from pocketsam.errors import PocketSamError
-from pocketsam.runtime import results
+from pocketsam.runtime.commands import results
+from pocketsam.runtime.commands.results import Box, Found, Point
 from pocketsam.runtime.image import load_image
 from pocketsam.runtime.prompts import read_prompt_file
-from pocketsam.runtime.results import Box, Found, Point
 from pocketsam.runtime.segmenter import Segmenter
 
 
