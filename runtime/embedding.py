@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import ImageError, IntegrityError
+from pocketsam.files import make_folder, write_whole
 from pocketsam.runtime.contract import IMAGE_EMBEDDINGS
-from pocketsam.runtime.files import make_folder, write_whole
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from PIL import Image
 
 from pocketsam import terminal
 from pocketsam.errors import PocketSamError
+from pocketsam.files import make_folder, write_whole
 from pocketsam.runtime.compare.fastsam import FastSam
-from pocketsam.runtime.files import make_folder, write_whole
 from pocketsam.runtime.image import find_images, load_image
 from pocketsam.runtime.machine import describe_machine
 from pocketsam.runtime.masks import mask_bounds
