@@ -10,7 +10,7 @@ from pocketsam.export.options import Options
 # target: (module, extra that brings its packages, precisions)
 TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "onnx": (
-        "pocketsam.export.to_onnx",
+        "pocketsam.export.to_onnx.convert",
         "export",
         ("fp32", "fp16", "int8", "int8-weights", "int4-weights"),
     ),

@@ -22,10 +22,11 @@ from pocketsam.errors import (
     PocketSamError,
 )
 from pocketsam.export import bundle as writer
-from pocketsam.export import pipeline, to_onnx
+from pocketsam.export import pipeline
 from pocketsam.export.metrics import TOLERANCES, Tolerance
 from pocketsam.export.options import Options
 from pocketsam.export.pipeline import export_bundle
+from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.bundle import choose_bundle, open_bundle
 from pocketsam.runtime.contract import MANIFEST_NAME

@@ -8,9 +8,10 @@ import pytest
 from onnx import numpy_helper
 
 from pocketsam.errors import ParityError
-from pocketsam.export import parity, to_onnx
+from pocketsam.export import parity
 from pocketsam.export.metrics import TOLERANCES, boundary, mask_figures, tensor_figures
 from pocketsam.export.options import Options
+from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
 
