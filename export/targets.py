@@ -15,7 +15,7 @@ TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("fp32", "fp16", "int8", "int8-weights", "int4-weights"),
     ),
     "coreml": (
-        "pocketsam.export.to_coreml",
+        "pocketsam.export.to_coreml.convert",
         "coreml",
         ("fp32", "fp16", "int8-weights", "palette8", "palette6", "palette4", "int8"),
     ),

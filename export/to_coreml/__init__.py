@@ -1,0 +1,1 @@
+"""PyTorch to Core ML: conversion, the interpreter that runs its programs anywhere, and advice."""
