@@ -20,7 +20,7 @@ TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("fp32", "fp16", "int8-weights", "palette8", "palette6", "palette4", "int8"),
     ),
     "tflite": (
-        "pocketsam.export.to_tflite",
+        "pocketsam.export.to_tflite.convert",
         "tflite",
         ("fp32", "fp16", "int8-weights", "int8-dynamic", "int8"),
     ),

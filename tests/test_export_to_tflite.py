@@ -11,9 +11,9 @@ import pytest
 from conftest import run_pocketsam
 
 from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError
-from pocketsam.export import to_tflite
 from pocketsam.export.options import Options
 from pocketsam.export.pipeline import export_bundle
+from pocketsam.export.to_tflite import convert as to_tflite
 from pocketsam.export.usage import render
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime import contract as c

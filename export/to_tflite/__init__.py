@@ -1,0 +1,1 @@
+"""PyTorch to TFLite, by way of ONNX: conversion and smaller weights."""
