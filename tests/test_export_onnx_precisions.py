@@ -8,11 +8,11 @@ import pytest
 from conftest import SMALL
 
 from pocketsam.errors import ConversionError, ParityError
-from pocketsam.export import onnx_weights
 from pocketsam.export.options import Options
 from pocketsam.export.parity import encoder_feeds
 from pocketsam.export.pipeline import export_bundle
 from pocketsam.export.to_onnx import int8 as onnx_int8
+from pocketsam.export.to_onnx import weights as onnx_weights
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.contract import MANIFEST_NAME, PIXEL_VALUES
