@@ -16,7 +16,7 @@ from litert_quantizer import calibrator, qtyping, quantizer, recipe, recipe_mana
 from litert_quantizer.utils import qsv_utils
 from litert_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 
-from pocketsam.export.bias_tables import factor
+from pocketsam.export.to_onnx.bias_tables import factor
 from pocketsam.runtime.backends.litert import SIGNATURE
 
 SMALLEST = 1024

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError
-from pocketsam.export.bias_tables import factor
+from pocketsam.export.to_onnx.bias_tables import factor
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import open_session
 
