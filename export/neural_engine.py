@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pocketsam.export.channels_first import MAX_SIDE
-from pocketsam.export.mil_reference import MilProgram, torch_dtype
+from pocketsam.export.to_coreml.interpreter import MilProgram, torch_dtype
 
 MAX_RANK = 4
 

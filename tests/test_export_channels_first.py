@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from pocketsam.export.channels_first import as_reference, attend, channels_first, norm_channels
-from pocketsam.export.mil_reference import load_package
 from pocketsam.export.neural_engine import leaving
 from pocketsam.export.options import Options
 from pocketsam.export.parts import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.export.to_coreml import convert as to_coreml
+from pocketsam.export.to_coreml.interpreter import load_package
 from pocketsam.models.sam import build, seeded
 from pocketsam.models.tiny_vit import TinyViTBlock
 from pocketsam.runtime import contract as c

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from pocketsam.errors import ConversionError
 from pocketsam.export.mil_ops import OPS
-from pocketsam.export.mil_reference import MilProgram
+from pocketsam.export.to_coreml.interpreter import MilProgram
 
 ct = pytest.importorskip("coremltools")
 from coremltools.converters.mil import Builder as mb

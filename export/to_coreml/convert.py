@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from pocketsam.errors import ConversionError
 from pocketsam.export.channels_first import as_reference, channels_first
 from pocketsam.export.child import run_child
-from pocketsam.export.mil_reference import (
+from pocketsam.export.neural_engine import leaving
+from pocketsam.export.options import Options
+from pocketsam.export.parts import Encoder, Part, PixelEncoder, StaticDecoder, Tapped
+from pocketsam.export.to_coreml.interpreter import (
     STAGES_KEY,
     MilProgram,
     flat_inputs,
     load_package,
     number_operations,
 )
-from pocketsam.export.neural_engine import leaving
-from pocketsam.export.options import Options
-from pocketsam.export.parts import Encoder, Part, PixelEncoder, StaticDecoder, Tapped
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends import coreml

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from coremltools.optimize.coreml import _post_training_quantization as quantization
 
-from pocketsam.export.mil_reference import number_operations
+from pocketsam.export.to_coreml.interpreter import number_operations
 
 WEIGHT_THRESHOLD = 20_000
 """Tensors with fewer elements stay in float16: the stem, depthwise kernels, norms. They save little."""
