@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from pocketsam.errors import ConversionError
-from pocketsam.export.mil_ops import OPS
 from pocketsam.export.to_coreml.interpreter import MilProgram
+from pocketsam.export.to_coreml.operations import OPS
 
 ct = pytest.importorskip("coremltools")
 from coremltools.converters.mil import Builder as mb

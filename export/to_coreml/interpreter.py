@@ -25,7 +25,7 @@ import coremltools as ct
 from coremltools.converters.mil.frontend.milproto.load import load as parse
 from coremltools.converters.mil.mil import Program, types
 
-from pocketsam.export.mil_ops import OPS
+from pocketsam.export.to_coreml.operations import OPS
 
 Arrays = dict[str, NDArray[Any]]
 Observer = Callable[[str, Tensor], None]
