@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketsam.errors import ConversionError
-from pocketsam.export import mil_constants
+from pocketsam.export.to_coreml import constants as mil_constants
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)  # else it names every library of a Mac
 import coremltools as ct
