@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pocketsam.export.channels_first import MAX_SIDE
+from pocketsam.export.to_coreml.channels_first import MAX_SIDE
 from pocketsam.export.to_coreml.interpreter import MilProgram, torch_dtype
 
 MAX_RANK = 4

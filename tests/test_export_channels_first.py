@@ -4,11 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from pocketsam.export.channels_first import as_reference, attend, channels_first, norm_channels
 from pocketsam.export.neural_engine import leaving
 from pocketsam.export.options import Options
 from pocketsam.export.parts import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.export.to_coreml import convert as to_coreml
+from pocketsam.export.to_coreml.channels_first import (
+    as_reference,
+    attend,
+    channels_first,
+    norm_channels,
+)
 from pocketsam.export.to_coreml.interpreter import load_package
 from pocketsam.models.sam import build, seeded
 from pocketsam.models.tiny_vit import TinyViTBlock

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from pocketsam.errors import ConversionError
-from pocketsam.export.channels_first import as_reference, channels_first
 from pocketsam.export.child import run_child
 from pocketsam.export.neural_engine import leaving
 from pocketsam.export.options import Options
 from pocketsam.export.parts import Encoder, Part, PixelEncoder, StaticDecoder, Tapped
+from pocketsam.export.to_coreml.channels_first import as_reference, channels_first
 from pocketsam.export.to_coreml.interpreter import (
     STAGES_KEY,
     MilProgram,
