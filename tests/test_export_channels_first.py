@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from pocketsam.export.neural_engine import leaving
 from pocketsam.export.options import Options
 from pocketsam.export.parts import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.export.to_coreml import convert as to_coreml
@@ -15,6 +14,7 @@ from pocketsam.export.to_coreml.channels_first import (
     norm_channels,
 )
 from pocketsam.export.to_coreml.interpreter import load_package
+from pocketsam.export.to_coreml.neural_engine import leaving
 from pocketsam.models.sam import build, seeded
 from pocketsam.models.tiny_vit import TinyViTBlock
 from pocketsam.runtime import contract as c
