@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
 def test_linear_layers_are_what_static_int8_is_for(tflite):
     """Names of GELU between linear layers come from the graph: one for each block of attention."""
-    from pocketsam.export import tflite_worker
+    from pocketsam.export.to_tflite import worker as tflite_worker
 
     found = tflite_worker.gelus_of_linear_layers(str(tflite / "encoder.tflite"))
     assert len(found) == len(set(found)) == 10

@@ -138,7 +138,7 @@ def _write_precision(
     is_decoder = isinstance(part, StaticDecoder)
     precision = "int8-weights" if options.precision == "int8" and is_decoder else options.precision
     half = "decoder" if is_decoder else "encoder"
-    command = [sys.executable, "-m", "pocketsam.export.tflite_worker", precision, half]
+    command = [sys.executable, "-m", "pocketsam.export.to_tflite.worker", precision, half]
     command += [str(float_file), str(path), str(sample_file)]
     run_child(command, "litert-quantizer", options.time_limit)
 

@@ -1,6 +1,6 @@
 """A float TFLite file to a smaller one, in a process of its own.
 
-``python -m pocketsam.export.tflite_worker PRECISION HALF FLOAT_FILE OUTPUT SAMPLES``
+``python -m pocketsam.export.to_tflite.worker PRECISION HALF FLOAT_FILE OUTPUT SAMPLES``
 """
 
 import re
