@@ -94,7 +94,7 @@ int8-roads: install tflite-env .venv-roads/installed ## compare the converters t
 bench: install tflite-env .venv-peers/installed ## every form of ours and other engines in one run, at 1024 pixels (half an hour)
 	$(BIN)/python tests/samexporter_file.py $(CHECKPOINT) "$$(echo .venv-peers/lib/python3.*/site-packages)" \
 		build/bench/samexporter.onnx
-	$(BIN)/python -m pocketsam.export.benchmark build/bench --image-size 1024 --peers .venv-peers \
+	$(BIN)/python -m pocketsam.export.benchmarks.engines build/bench --image-size 1024 --peers .venv-peers \
 		--checkpoint $(CHECKPOINT) --file samexporter=build/bench/samexporter.onnx
 
 # pnnx asks for torch, which its program does without; samexporter for one version of it

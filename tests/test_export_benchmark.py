@@ -8,7 +8,7 @@ import pytest
 
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export import benchmark_report
-from pocketsam.export.benchmark import Variant, Worker, main, parse_file
+from pocketsam.export.benchmarks.engines import Variant, Worker, main, parse_file
 from pocketsam.models.checkpoint import load_model
 
 

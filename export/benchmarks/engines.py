@@ -461,7 +461,7 @@ def decoder_figures(worker: Worker, model: Sam, photos: Sequence[Photo]) -> dict
 
 def main(argv: list[str] | None = None) -> int:
     """Measures, writes the JSON and the picture, prints the tables."""
-    parser = argparse.ArgumentParser(prog="python -m pocketsam.export.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pocketsam.export.benchmarks.engines", description=__doc__)
     parser.add_argument("folder", type=Path, help="for JSON, picture, and what is measured")
     parser.add_argument("--checkpoint", default=DEFAULT)
     parser.add_argument("--image-size", type=terminal.image_size, metavar="S")

@@ -1,0 +1,1 @@
+"""Instruments that only `make` runs; they are not in the wheel."""
