@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pocketsam.errors import ConversionError, PocketSamError
-from pocketsam.export import benchmark_report
+from pocketsam.export.benchmarks import report as benchmark_report
 from pocketsam.export.benchmarks.engines import Variant, Worker, main, parse_file
 from pocketsam.models.checkpoint import load_model
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pocketsam import terminal
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export import parity
-from pocketsam.export.benchmark_report import draw, tables
+from pocketsam.export.benchmarks.report import draw, tables
 from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.judge import Photo, answers, judge, workplace
 from pocketsam.export.metrics import mask_ious
