@@ -89,7 +89,7 @@ ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite
 	@touch $@
 
 int8-roads: install tflite-env .venv-roads/installed ## compare the converters to int8 TFLite, TensorFlow among them (half an hour)
-	$(BIN)/python -m pocketsam.export.int8_roads .venv-roads --checkpoint $(CHECKPOINT)
+	$(BIN)/python -m pocketsam.export.benchmarks.int8_converters .venv-roads --checkpoint $(CHECKPOINT)
 
 bench: install tflite-env .venv-peers/installed ## every form of ours and other engines in one run, at 1024 pixels (half an hour)
 	$(BIN)/python tests/samexporter_file.py $(CHECKPOINT) "$$(echo .venv-peers/lib/python3.*/site-packages)" \

@@ -1,6 +1,6 @@
 """Which converter makes the best int8 TFLite encoder: accuracy and latency of each road, in one run.
 
-``make int8-roads``, or ``python -m pocketsam.export.int8_roads ENVIRONMENT`` where ENVIRONMENT holds
+``make int8-roads``, or ``python -m pocketsam.export.benchmarks.int8_converters ENVIRONMENT`` where ENVIRONMENT holds
 onnx2tf and TensorFlow. The decoder stays in PyTorch, so that the figures are the encoder's alone.
 What the slow converters wrote stays in ``build/int8-roads`` for the next time; ours are written anew.
 """
@@ -154,7 +154,7 @@ def table(model: Sam, roads: Roads) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m pocketsam.export.int8_roads", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pocketsam.export.benchmarks.int8_converters", description=__doc__)
     parser.add_argument("environment", type=Path, help="a virtual environment with onnx2tf, tensorflow")
     parser.add_argument("--folder", type=Path, default=Path("build/int8-roads"))
     parser.add_argument("--checkpoint", default=DEFAULT)
