@@ -1,5 +1,5 @@
 """Every precision of a target from one checkpoint, and a table of it: ``make export-coreml``,
-``make export-tflite``, ``make parity``. Run as ``python -m pocketsam.export.matrix``.
+``make export-tflite``, ``make parity``. Run as ``python -m pocketsam.export.benchmarks.precisions``.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def summary(report: Report) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pocketsam.export.matrix", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pocketsam.export.benchmarks.precisions", description=__doc__)
     parser.add_argument("target", choices=sorted(TARGETS))
     parser.add_argument("folder", type=Path, help="bundles go to FOLDER/PRECISION")
     parser.add_argument("--checkpoint", default=DEFAULT)
