@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pocketsam.export import parity
 from pocketsam.export.metrics import mask_figures, tensor_figures
-from pocketsam.export.parts import Decoder, Encoder, run
+from pocketsam.export.traced import Decoder, Encoder, run
 from pocketsam.models.checkpoint import load_model, usual_image_size
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c

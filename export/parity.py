@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pocketsam.errors import ParityError
 from pocketsam.export.metrics import Row, Tolerance, mask_figures, tensor_figures, tensor_ok
-from pocketsam.export.parts import Decoder, Encoder, run
+from pocketsam.export.traced import Decoder, Encoder, run
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.image import preprocess, preprocess_raw

@@ -14,9 +14,9 @@ from pocketsam.export import bundle as writer
 from pocketsam.export import parity
 from pocketsam.export.metrics import TOLERANCES
 from pocketsam.export.options import Options
-from pocketsam.export.parts import PART_TYPES, Decoder, Encoder, count_macs, run
 from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.export.targets import open_target
+from pocketsam.export.traced import PART_TYPES, Decoder, Encoder, count_macs, run
 from pocketsam.export.usage import write_usage
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.models.sam import Sam

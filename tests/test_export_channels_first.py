@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from pocketsam.export.options import Options
-from pocketsam.export.parts import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.export.to_coreml import convert as to_coreml
 from pocketsam.export.to_coreml.channels_first import (
     as_reference,
@@ -15,6 +14,7 @@ from pocketsam.export.to_coreml.channels_first import (
 )
 from pocketsam.export.to_coreml.interpreter import load_package
 from pocketsam.export.to_coreml.neural_engine import leaving
+from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.models.sam import build, seeded
 from pocketsam.models.tiny_vit import TinyViTBlock
 from pocketsam.runtime import contract as c

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pocketsam.errors import PocketSamError
-from pocketsam.export.parts import Decoder, StaticDecoder, run
 from pocketsam.export.to_onnx.passes import PASSES, FastDecoder, fasten
+from pocketsam.export.traced import Decoder, StaticDecoder, run
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.networks import fill_places

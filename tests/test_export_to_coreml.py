@@ -12,10 +12,10 @@ from conftest import run_pocketsam
 from pocketsam.errors import BundleError, ConversionError, IntegrityError, PocketSamError, PromptError
 from pocketsam.export.bundle import describe_file
 from pocketsam.export.options import Options
-from pocketsam.export.parts import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.export.pipeline import export_bundle, verify_bundle
 from pocketsam.export.targets import TARGETS
 from pocketsam.export.to_coreml import convert as to_coreml
+from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime import contract as c

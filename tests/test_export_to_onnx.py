@@ -7,8 +7,8 @@ import torch
 from pocketsam.errors import BundleError
 from pocketsam.export.options import Options
 from pocketsam.export.parity import reference_masks
-from pocketsam.export.parts import Decoder, Encoder, count_macs, run
 from pocketsam.export.to_onnx import convert as to_onnx
+from pocketsam.export.traced import Decoder, Encoder, count_macs, run
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pocketsam.errors import CheckpointError
-from pocketsam.export.parts import Encoder, run, tapped
 from pocketsam.export.to_onnx import convert as to_onnx
+from pocketsam.export.traced import Encoder, run, tapped
 from pocketsam.models.checkpoint import load_model
 from pocketsam.models.image_encoder_vit import ImageEncoderViT
 from pocketsam.models.sam import ARCHITECTURES, Sam, build, fill

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pocketsam.export.parts import Decoder, Encoder, tapped
+from pocketsam.export.traced import Decoder, Encoder, tapped
 from pocketsam.models.sam import build, seeded
 from pocketsam.runtime.image import preprocess
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from conftest import run_pocketsam
 
-from pocketsam.export.parts import Encoder, count_macs
+from pocketsam.export.traced import Encoder, count_macs
 from pocketsam.models.sam import seeded
 from pocketsam.runtime.commands import roofline
 

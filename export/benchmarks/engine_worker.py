@@ -136,7 +136,7 @@ def open_torch(spec: Spec) -> Opened:
     """pocketsam's own network in PyTorch: the only kind that needs pocketsam."""
     import torch
 
-    from pocketsam.export.parts import PART_TYPES
+    from pocketsam.export.traced import PART_TYPES
     from pocketsam.models.checkpoint import load_model
 
     torch.set_num_threads(spec["threads"])

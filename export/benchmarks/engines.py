@@ -28,11 +28,11 @@ from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.judge import Photo, answers, judge, workplace
 from pocketsam.export.metrics import mask_ious
 from pocketsam.export.options import Options
-from pocketsam.export.parts import PART_TYPES, Decoder, count_macs, run
 from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.export.to_onnx.passes import PASSES
 from pocketsam.export.to_tflite import convert as to_tflite
+from pocketsam.export.traced import PART_TYPES, Decoder, count_macs, run
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c

@@ -21,10 +21,10 @@ from pocketsam.export import parity
 from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.judge import Embed, Verdict, answers, judge, workplace
 from pocketsam.export.options import Options
-from pocketsam.export.parts import Encoder
 from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.export.to_tflite import convert as to_tflite
+from pocketsam.export.traced import Encoder
 from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c

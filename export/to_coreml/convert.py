@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from pocketsam.errors import ConversionError
 from pocketsam.export.child import run_child
 from pocketsam.export.options import Options
-from pocketsam.export.parts import Encoder, Part, PixelEncoder, StaticDecoder, Tapped
 from pocketsam.export.to_coreml.channels_first import as_reference, channels_first
 from pocketsam.export.to_coreml.interpreter import (
     STAGES_KEY,
@@ -29,6 +28,7 @@ from pocketsam.export.to_coreml.interpreter import (
     number_operations,
 )
 from pocketsam.export.to_coreml.neural_engine import leaving
+from pocketsam.export.traced import Encoder, Part, PixelEncoder, StaticDecoder, Tapped
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends import coreml

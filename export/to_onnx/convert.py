@@ -20,10 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from pocketsam import terminal
 from pocketsam.errors import ConversionError
 from pocketsam.export.options import Options
-from pocketsam.export.parts import Decoder, Encoder, Part, Tapped
 from pocketsam.export.to_onnx import int8 as onnx_int8
 from pocketsam.export.to_onnx import weights as onnx_weights
 from pocketsam.export.to_onnx.passes import FastDecoder, fasten
+from pocketsam.export.traced import Decoder, Encoder, Part, Tapped
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import open_session

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError, ParityError
 from pocketsam.export.metrics import mask_ious
-from pocketsam.export.parts import Part, run
 from pocketsam.export.to_onnx.passes import FastDecoder
+from pocketsam.export.traced import Part, run
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import open_session

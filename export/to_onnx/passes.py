@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketsam.errors import PocketSamError
-from pocketsam.export.parts import Decoder
+from pocketsam.export.traced import Decoder
 from pocketsam.models.common import LayerNorm2d
 from pocketsam.models.mask_decoder import MaskDecoder
 from pocketsam.models.sam import Sam

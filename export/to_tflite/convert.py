@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.options import Options
-from pocketsam.export.parts import Encoder, Part, StaticDecoder
 from pocketsam.export.to_onnx import convert as to_onnx
+from pocketsam.export.traced import Encoder, Part, StaticDecoder
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST, SIGNATURE, open_tflite
