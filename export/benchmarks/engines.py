@@ -24,8 +24,8 @@ from pocketsam import terminal
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export import parity
 from pocketsam.export.benchmarks.report import draw, tables
+from pocketsam.export.cases import Photo, answers, judge, workplace
 from pocketsam.export.child import own_environment, run_child
-from pocketsam.export.judge import Photo, answers, judge, workplace
 from pocketsam.export.metrics import mask_ious
 from pocketsam.export.options import Options
 from pocketsam.export.photos import CALIBRATION, load_photos

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pocketsam import terminal
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export import parity
+from pocketsam.export.cases import Embed, Verdict, answers, judge, workplace
 from pocketsam.export.child import own_environment, run_child
-from pocketsam.export.judge import Embed, Verdict, answers, judge, workplace
 from pocketsam.export.options import Options
 from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.export.to_onnx import convert as to_onnx
