@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketsam.models.common import MLP, LayerNorm2d
+from pocketsam.models.layers import MLP, LayerNorm2d
 from pocketsam.models.transformer import TwoWayTransformer
 
 ABSENT_SCORE = -1e3

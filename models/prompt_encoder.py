@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pocketsam.models.common import LayerNorm2d
+from pocketsam.models.layers import LayerNorm2d
 
 
 class PositionEmbeddingRandom(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketsam.errors import MissingExtraError
-from pocketsam.models.common import LayerNorm2d, neck
+from pocketsam.models.layers import LayerNorm2d, neck
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketsam.models.common import in_windows, neck
+from pocketsam.models.layers import in_windows, neck
 
 
 class ConvBN(nn.Sequential):

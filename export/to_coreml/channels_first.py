@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pocketsam.models.common import LayerNorm2d
+from pocketsam.models.layers import LayerNorm2d
 from pocketsam.models.mask_decoder import ABSENT_SCORE, MaskDecoder
 from pocketsam.models.prompt_encoder import PromptEncoder
 from pocketsam.models.sam import Sam

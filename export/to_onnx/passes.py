@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pocketsam.errors import PocketSamError
 from pocketsam.export.traced import Decoder
-from pocketsam.models.common import LayerNorm2d
+from pocketsam.models.layers import LayerNorm2d
 from pocketsam.models.mask_decoder import MaskDecoder
 from pocketsam.models.sam import Sam
 from pocketsam.models.transformer import Attention
