@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pocketsam.errors import ImageError
-from pocketsam.models.teacher import PIXEL_MEAN, PIXEL_STD
+from pocketsam.models.hed_encoder import PIXEL_MEAN, PIXEL_STD
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SMALLEST_SIDE = 16

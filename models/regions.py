@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pocketsam import terminal
+from pocketsam.models.hed_encoder import Vgg16, copy_convolution, load_hed, normalise, read_hed
 from pocketsam.models.images import check_images, list_images, load_rgb
 from pocketsam.models.scenes import Photo
-from pocketsam.models.teacher import Vgg16, copy_convolution, load_hed, normalise, read_hed
 
 LEVELS = (0.3, 0.45, 0.6, 0.7, 0.8)
 """Mean edge strengths, 0..1, below which neighbours are one region."""

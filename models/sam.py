@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from pocketsam.models.hed_encoder import TeacherEncoder
 from pocketsam.models.image_encoder_vit import ImageEncoderViT
 from pocketsam.models.mask_decoder import MaskDecoder
 from pocketsam.models.prompt_encoder import PromptEncoder
-from pocketsam.models.teacher import TeacherEncoder
 from pocketsam.models.tiny_vit import TinyViT
 from pocketsam.models.transformer import TwoWayTransformer
 

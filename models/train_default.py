@@ -24,6 +24,7 @@ from pocketsam.models import prompted
 from pocketsam.models.checkpoint import load_model
 from pocketsam.models.distill import MODES, freeze_others, new_student
 from pocketsam.models.evaluate import STUDENT, TRUTH, miou, scene_examples
+from pocketsam.models.hed_encoder import load_hed, normalise
 from pocketsam.models.run import (
     Run,
     average_into,
@@ -39,7 +40,6 @@ from pocketsam.models.run import (
 from pocketsam.models.sam import Sam, build
 from pocketsam.models.scene_pool import ScenePool, Source, draw_prompts
 from pocketsam.models.scenes import Photo
-from pocketsam.models.teacher import load_hed, normalise
 from pocketsam.models.textures import load_textures
 
 SAVE_EVERY = 240.0

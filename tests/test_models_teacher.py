@@ -2,7 +2,7 @@
 
 import torch
 
-from pocketsam.models.teacher import PIXEL_MEAN, PIXEL_STD, TeacherEncoder, Vgg16, load_hed
+from pocketsam.models.hed_encoder import PIXEL_MEAN, PIXEL_STD, TeacherEncoder, Vgg16, load_hed
 from pocketsam.runtime import contract
 
 
