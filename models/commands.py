@@ -42,9 +42,9 @@ def run_distill(args: argparse.Namespace) -> None:
     """Checks the images, fills the cache, trains."""
     with terminal.extra_needed("train"):
         from pocketsam.models.checkpoint import load_model
-        from pocketsam.models.distill import Recipe, distill
         from pocketsam.models.images import check_images, list_images
         from pocketsam.models.run import flush_denormals, usual_precision
+        from pocketsam.models.training.distill import Recipe, distill
     flush_denormals()
     good, skipped = check_images(list_images(args.images))
     for line in skipped:

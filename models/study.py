@@ -22,7 +22,12 @@ from PIL import Image
 from pocketsam import terminal
 from pocketsam.models import train_default
 from pocketsam.models.checkpoint import DEFAULT_FILE, Loaded, load_model
-from pocketsam.models.distill import (
+from pocketsam.models.evaluate import STUDENT, TEACHER, Example, miou, scene_examples
+from pocketsam.models.plots import draw_points
+from pocketsam.models.run import flush_denormals, has_bfloat16, write_bytes_whole
+from pocketsam.models.scenes import generate
+from pocketsam.models.textures import load_textures
+from pocketsam.models.training.distill import (
     MODES,
     STUDENT_NAME,
     Recipe,
@@ -31,11 +36,6 @@ from pocketsam.models.distill import (
     loss_of,
     new_student,
 )
-from pocketsam.models.evaluate import STUDENT, TEACHER, Example, miou, scene_examples
-from pocketsam.models.plots import draw_points
-from pocketsam.models.run import flush_denormals, has_bfloat16, write_bytes_whole
-from pocketsam.models.scenes import generate
-from pocketsam.models.textures import load_textures
 
 PAPER = {
     "coupled": 0.72,

@@ -1,0 +1,1 @@
+"""Distillation, its teachers, and the images that it learns from."""
