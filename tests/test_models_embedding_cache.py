@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from pocketsam.errors import PocketSamError
-from pocketsam.models import embedding_cache as module
-from pocketsam.models.embedding_cache import EmbeddingCache
+from pocketsam.models.training import embedding_cache as module
+from pocketsam.models.training.embedding_cache import EmbeddingCache
 
 NAMES = [f"{i}.png" for i in range(5)]
 

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 from pocketsam.errors import CheckpointError, PocketSamError
 from pocketsam.models import prompted
 from pocketsam.models.checkpoint import Loaded, load_model
-from pocketsam.models.embedding_cache import EmbeddingCache
 from pocketsam.models.images import load_pixels, to_pixel_values
 from pocketsam.models.plots import draw_loss
 from pocketsam.models.run import (
@@ -36,6 +35,7 @@ from pocketsam.models.run import (
     write_bytes_whole,
 )
 from pocketsam.models.sam import Sam, build
+from pocketsam.models.training.embedding_cache import EmbeddingCache
 
 MODES: dict[str, tuple[str, ...]] = {
     "decoupled": ("image_encoder",),
