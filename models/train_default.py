@@ -64,7 +64,7 @@ class Recipe:
 
 
 def load_photos(folder: Path, prefix: str = "photo_") -> list[Photo]:
-    """What ``python -m pocketsam.models.regions`` wrote."""
+    """What ``python -m pocketsam.models.training.regions`` wrote."""
     photos = []
     for path in sorted(folder.glob(f"{prefix}*.npz")):
         with np.load(path) as file:

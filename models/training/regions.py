@@ -2,7 +2,7 @@
 
 HED's edges (Xie and Tu 2015, arXiv:1504.06375) are flooded into small basins, and neighbours are merged
 in the order of the mean edge between them, as in Arbelaez et al. 2011. It gives photographs that nobody
-labelled masks to learn from: ``python -m pocketsam.models.regions IMAGES OUT`` writes them for
+labelled masks to learn from: ``python -m pocketsam.models.training.regions IMAGES OUT`` writes them for
 ``train_default``. A training tool, in need of the extra ``[train]``.
 """
 
