@@ -43,8 +43,8 @@ def run_distill(args: argparse.Namespace) -> None:
     with terminal.extra_needed("train"):
         from pocketsam.models.checkpoint import load_model
         from pocketsam.models.images import check_images, list_images
-        from pocketsam.models.run import flush_denormals, usual_precision
         from pocketsam.models.training.distill import Recipe, distill
+        from pocketsam.models.training.run import flush_denormals, usual_precision
     flush_denormals()
     good, skipped = check_images(list_images(args.images))
     for line in skipped:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from pocketsam.models.evaluate import Panel
 from pocketsam.models.prompted import Mask
-from pocketsam.models.run import write_bytes_whole
+from pocketsam.models.training.run import write_bytes_whole
 
 TILE = 256
 """Longest side of an image in the gallery."""

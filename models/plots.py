@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pocketsam.models.run import LOG_NAME, write_bytes_whole
+from pocketsam.models.training.run import LOG_NAME, write_bytes_whole
 
 LOSS_NAME = "loss.png"
 

@@ -24,7 +24,12 @@ from pocketsam.models import prompted
 from pocketsam.models.checkpoint import load_model
 from pocketsam.models.evaluate import STUDENT, TRUTH, miou, scene_examples
 from pocketsam.models.hed_encoder import load_hed, normalise
-from pocketsam.models.run import (
+from pocketsam.models.sam import Sam, build
+from pocketsam.models.scene_pool import ScenePool, Source, draw_prompts
+from pocketsam.models.scenes import Photo
+from pocketsam.models.textures import load_textures
+from pocketsam.models.training.distill import MODES, freeze_others, new_student
+from pocketsam.models.training.run import (
     Run,
     average_into,
     check_finite,
@@ -36,11 +41,6 @@ from pocketsam.models.run import (
     snapshot,
     write_whole,
 )
-from pocketsam.models.sam import Sam, build
-from pocketsam.models.scene_pool import ScenePool, Source, draw_prompts
-from pocketsam.models.scenes import Photo
-from pocketsam.models.textures import load_textures
-from pocketsam.models.training.distill import MODES, freeze_others, new_student
 
 SAVE_EVERY = 240.0
 """Seconds of training that a kill may lose."""

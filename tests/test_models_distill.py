@@ -11,9 +11,9 @@ from PIL import Image
 from pocketsam.errors import CheckpointError, ImageError, PocketSamError
 from pocketsam.models.checkpoint import load_model
 from pocketsam.models.images import check_images, list_images, load_pixels, to_pixel_values
-from pocketsam.models.run import Run
 from pocketsam.models.sam import fill, seeded
 from pocketsam.models.training.distill import MODES, Recipe, distill, new_student, random_prompts
+from pocketsam.models.training.run import Run
 from pocketsam.runtime.image import load_image, preprocess
 
 TINY = Recipe(

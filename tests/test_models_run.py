@@ -6,7 +6,7 @@ import torch
 from conftest import run_python
 
 from pocketsam.errors import PocketSamError
-from pocketsam.models.run import Run, average_into, check_finite, learning_rate
+from pocketsam.models.training.run import Run, average_into, check_finite, learning_rate
 
 
 def test_learning_rate_rises_and_falls():
@@ -45,7 +45,7 @@ def test_a_full_disk_keeps_the_last_state(tmp_path):
     Run(tmp_path, {}).save({"step": 1})
     code = f"""
 import pathlib, torch
-from pocketsam.models.run import Run
+from pocketsam.models.training.run import Run
 Run(pathlib.Path({str(tmp_path)!r}), {{}}).save({{"step": 2, "weights": torch.zeros(3_000_000)}})
 """
 

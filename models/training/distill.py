@@ -23,7 +23,9 @@ from pocketsam.models import prompted
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.models.images import load_pixels, to_pixel_values
 from pocketsam.models.plots import draw_loss
-from pocketsam.models.run import (
+from pocketsam.models.sam import Sam, build
+from pocketsam.models.training.embedding_cache import EmbeddingCache
+from pocketsam.models.training.run import (
     Run,
     average_into,
     check_finite,
@@ -34,8 +36,6 @@ from pocketsam.models.run import (
     usual_precision,
     write_bytes_whole,
 )
-from pocketsam.models.sam import Sam, build
-from pocketsam.models.training.embedding_cache import EmbeddingCache
 
 MODES: dict[str, tuple[str, ...]] = {
     "decoupled": ("image_encoder",),
