@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pocketsam import terminal
 from pocketsam.models.hed_encoder import Vgg16, copy_convolution, load_hed, normalise, read_hed
 from pocketsam.models.images import check_images, list_images, load_rgb
-from pocketsam.models.scenes import Photo
+from pocketsam.models.training.scenes import Photo
 
 LEVELS = (0.3, 0.45, 0.6, 0.7, 0.8)
 """Mean edge strengths, 0..1, below which neighbours are one region."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pocketsam.errors import PocketSamError
 from pocketsam.models import prompted
-from pocketsam.models.scenes import Photo, generate
+from pocketsam.models.training.scenes import Photo, generate
 
 CELL = 4
 """Pixels of a canvas along the side of a mask's cell, as in the decoder's output."""
