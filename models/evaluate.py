@@ -21,8 +21,8 @@ from pocketsam.models import baselines, prompted
 from pocketsam.models.images import load_rgb, load_truth, scaled, to_pixel_values
 from pocketsam.models.prompted import Mask, Prompts
 from pocketsam.models.sam import Sam
-from pocketsam.models.textures import HELD_BACK, load_textures
 from pocketsam.models.training.scenes import MIN_AREA, Photo, generate
+from pocketsam.models.training.textures import HELD_BACK, load_textures
 
 HELD_BACK_SEED = 10_000_000
 """Scenes with seeds from here on belong to evaluation."""

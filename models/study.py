@@ -24,7 +24,6 @@ from pocketsam.models import train_default
 from pocketsam.models.checkpoint import DEFAULT_FILE, Loaded, load_model
 from pocketsam.models.evaluate import STUDENT, TEACHER, Example, miou, scene_examples
 from pocketsam.models.plots import draw_points
-from pocketsam.models.textures import load_textures
 from pocketsam.models.training.distill import (
     MODES,
     STUDENT_NAME,
@@ -36,6 +35,7 @@ from pocketsam.models.training.distill import (
 )
 from pocketsam.models.training.run import flush_denormals, has_bfloat16, write_bytes_whole
 from pocketsam.models.training.scenes import generate
+from pocketsam.models.training.textures import load_textures
 
 PAPER = {
     "coupled": 0.72,

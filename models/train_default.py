@@ -25,7 +25,6 @@ from pocketsam.models.checkpoint import load_model
 from pocketsam.models.evaluate import STUDENT, TRUTH, miou, scene_examples
 from pocketsam.models.hed_encoder import load_hed, normalise
 from pocketsam.models.sam import Sam, build
-from pocketsam.models.textures import load_textures
 from pocketsam.models.training.distill import MODES, freeze_others, new_student
 from pocketsam.models.training.run import (
     Run,
@@ -41,6 +40,7 @@ from pocketsam.models.training.run import (
 )
 from pocketsam.models.training.scene_pool import ScenePool, Source, draw_prompts
 from pocketsam.models.training.scenes import Photo
+from pocketsam.models.training.textures import load_textures
 
 SAVE_EVERY = 240.0
 """Seconds of training that a kill may lose."""

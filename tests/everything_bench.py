@@ -24,8 +24,8 @@ from pocketsam.export.metrics import mask_ious
 from pocketsam.export.pipeline import export_bundle
 from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
 from pocketsam.models.sam import Sam
-from pocketsam.models.textures import load_textures
 from pocketsam.models.training import scenes
+from pocketsam.models.training.textures import load_textures
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.commands.bench import time_interleaved
 from pocketsam.runtime.compare.fastsam import FastSam

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from pocketsam.models.textures import HELD_BACK, TRAINING, load_textures
 from pocketsam.models.training.scenes import MIN_AREA, generate
+from pocketsam.models.training.textures import HELD_BACK, TRAINING, load_textures
 
 
 @pytest.fixture(scope="module")

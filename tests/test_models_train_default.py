@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from pocketsam.models import train_default
-from pocketsam.models.textures import load_textures
 from pocketsam.models.train_default import Recipe, train
 from pocketsam.models.training.regions import LEVELS, Edges, find_regions
 from pocketsam.models.training.run import Run
 from pocketsam.models.training.scene_pool import ScenePool, Source, draw_prompts, paint
+from pocketsam.models.training.textures import load_textures
 
 
 @pytest.fixture(scope="module")
