@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from pocketsam import terminal
-from pocketsam.models import train_default
 from pocketsam.models.checkpoint import DEFAULT_FILE, Loaded, load_model
 from pocketsam.models.evaluate import STUDENT, TEACHER, Example, miou, scene_examples
 from pocketsam.models.plots import draw_points
+from pocketsam.models.training import train_default
 from pocketsam.models.training.distill import (
     MODES,
     STUDENT_NAME,

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pocketsam.models import train_default
-from pocketsam.models.train_default import Recipe, train
+from pocketsam.models.training import train_default
 from pocketsam.models.training.regions import LEVELS, Edges, find_regions
 from pocketsam.models.training.run import Run
 from pocketsam.models.training.scene_pool import ScenePool, Source, draw_prompts, paint
 from pocketsam.models.training.textures import load_textures
+from pocketsam.models.training.train_default import Recipe, train
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Makes the weights that pocketsam ships: ``python -m pocketsam.models.train_default --help``.
+"""Makes the weights that pocketsam ships: ``python -m pocketsam.models.training.train_default --help``.
 
 Three stages, each a command of its own: a teacher learns prompted masks from generated scenes and from
 photographs' regions; MobileSAM's encoder imitates the teacher's embeddings (decoupled distillation); at
