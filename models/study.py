@@ -22,7 +22,6 @@ from PIL import Image
 from pocketsam import terminal
 from pocketsam.models.checkpoint import DEFAULT_FILE, Loaded, load_model
 from pocketsam.models.evaluate import STUDENT, TEACHER, Example, miou, scene_examples
-from pocketsam.models.plots import draw_points
 from pocketsam.models.training import train_default
 from pocketsam.models.training.distill import (
     MODES,
@@ -33,6 +32,7 @@ from pocketsam.models.training.distill import (
     loss_of,
     new_student,
 )
+from pocketsam.models.training.plots import draw_points
 from pocketsam.models.training.run import flush_denormals, has_bfloat16, write_bytes_whole
 from pocketsam.models.training.scenes import generate
 from pocketsam.models.training.textures import load_textures

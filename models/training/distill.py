@@ -22,9 +22,9 @@ from pocketsam.errors import CheckpointError, PocketSamError
 from pocketsam.models import prompted
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.models.images import load_pixels, to_pixel_values
-from pocketsam.models.plots import draw_loss
 from pocketsam.models.sam import Sam, build
 from pocketsam.models.training.embedding_cache import EmbeddingCache
+from pocketsam.models.training.plots import draw_loss
 from pocketsam.models.training.run import (
     Run,
     average_into,
