@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketsam.errors import ImageError
-from pocketsam.models import baselines, prompted
+from pocketsam.models import prompted
+from pocketsam.models.evaluation import baselines
 from pocketsam.models.images import load_rgb, load_truth, scaled, to_pixel_values
 from pocketsam.models.prompted import Mask, Prompts
 from pocketsam.models.sam import Sam

@@ -1,0 +1,1 @@
+"""How good masks are: beside a teacher, the truth, and trivial baselines."""
