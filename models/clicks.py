@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import data
 
 from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
-from pocketsam.models.evaluate import Example, Panel, answer, embed, point_prompts
+from pocketsam.models.evaluation.evaluate import Example, Panel, answer, embed, point_prompts
 from pocketsam.models.gallery import draw_tile, paste_grid, save_picture
 from pocketsam.models.images import scaled
 

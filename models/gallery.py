@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pocketsam.models.evaluate import Panel
+from pocketsam.models.evaluation.evaluate import Panel
 from pocketsam.models.prompted import Mask
 from pocketsam.models.training.run import write_bytes_whole
 

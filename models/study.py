@@ -21,7 +21,7 @@ from PIL import Image
 
 from pocketsam import terminal
 from pocketsam.models.checkpoint import DEFAULT_FILE, Loaded, load_model
-from pocketsam.models.evaluate import STUDENT, TEACHER, Example, miou, scene_examples
+from pocketsam.models.evaluation.evaluate import STUDENT, TEACHER, Example, miou, scene_examples
 from pocketsam.models.training import train_default
 from pocketsam.models.training.distill import (
     MODES,

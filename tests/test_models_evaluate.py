@@ -8,10 +8,9 @@ import torch
 from conftest import SMALL, run_pocketsam
 from PIL import Image
 
-from pocketsam.models import evaluate
 from pocketsam.models.checkpoint import load_model
-from pocketsam.models.evaluate import Example, Score, compare, scene_examples, summary, table
-from pocketsam.models.evaluation import baselines
+from pocketsam.models.evaluation import baselines, evaluate
+from pocketsam.models.evaluation.evaluate import Example, Score, compare, scene_examples, summary, table
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
 

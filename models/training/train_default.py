@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pocketsam.models import prompted
 from pocketsam.models.checkpoint import load_model
-from pocketsam.models.evaluate import STUDENT, TRUTH, miou, scene_examples
+from pocketsam.models.evaluation.evaluate import STUDENT, TRUTH, miou, scene_examples
 from pocketsam.models.hed_encoder import load_hed, normalise
 from pocketsam.models.sam import Sam, build
 from pocketsam.models.training.distill import MODES, freeze_others, new_student
