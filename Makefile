@@ -121,7 +121,7 @@ bench-everything: install .venv-yolo/installed ## segment everything beside the 
 	@touch $@
 
 study: install ## the distillation paper's tables at toy scale, an hour; resumes in build/study
-	$(BIN)/python -m pocketsam.models.study build/study
+	$(BIN)/python -m pocketsam.models.evaluation.study build/study
 
 clicks: install ## draw the answers to the fixed clicks of docs/distillation.md
 	$(BIN)/python -m pocketsam.models.clicks docs/clicks.jpg

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from pocketsam.models import study as module
-from pocketsam.models.study import Plan, picture, study, table, trials
+from pocketsam.models.evaluation import study as module
+from pocketsam.models.evaluation.study import Plan, picture, study, table, trials
 
 TINY = Plan(image_size=64, images=4, held_back=1, teacher_minutes=1e-6, batch=2, steps=4, seeds=(0, 1))
 
