@@ -13,7 +13,7 @@ from skimage import data
 
 from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
 from pocketsam.models.evaluation.evaluate import Example, Panel, answer, embed, point_prompts
-from pocketsam.models.gallery import draw_tile, paste_grid, save_picture
+from pocketsam.models.evaluation.gallery import draw_tile, paste_grid, save_picture
 from pocketsam.models.images import scaled
 
 CLICKS = (
