@@ -124,7 +124,7 @@ study: install ## the distillation paper's tables at toy scale, an hour; resumes
 	$(BIN)/python -m pocketsam.models.evaluation.study build/study
 
 clicks: install ## draw the answers to the fixed clicks of docs/distillation.md
-	$(BIN)/python -m pocketsam.models.clicks docs/clicks.jpg
+	$(BIN)/python -m pocketsam.models.evaluation.clicks docs/clicks.jpg
 
 lock: install ## write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt
