@@ -16,7 +16,7 @@ SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-all test-arm check demo bench bench-everything study clicks lock clean \
-	tflite-env export-coreml export-tflite parity int8-roads
+	tflite-env export-coreml export-tflite parity int8-converters
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,15 +81,15 @@ ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite
 	.venv-tflite/bin/python -m pip install --quiet --disable-pip-version-check $(ONNX2TF)
 	@touch $@
 
-.venv-roads/installed: Makefile export/to_tflite/convert.py
+.venv-converters/installed: Makefile export/to_tflite/convert.py
 	@test -n "$(PYTHON312)" || { echo "onnx2tf needs Python 3.12 or 3.13 with venv" >&2; exit 1; }
-	@if ! test -x .venv-roads/bin/python; then $(PYTHON312) -m venv --clear .venv-roads; fi
-	.venv-roads/bin/python -m pip install --quiet --disable-pip-version-check $(ONNX2TF) \
+	@if ! test -x .venv-converters/bin/python; then $(PYTHON312) -m venv --clear .venv-converters; fi
+	.venv-converters/bin/python -m pip install --quiet --disable-pip-version-check $(ONNX2TF) \
 		tensorflow==2.21.0 tf_keras==2.21.0
 	@touch $@
 
-int8-roads: install tflite-env .venv-roads/installed ## compare the converters to int8 TFLite, TensorFlow among them (half an hour)
-	$(BIN)/python -m pocketsam.export.benchmarks.int8_converters .venv-roads --checkpoint $(CHECKPOINT)
+int8-converters: install tflite-env .venv-converters/installed ## compare the converters to int8 TFLite, TensorFlow among them (half an hour)
+	$(BIN)/python -m pocketsam.export.benchmarks.int8_converters .venv-converters --checkpoint $(CHECKPOINT)
 
 bench: install tflite-env .venv-peers/installed ## every form of ours and other engines in one run, at 1024 pixels (half an hour)
 	$(BIN)/python tests/samexporter_file.py $(CHECKPOINT) "$$(echo .venv-peers/lib/python3.*/site-packages)" \
@@ -130,4 +130,4 @@ lock: install ## write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt
 
 clean: ## remove what the targets above made
-	rm -rf .venv .venv-tflite .venv-roads .venv-peers .venv-yolo build dist demo *.egg-info
+	rm -rf .venv .venv-tflite .venv-converters .venv-peers .venv-yolo build dist demo *.egg-info

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketsam import constants
 from pocketsam.export import parity
 from pocketsam.export.metrics import mask_figures, tensor_figures
 from pocketsam.export.traced import Decoder, Encoder, run
-from pocketsam.models.checkpoint import load_model, usual_image_size
+from pocketsam.models.checkpoint import default_image_size, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 
@@ -23,10 +24,10 @@ Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """``pixel_values`` to ``image_embeddings``."""
 
 
-def workplace(checkpoint: str, image_size: int | None, folder: Path) -> tuple[Sam, Path]:
+def work_folder(checkpoint: str, image_size: int | None, folder: Path) -> tuple[Sam, Path]:
     """A checkpoint's network, at the size it was trained at unless told otherwise, and a directory in
     ``folder`` that is named after both."""
-    size = image_size or usual_image_size(checkpoint)
+    size = image_size or default_image_size(checkpoint)
     model = load_model(checkpoint, size).model
     work = folder.resolve() / f"{Path(checkpoint).stem}-{size}"
     work.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,7 @@ def _decode(model: Sam, feeds: parity.Arrays, size: tuple[int, int]) -> tuple[An
     found = run(Decoder(model), feeds)[0]
     low = found[c.LOW_RES_MASKS]
     full = parity.reference_masks(low, size, model.image_size)
-    return full > c.MASK_THRESHOLD, found[c.IOU_PREDICTIONS], low[:1, 1:2]
+    return full > constants.MASK_THRESHOLD, found[c.IOU_PREDICTIONS], low[:1, 1:2]
 
 
 def judge(model: Sam, photos: Sequence[Photo], encoder: Embed) -> Verdict:

@@ -55,7 +55,7 @@ def add_export(subparsers: terminal.Subparsers) -> None:
     parser.add_argument(
         "--time-limit",
         type=float,
-        default=Options.time_limit,
+        default=Options.timeout,
         metavar="S",
         help="seconds for an outside converter",
     )
@@ -121,7 +121,7 @@ def run_export(args: argparse.Namespace) -> None:
     with terminal.extra_needed("export"):
         from pocketsam.export.parity import ReportedParityError
         from pocketsam.export.pipeline import export_bundle
-        from pocketsam.models.checkpoint import usual_image_size
+        from pocketsam.models.checkpoint import default_image_size
     try:
         report = export_bundle(
             args.checkpoint,
@@ -132,12 +132,12 @@ def run_export(args: argparse.Namespace) -> None:
                 args.points,
                 args.input == "image",
                 args.deployment_target,
-                args.time_limit,
+                args.timeout,
                 args.min_miou,
                 args.min_speedup,
-                tuple(args.without_pass),
+                tuple(args.disable_pass),
             ),
-            args.image_size or usual_image_size(args.checkpoint),
+            args.image_size or default_image_size(args.checkpoint),
             verify=not args.no_verify,
             replace=args.force,
             photos=args.images,

@@ -25,7 +25,7 @@ class Options:
     points: int = POINTS
     image_input: bool = False
     deployment_target: str | None = None
-    time_limit: float = 1800.0
+    timeout: float = 1800.0
     min_miou: float = 0.98
     min_speedup: float = 1.0
-    without_passes: tuple[str, ...] = ()
+    disabled_passes: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from pocketsam import constants
 from pocketsam.errors import ParityError
 from pocketsam.export.metrics import Row, Tolerance, mask_figures, tensor_figures, tensor_ok
 from pocketsam.export.traced import Decoder, Encoder, run
@@ -39,9 +40,9 @@ class Artefact:
 
     encoder: Call
     decoder: Call
-    encoder_stages: Call
-    decoder_stages: Call
-    stages: frozenset[str]
+    encoder_intermediates: Call
+    decoder_intermediates: Call
+    intermediates: frozenset[str]
     runner: str
 
 
@@ -164,7 +165,7 @@ def reference_masks(
     low_res: NDArray[np.float32], original_size: tuple[int, int], image_size: int
 ) -> NDArray[np.float32]:
     """``Sam.postprocess_masks`` in torch: ``[B, C, S/4, S/4]`` to ``[B, C, H, W]`` logits."""
-    height, width = c.resized_shape(*original_size, image_size)
+    height, width = constants.resized_shape(*original_size, image_size)
     canvas = F.interpolate(torch.from_numpy(low_res), (image_size, image_size), mode="bilinear")
     masks = F.interpolate(canvas[..., :height, :width], original_size, mode="bilinear")
     return masks.numpy()
@@ -239,8 +240,8 @@ def _verify_photo(
 ) -> None:
     size = (photo.shape[0], photo.shape[1])
     feeds = encoder_feeds(photo, model.image_size)
-    outputs, stages = run(Encoder(model), feeds)
-    _compare_stages(report, artefact, "encoder", name, stages, feeds)
+    outputs, intermediates = run(Encoder(model), feeds)
+    _compare_intermediates(report, artefact, "encoder", name, intermediates, feeds)
     embedding = artefact.encoder(feeds)[c.IMAGE_EMBEDDINGS]
     report.add_tensor("encoder", c.IMAGE_EMBEDDINGS, name, outputs[c.IMAGE_EMBEDDINGS], embedding)
 
@@ -251,8 +252,8 @@ def _verify_photo(
         report.cases += 1
         case = f"{name}, {prompt.name}"
         feeds = decoder_feeds(prompt, outputs[c.IMAGE_EMBEDDINGS], mask, size, model.image_size)
-        expected_outputs, stages = run(Decoder(model), feeds)
-        _compare_stages(report, artefact, "decoder", case, stages, feeds)
+        expected_outputs, intermediates = run(Decoder(model), feeds)
+        _compare_intermediates(report, artefact, "decoder", case, intermediates, feeds)
         low_res = expected_outputs[c.LOW_RES_MASKS]
         full = reference_masks(low_res, size, model.image_size)
         _compare_masks(
@@ -265,17 +266,17 @@ def _verify_photo(
         mask = low_res[:1, 1:2]  # the next prompt that takes a mask gets a real one
 
 
-def _compare_stages(
-    report: Report, artefact: Artefact, part: str, case: str, stages: Arrays, feeds: Arrays
+def _compare_intermediates(
+    report: Report, artefact: Artefact, part: str, case: str, intermediates: Arrays, feeds: Arrays
 ) -> None:
-    held = [stage for stage in stages if stage in artefact.stages]
+    held = [intermediate for intermediate in intermediates if intermediate in artefact.intermediates]
     if held:
-        found = getattr(artefact, f"{part}_stages")(feeds)
-        for stage in held:
-            value, expected = found.get(stage), stages[stage]
+        found = getattr(artefact, f"{part}_intermediates")(feeds)
+        for intermediate in held:
+            value, expected = found.get(intermediate), intermediates[intermediate]
             if value is not None and value.ndim == 3:  # tokens: static shapes have places to spare
                 value = value[:, : expected.shape[1]]
-            report.add_tensor(part, stage, case, expected, value)
+            report.add_tensor(part, intermediate, case, expected, value)
 
 
 def _compare_masks(
@@ -297,5 +298,7 @@ def _compare_masks(
     report.add_tensor(part, "mask logits", case, full, found[c.MASKS])
     ranked = np.sort(scores[0], axis=1)
     tie = float((ranked[:, -1] - ranked[:, -2]).min())
-    figures = mask_figures(full > c.MASK_THRESHOLD, found[c.MASKS] > c.MASK_THRESHOLD, scores)
+    figures = mask_figures(
+        full > constants.MASK_THRESHOLD, found[c.MASKS] > constants.MASK_THRESHOLD, scores
+    )
     report.add_masks(part, case, figures, tie)

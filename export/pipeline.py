@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pocketsam import constants
 from pocketsam.errors import PocketSamError
 from pocketsam.export import bundle as writer
 from pocketsam.export import parity
@@ -16,7 +17,7 @@ from pocketsam.export.metrics import TOLERANCES
 from pocketsam.export.options import Options
 from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.export.targets import open_target
-from pocketsam.export.traced import PART_TYPES, Decoder, Encoder, count_macs, run
+from pocketsam.export.traced import REFERENCE_TYPES, Decoder, Encoder, count_macs, run
 from pocketsam.export.usage import write_usage
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.models.sam import Sam
@@ -89,11 +90,11 @@ def export_bundle(
         manifest = _describe(loaded, target, options)
         samples = calibration_samples(loaded.model, measured)
         about = {"checkpoint": loaded.name, "checkpoint_sha256": loaded.sha256}
-        for name, part in converter.parts(loaded.model, options).items():
+        for name, network in converter.traced_networks(loaded.model, options).items():
             progress(f"converting the {name} to {target} {options.precision}")
             path = work / f"{name}{converter.SUFFIX}"
-            entry = converter.convert(part, path, options, samples[name], about)
-            macs = count_macs(PART_TYPES[name](loaded.model))
+            entry = converter.convert(network, path, options, samples[name], about)
+            macs = count_macs(REFERENCE_TYPES[name](loaded.model))
             manifest[name] = writer.describe_file(path) | {"macs": macs} | entry
         _write_golden(loaded.model, work / c.GOLDEN_NAME)
         described = writer.describe_file(work / c.GOLDEN_NAME)
@@ -153,17 +154,21 @@ def _verify(
     target, precision = bundle.manifest["target"], bundle.manifest["precision"]
     converter = open_target(target, Options(precision))
     calls, held = {}, []
-    for part in PART_TYPES:
-        source = bundle.source(part)
-        stages = [str(stage) for stage in bundle.manifest[part].get("stages", [])]
-        name, device = f"{bundle.path}: {part}", {"providers": providers, "threads": threads}
-        calls[part] = converter.load(source, name, **device)
-        with_stages = converter.load(source, name, stages, **device) if stages else calls[part]
-        calls[f"{part}_stages"] = with_stages
-        held += stages
+    for network in REFERENCE_TYPES:
+        source = bundle.source(network)
+        intermediates = [
+            str(intermediate) for intermediate in bundle.manifest[network].get("stages", [])
+        ]
+        name, device = f"{bundle.path}: {network}", {"providers": providers, "threads": threads}
+        calls[network] = converter.load(source, name, **device)
+        with_intermediates = (
+            converter.load(source, name, intermediates, **device) if intermediates else calls[network]
+        )
+        calls[f"{network}_intermediates"] = with_intermediates
+        held += intermediates
     return parity.verify(
         model,
-        parity.Artefact(**calls, stages=frozenset(held), runner=converter.runner()),
+        parity.Artefact(**calls, intermediates=frozenset(held), runner=converter.runner()),
         images,
         TOLERANCES[target, precision],
         lambda name: progress(f"comparing with PyTorch on {name}"),
@@ -189,19 +194,19 @@ def _describe(loaded: Loaded, target: str, options: Options) -> dict[str, Any]:
             "layout": "NCHW",
             "resize": "longest side to image_size: int(side * scale + 0.5), at least 1",
             "filter": "bilinear with antialiasing (Pillow)",
-            "mean": c.PIXEL_MEAN,
-            "std": c.PIXEL_STD,
+            "mean": constants.PIXEL_MEAN,
+            "std": constants.PIXEL_STD,
             "padding": "zeros on the right and below, after normalising",
         },
         "prompt_labels": {
-            "absent": c.LABEL_ABSENT,
-            "pad": c.LABEL_PAD,
-            "background": c.LABEL_BACKGROUND,
-            "foreground": c.LABEL_FOREGROUND,
-            "box_first_corner": c.LABEL_BOX_FIRST,
-            "box_second_corner": c.LABEL_BOX_SECOND,
+            "absent": constants.LABEL_PADDING,
+            "pad": constants.LABEL_PAD_POINT,
+            "background": constants.LABEL_BACKGROUND,
+            "foreground": constants.LABEL_FOREGROUND,
+            "box_first_corner": constants.LABEL_BOX_FIRST,
+            "box_second_corner": constants.LABEL_BOX_SECOND,
         },
-        "mask_threshold": c.MASK_THRESHOLD,
+        "mask_threshold": constants.MASK_THRESHOLD,
         "tools": {"python": platform.python_version()} | _versions(TOOLS[target]),
     }
 

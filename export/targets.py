@@ -1,4 +1,4 @@
-"""The formats a bundle can be written in. Each is a module with ``parts``, ``convert``,
+"""The formats a bundle can be written in. Each is a module with ``traced_networks``, ``convert``,
 ``load`` and ``runner``."""
 
 from importlib import import_module
@@ -40,7 +40,7 @@ def open_target(target: str, options: Options) -> ModuleType:
     precision = options.precision
     if precision not in precisions:
         raise PocketSamError(f"{target} has no precision {precision!r}; it has {', '.join(precisions)}")
-    if target != "onnx" and options.without_passes:
+    if target != "onnx" and options.disabled_passes:
         raise PocketSamError(f"{target} has no passes to leave out: those are ONNX's")
     if target != "coreml":
         if options.image_input:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pocketsam import constants
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
 
@@ -32,7 +33,7 @@ class Encoder(nn.Module):
         (pixel_values,) = inputs
         return (self.model.encode(pixel_values),)
 
-    def stages(self) -> list[str]:
+    def intermediates(self) -> list[str]:
         """Names of the stages, in the order in which they are computed."""
         wanted = re.compile(r"patch_embed|laterals\.\d|blocks\.\d+|layers\.\d\.(blocks\.\d|downsample)")
         names = [name for name, _ in self.model.image_encoder.named_modules()]
@@ -71,15 +72,15 @@ class Decoder(nn.Module):
             point_labels,
             mask_input,
             has_mask_input.clamp(0, 1),
-            self.absent(point_labels),
+            self.padding_mask(point_labels),
         )
         return iou_predictions, low_res_masks
 
-    def absent(self, point_labels: Tensor) -> Tensor | None:
+    def padding_mask(self, point_labels: Tensor) -> Tensor | None:
         """``[B, N]``, 1 where a point only fills a place; None: there are no such places."""
         return None
 
-    def stages(self) -> list[str]:
+    def intermediates(self) -> list[str]:
         """Names of the stages, in the order in which they are computed."""
         transformer = self.model.mask_decoder.transformer
         names = [f"transformer.layers.{i}.{j}" for i in range(len(transformer.layers)) for j in (0, 1)]
@@ -108,7 +109,9 @@ class PixelEncoder(Encoder):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         image, resized_size = inputs
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (c.PIXEL_MEAN, c.PIXEL_STD))
+        mean, std = (
+            torch.tensor(v).view(1, 3, 1, 1) for v in (constants.PIXEL_MEAN, constants.PIXEL_STD)
+        )
         places = torch.arange(self.model.image_size, dtype=image.dtype)
         height, width = resized_size[0:1], resized_size[1:2]
         rows, columns = (places < height).to(image.dtype), (places < width).to(image.dtype)
@@ -123,7 +126,7 @@ class PixelEncoder(Encoder):
 class StaticDecoder(Decoder):
     """The decoder for formats with static shapes: one prompt, and places for ``points`` points.
 
-    A place that is not used carries ``LABEL_ABSENT`` and is left out of every attention, so the masks
+    A place that is not used carries ``LABEL_PADDING`` and is left out of every attention, so the masks
     are those of the points that are there: SAM's own pad point (label -1) would change them.
     """
 
@@ -131,39 +134,39 @@ class StaticDecoder(Decoder):
         super().__init__(model)
         self.points = points
 
-    def absent(self, point_labels: Tensor) -> Tensor | None:
-        return (point_labels == c.LABEL_ABSENT).to(point_labels.dtype)
+    def padding_mask(self, point_labels: Tensor) -> Tensor | None:
+        return (point_labels == constants.LABEL_PADDING).to(point_labels.dtype)
 
     def example(self, prompts: int = 1, points: int | None = None) -> dict[str, Tensor]:
         return super().example(1, self.points)
 
 
-Part = Encoder | Decoder
-PART_TYPES: dict[str, type[Part]] = {"encoder": Encoder, "decoder": Decoder}
+TracedNetwork = Encoder | Decoder
+REFERENCE_TYPES: dict[str, type[TracedNetwork]] = {"encoder": Encoder, "decoder": Decoder}
 """The halves with the dynamic shapes of PyTorch: the reference of every target."""
 
 
 class Tapped(nn.Module):
     """A half whose stages are outputs too: that is how their names come into a traced graph."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, network: TracedNetwork) -> None:
         super().__init__()
-        self.part = part
+        self.part = network  # the name stands in front of every tensor's name in the files
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         with tapped(self.part) as taps:
             results = self.part(*inputs)
-        return (*results, *(taps[name] for name in self.part.stages()))
+        return (*results, *(taps[name] for name in self.part.intermediates()))
 
 
 @contextmanager
-def tapped(part: Part) -> Iterator[dict[str, Tensor]]:
+def tapped(network: TracedNetwork) -> Iterator[dict[str, Tensor]]:
     """While open, each forward pass leaves the stages' outputs in the dict, by name.
 
     A submodule with several outputs has a stage for each, its number at the end of the name.
     """
     taps: dict[str, Tensor] = {}
-    wanted = set(part.stages())
+    wanted = set(network.intermediates())
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -176,7 +179,7 @@ def tapped(part: Part) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    handles = [m.register_forward_hook(keep(n)) for n, m in part.model.named_modules() if n]
+    handles = [m.register_forward_hook(keep(n)) for n, m in network.model.named_modules() if n]
     try:
         yield taps
     finally:
@@ -184,23 +187,25 @@ def tapped(part: Part) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def count_macs(part: Part) -> int:
+def count_macs(network: TracedNetwork) -> int:
     """Multiply-accumulates of a half's convolutions and matrix products, for one prompt of two points.
 
     Counted by torch on tensors without data, so it costs no computation.
     """
-    meta = copy.copy(part)
-    meta.model = copy.deepcopy(part.model).to("meta")
-    example = part.example(prompts=1, points=2) if isinstance(part, Decoder) else part.example()
+    meta = copy.copy(network)
+    meta.model = copy.deepcopy(network.model).to("meta")
+    example = (
+        network.example(prompts=1, points=2) if isinstance(network, Decoder) else network.example()
+    )
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        meta(*(example[name].to("meta") for name in part.inputs))
+        meta(*(example[name].to("meta") for name in network.inputs))
     return int(counter.get_total_flops()) // 2
 
 
 @torch.inference_mode()
-def run(part: Part, feeds: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(network: TracedNetwork, feeds: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs a half in PyTorch on numpy arrays: (outputs, stages), both by name, as numpy arrays."""
-    with tapped(part) as taps:
-        results = part(*(torch.from_numpy(feeds[name]) for name in part.inputs))
-    outputs = {name: x.numpy() for name, x in zip(part.outputs, results, strict=True)}
-    return outputs, {name: taps[name].numpy() for name in part.stages()}
+    with tapped(network) as taps:
+        results = network(*(torch.from_numpy(feeds[name]) for name in network.inputs))
+    outputs = {name: x.numpy() for name, x in zip(network.outputs, results, strict=True)}
+    return outputs, {name: taps[name].numpy() for name in network.intermediates()}

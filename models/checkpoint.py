@@ -26,7 +26,7 @@ DEFAULT_IMAGE_SIZE = 512
 """What the trained weights in this package were trained at."""
 
 
-def usual_image_size(source: str) -> int:
+def default_image_size(source: str) -> int:
     """The canvas that a checkpoint was trained for: 512 for ``default``, SAM's 1024 for all others."""
     return DEFAULT_IMAGE_SIZE if source == DEFAULT else 1024
 

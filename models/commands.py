@@ -116,11 +116,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
     with terminal.extra_needed("export"):
         import numpy as np
 
-        from pocketsam.models.checkpoint import load_model, usual_image_size
+        from pocketsam.models.checkpoint import default_image_size, load_model
         from pocketsam.models.evaluation import evaluate, gallery
         from pocketsam.models.images import check_images, list_images
     _check_evaluation(args)
-    size = args.image_size or usual_image_size(args.student)
+    size = args.image_size or default_image_size(args.student)
     sources = {evaluate.STUDENT: args.student}
     if args.teacher:
         sources[evaluate.TEACHER] = args.teacher

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pocketsam.constants import PIXEL_MEAN, PIXEL_STD
 from pocketsam.errors import MissingExtraError
 from pocketsam.models.layers import LayerNorm2d, neck
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
 VGG_MEAN_BGR = (104.007, 116.669, 122.679)
 VGG_WIDTHS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pocketsam.constants import PIXEL_MEAN, PIXEL_STD
 from pocketsam.errors import ImageError
-from pocketsam.models.hed_encoder import PIXEL_MEAN, PIXEL_STD
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SMALLEST_SIDE = 16

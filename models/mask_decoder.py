@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pocketsam.models.layers import MLP, LayerNorm2d
 from pocketsam.models.transformer import TwoWayTransformer
 
-ABSENT_SCORE = -1e3
+PADDING_SCORE = -1e3
 """Of an absent token: its weight is 0 in float32 and float16 alike, and float16 can hold it."""
 
 
@@ -38,7 +38,7 @@ class MaskDecoder(nn.Module):
         image_pe: Tensor,
         sparse: Tensor,
         dense: Tensor,
-        absent: Tensor | None = None,
+        padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns (low_res_masks ``[B, 4, 4h, 4w]`` logits, iou_predictions ``[B, 4]``).
 
@@ -57,8 +57,8 @@ class MaskDecoder(nn.Module):
         image = (image_embeddings + dense).flatten(2).transpose(1, 2)  # [B or 1, h·w, C]
         pe = image_pe.flatten(2).transpose(1, 2)
         bias = None
-        if absent is not None:
-            bias = F.pad(absent * ABSENT_SCORE, (len(output_tokens), 0))[:, None, None]
+        if padding_mask is not None:
+            bias = F.pad(padding_mask * PADDING_SCORE, (len(output_tokens), 0))[:, None, None]
         tokens, image = self.transformer(image, pe, tokens, bias)
 
         weights = torch.stack(

@@ -68,7 +68,7 @@ class Sam(nn.Module):
         point_labels: Tensor,
         mask_input: Tensor,
         has_mask_input: Tensor,
-        absent: Tensor | None = None,
+        padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns (low_res_masks ``[B, 4, S/4, S/4]`` logits, iou_predictions ``[B, 4]``).
 
@@ -84,7 +84,7 @@ class Sam(nn.Module):
         sparse = self.prompt_encoder.embed_points(point_coords, point_labels)
         dense = self.prompt_encoder.embed_masks(mask_input, has_mask_input)
         pe = self.prompt_encoder.dense_pe()
-        return self.mask_decoder(image_embeddings, pe, sparse, dense, absent)
+        return self.mask_decoder(image_embeddings, pe, sparse, dense, padding_mask)
 
 
 def build(architecture: str = "mobile_sam", image_size: int = 1024) -> Sam:

@@ -15,7 +15,7 @@ from typing import Any
 from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.runtime.contract import MANIFEST_NAME, SCHEMA_VERSION
 
-PARTS = ("encoder", "decoder")
+NETWORKS = ("encoder", "decoder")
 STATIC_TARGETS = ("coreml", "tflite")
 """Formats with static shapes: their decoder takes one prompt with a fixed number of points."""
 
@@ -37,20 +37,20 @@ class Bundle:
         """Side of the square canvas, in pixels."""
         return int(self.manifest["image_size"])
 
-    def read(self, part: str) -> bytes:
+    def read(self, network: str) -> bytes:
         """The bytes of one file: ``encoder``, ``decoder`` or ``golden``.
 
         Raises:
             IntegrityError: the file is missing, leaves the directory, or is not the one described.
         """
-        entry = self.manifest[part]
+        entry = self.manifest[network]
         try:
-            path = self._inside(part, entry["file"])
+            path = self._inside(network, entry["file"])
             data = path.read_bytes()
         except OSError as error:
             raise IntegrityError(f"{self.path / entry['file']}: {error.strerror}") from None
         except ValueError as error:  # a name that no file system takes
-            raise IntegrityError(f"{self.path}: {part} file {entry['file']!r}: {error}") from None
+            raise IntegrityError(f"{self.path}: {network} file {entry['file']!r}: {error}") from None
         if len(data) != entry["bytes"]:
             raise IntegrityError(f"{path}: {len(data)} bytes, the manifest says {entry['bytes']}")
         found = hashlib.sha256(data).hexdigest()
@@ -58,27 +58,27 @@ class Bundle:
             raise IntegrityError(f"{path}: sha256 is {found}, the manifest says {entry['sha256']}")
         # A tensor kept in another file names it under the key "location". The word occurs in no
         # graph of ours, and any spelling of such a reference must contain it.
-        if self.manifest["target"] == "onnx" and part in PARTS and b"location" in data:
+        if self.manifest["target"] == "onnx" and network in NETWORKS and b"location" in data:
             raise IntegrityError(f"{path}: refers to external data; a bundle's files stand alone")
         return data
 
-    def inputs(self, part: str) -> list[str]:
+    def inputs(self, network: str) -> list[str]:
         """Names of the tensors that one half takes, as the manifest lists them."""
-        return [str(tensor["name"]) for tensor in self.manifest[part].get("inputs", [])]
+        return [str(tensor["name"]) for tensor in self.manifest[network].get("inputs", [])]
 
     @property
     def points(self) -> int:
         """Places for points in the decoder of a target with static shapes."""
         return int(self.manifest["decoder"]["points"])
 
-    def locate(self, part: str) -> Path:
+    def locate(self, network: str) -> Path:
         """The checked path of a half that is a directory, such as an ``.mlpackage``.
 
         Raises:
             IntegrityError: it is missing, leaves the bundle, or is not the one described.
         """
-        entry = self.manifest[part]
-        path = self._inside(part, entry["file"])
+        entry = self.manifest[network]
+        path = self._inside(network, entry["file"])
         if not path.is_dir():
             raise IntegrityError(f"{path}: missing, or not a directory")
         found, _ = hash_tree(path)
@@ -87,15 +87,17 @@ class Bundle:
             raise IntegrityError(f"{path}: sha256 is {found}, the manifest says {wanted}")
         return path
 
-    def source(self, part: str) -> bytes | Path:
+    def source(self, network: str) -> bytes | Path:
         """What ``read`` gives, or ``locate`` where the file is a directory: checked either way."""
-        is_package = self.manifest["target"] == "coreml" and part in PARTS
-        return self.locate(part) if is_package else self.read(part)
+        is_package = self.manifest["target"] == "coreml" and network in NETWORKS
+        return self.locate(network) if is_package else self.read(network)
 
-    def _inside(self, part: str, name: str) -> Path:
+    def _inside(self, network: str, name: str) -> Path:
         path = self.path / name
         if not is_plain(name) or path.is_symlink():
-            raise IntegrityError(f"{self.path / MANIFEST_NAME}: {part} file {name!r} leaves the bundle")
+            raise IntegrityError(
+                f"{self.path / MANIFEST_NAME}: {network} file {name!r} leaves the bundle"
+            )
         return path
 
 
@@ -211,9 +213,9 @@ def _check_fields(manifest: dict[str, Any], path: Path) -> None:
             raise IntegrityError(f"{path}: also names {name!r}, which leaves the bundle")
     if manifest["image_size"] <= 0 or manifest["image_size"] % 64:
         raise IntegrityError(f"{path}: image_size {manifest['image_size']} is no multiple of 64")
-    for part in (*PARTS, "golden"):
-        check(part, manifest.get(part), dict)
+    for network in (*NETWORKS, "golden"):
+        check(network, manifest.get(network), dict)
         for key, kind in (("file", str), ("sha256", str), ("bytes", int)):
-            check(f"{part}.{key}", manifest[part].get(key), kind)
+            check(f"{network}.{key}", manifest[network].get(key), kind)
     if manifest["target"] in STATIC_TARGETS:
         check("decoder.points", manifest["decoder"].get("points"), int)

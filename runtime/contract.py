@@ -23,25 +23,8 @@ MASKS = "masks"  # [B, 4, H, W] logits
 IOU_PREDICTIONS = "iou_predictions"  # [B, 4]
 LOW_RES_MASKS = "low_res_masks"  # [B, 4, S/4, S/4] logits
 
-CUT = (
+SPLIT_TENSORS = (
     "mask_decoder.transformer.layers.1.1",
     *(f"mask_decoder.output_hypernetworks_mlps.{i}" for i in range(4)),
 )
-"""Stages of an ONNX decoder that ``low_res_masks`` follows from: the scores are known without it."""
-
-LABEL_ABSENT = -2  # fills a place in files with a fixed number of points; SAM's own pad is LABEL_PAD
-LABEL_PAD, LABEL_BACKGROUND, LABEL_FOREGROUND, LABEL_BOX_FIRST, LABEL_BOX_SECOND = -1, 0, 1, 2, 3
-
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
-MASK_THRESHOLD = 0.0
-
-
-def resized_shape(height: int, width: int, image_size: int) -> tuple[int, int]:
-    """(height, width) after scaling the longest side to ``image_size``.
-
-    As ``ResizeLongestSide.get_preprocess_shape`` of the reference, but never 0: there an image more
-    than twice ``image_size`` times as long as it is wide cannot be used at all.
-    """
-    scale = image_size / max(height, width)
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+"""Tensors inside an ONNX decoder: ``low_res_masks`` follow from them, the scores are known before."""

@@ -10,15 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.errors import ImageError
-from pocketsam.runtime.contract import (
-    IMAGE,
-    PIXEL_MEAN,
-    PIXEL_STD,
-    PIXEL_VALUES,
-    RESIZED_SIZE,
-    resized_shape,
-)
+from pocketsam.runtime.contract import IMAGE, PIXEL_VALUES, RESIZED_SIZE
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused: their masks would not fit in a small device's memory."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.runtime.contract import resized_shape
+from pocketsam.constants import resized_shape
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels."""

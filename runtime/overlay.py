@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pocketsam.runtime.contract import LABEL_BACKGROUND, LABEL_FOREGROUND
+from pocketsam.constants import LABEL_BACKGROUND, LABEL_FOREGROUND
 
 COLOURS = (
     (30, 144, 255),

@@ -10,13 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_PAD_POINT, resized_shape
 from pocketsam.errors import PromptError
-from pocketsam.runtime.contract import (
-    LABEL_BOX_FIRST,
-    LABEL_BOX_SECOND,
-    LABEL_PAD,
-    resized_shape,
-)
 
 LABELS = (-1, 0, 1, 2, 3)
 
@@ -90,12 +85,12 @@ def assemble(
         wrong = ~np.isin(kinds, LABELS)
         if wrong.any():
             raise PromptError(f"point_labels contains {kinds[wrong][0]:g}; known are {LABELS}")
-        _check_inside("point", points, kinds != LABEL_PAD, original_size)
+        _check_inside("point", points, kinds != LABEL_PAD_POINT, original_size)
         # where a padding point lies makes no difference, unless it is too far away for float32
-        coords, labels = [np.where(kinds[..., None] == LABEL_PAD, 0.0, points)], [kinds]
+        coords, labels = [np.where(kinds[..., None] == LABEL_PAD_POINT, 0.0, points)], [kinds]
         if boxes is None:
             coords.append(np.zeros((batch, 1, 2)))
-            labels.append(np.full((batch, 1), float(LABEL_PAD)))
+            labels.append(np.full((batch, 1), float(LABEL_PAD_POINT)))
     if boxes is not None:
         corners = _array("box", boxes, (batch, 4)).reshape(-1, 2, 2)
         batch = len(corners)

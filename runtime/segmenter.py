@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from pocketsam import constants
 from pocketsam.errors import PromptError
 from pocketsam.runtime import contract, prompts
-from pocketsam.runtime.backends.networks import CutDecoder, open_cut_decoder, open_half
+from pocketsam.runtime.backends.networks import SplitDecoder, open_network, open_split_decoder
 from pocketsam.runtime.backends.ort import asks_for_gpu
-from pocketsam.runtime.bundle import PARTS, choose_bundle
+from pocketsam.runtime.bundle import NETWORKS, choose_bundle
 from pocketsam.runtime.embedding import (
     Embedding,
     check_belongs,
@@ -60,8 +61,10 @@ class Segmenter:
         self.manifest: dict[str, Any] = bundle.manifest
         self.image_size: int = bundle.image_size
         self._inputs = bundle.inputs("encoder")
-        self._encoder, self._decoder = (open_half(bundle, part, providers, threads) for part in PARTS)
-        self._open_cut_decoder = partial(open_cut_decoder, bundle, providers, threads)
+        self._encoder, self._decoder = (
+            open_network(bundle, network, providers, threads) for network in NETWORKS
+        )
+        self._open_split_decoder = partial(open_split_decoder, bundle, providers, threads)
         self.encoder_sha256: str = bundle.manifest["encoder"]["sha256"]
         self._embedding: Any = None  # an array, or on a GPU an OrtValue in its memory
         self._image_sha256: Callable[[], str] = str
@@ -246,7 +249,7 @@ class Segmenter:
         )
         for index in np.ndindex(scores.shape):
             logits = upscaler.logits(low_res[index])
-            masks[index] = logits if return_logits else logits > contract.MASK_THRESHOLD
+            masks[index] = logits if return_logits else logits > constants.MASK_THRESHOLD
         return masks, scores, low_res
 
     def predict_low_res(
@@ -285,25 +288,27 @@ class Segmenter:
         scores, kept, low_res = [], [np.zeros(0, np.intp)], [np.zeros((0, 3, side, side), np.float32)]
         done, shared = 0, None
         for feeds in self._decoder_feeds(point_coords, point_labels):
-            if self._cut_decoder:
-                shared = shared or self._cut_decoder.share(feeds)
-                found = self._cut_decoder.scores(shared, feeds)
+            if self._split_decoder:
+                shared = shared or self._split_decoder.share(feeds)
+                found = self._split_decoder.scores(shared, feeds)
             else:
                 found = self._decoder(feeds)
             scores.append(found[contract.IOU_PREDICTIONS][:, 1:])
             good = np.flatnonzero((scores[-1].astype(np.float64) > least).any(axis=1))
             kept.append(done + good)
             done += len(scores[-1])
-            if self._cut_decoder and len(good):
-                masks = self._cut_decoder.masks({name: found[name][good] for name in contract.CUT})
+            if self._split_decoder and len(good):
+                masks = self._split_decoder.masks(
+                    {name: found[name][good] for name in contract.SPLIT_TENSORS}
+                )
                 low_res.append(masks[:, 1:])
             elif len(good):
                 low_res.append(found[contract.LOW_RES_MASKS][good, 1:])
         return np.concatenate(scores), np.concatenate(kept), np.concatenate(low_res)
 
     @cached_property
-    def _cut_decoder(self) -> CutDecoder | None:
-        return self._open_cut_decoder()
+    def _split_decoder(self) -> SplitDecoder | None:
+        return self._open_split_decoder()
 
     def _decoder_feeds(
         self,
@@ -329,13 +334,13 @@ class Segmenter:
         if not len(coords):
             raise PromptError("a batch must hold at least one prompt")
         for start in range(0, len(coords), DECODER_BATCH):
-            part = slice(start, start + DECODER_BATCH)
-            given = np.zeros((1, 1, side, side), np.float32) if masks is None else masks[part]
+            network = slice(start, start + DECODER_BATCH)
+            given = np.zeros((1, 1, side, side), np.float32) if masks is None else masks[network]
             has_mask = np.full(len(given), masks is not None, np.float32)
             yield {
                 contract.IMAGE_EMBEDDINGS: embedding,
-                contract.POINT_COORDS: coords[part],
-                contract.POINT_LABELS: labels[part],
+                contract.POINT_COORDS: coords[network],
+                contract.POINT_LABELS: labels[network],
                 contract.MASK_INPUT: np.ascontiguousarray(given),
                 contract.HAS_MASK_INPUT: has_mask,
             }

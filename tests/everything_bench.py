@@ -22,7 +22,7 @@ from test_runtime_everything import plain_nms
 
 from pocketsam.export.metrics import mask_ious
 from pocketsam.export.pipeline import export_bundle
-from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
+from pocketsam.models.checkpoint import DEFAULT, default_image_size, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.models.training import scenes
 from pocketsam.models.training.textures import load_textures
@@ -56,7 +56,7 @@ print(len(found), int(peak.split()[1]) * 1024)
 def main(folder: str, checkpoint: str = DEFAULT, fastsam: str = "") -> None:
     torch.set_num_threads(THREADS)
     print(machine(), "\n")
-    usual = usual_image_size(checkpoint)
+    usual = default_image_size(checkpoint)
     segmenter = opened(folder, checkpoint, usual)
     rows = []
     for name, image in pictures().items():

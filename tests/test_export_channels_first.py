@@ -7,18 +7,18 @@ import torch
 from pocketsam.export.options import Options
 from pocketsam.export.to_coreml import convert as to_coreml
 from pocketsam.export.to_coreml.channels_first import (
-    as_reference,
     attend,
     channels_first,
     norm_channels,
+    to_reference_layout,
 )
 from pocketsam.export.to_coreml.interpreter import load_package
-from pocketsam.export.to_coreml.neural_engine import leaving
+from pocketsam.export.to_coreml.neural_engine import fallbacks
 from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.models.sam import build, seeded
 from pocketsam.models.tiny_vit import TinyViTBlock
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.networks import one_by_one
+from pocketsam.runtime.backends.networks import prompt_by_prompt
 from pocketsam.runtime.image import preprocess, preprocess_raw
 
 
@@ -38,7 +38,7 @@ def same(wanted, found, tolerance):
     for ours, theirs in zip(found, wanted, strict=True):
         assert list(ours) == list(theirs)
         for name, array in theirs.items():
-            other = as_reference(name, ours[name])
+            other = to_reference_layout(name, ours[name])
             assert other.shape == array.shape, name
             assert np.abs(other - array).max() <= tolerance * array.std(), name
 
@@ -58,7 +58,7 @@ def test_the_decoder_with_places_that_are_not_used(count):
     model, feeds = seeded(64, seed=3), decoder_feeds(64, count)
     wanted, _ = run(Decoder(model), feeds)
     static = StaticDecoder(channels_first(model), 16)
-    found = one_by_one(lambda one: run(static, one)[0], 16)(feeds)
+    found = prompt_by_prompt(lambda one: run(static, one)[0], 16)(feeds)
     for name, array in wanted.items():
         assert np.abs(found[name] - array).max() <= 1e-5 * array.std()
 
@@ -135,9 +135,9 @@ def programs(tmp_path_factory):
     pytest.importorskip("coremltools")
     folder, model, found = tmp_path_factory.mktemp("programs"), seeded(64, seed=3), {}
     for form, network in (("plain", model), ("first", channels_first(model))):
-        for half, part in (("encoder", Encoder(network)), ("decoder", StaticDecoder(network, 4))):
+        for half, traced in (("encoder", Encoder(network)), ("decoder", StaticDecoder(network, 4))):
             path = folder / f"{form}-{half}.mlpackage"
-            to_coreml.convert(part, path, Options("fp32"), [], {})
+            to_coreml.convert(traced, path, Options("fp32"), [], {})
             found[form, half] = load_package(path)[0]
     return found
 
@@ -174,9 +174,9 @@ def test_norms_are_over_channels_and_attention_has_no_transposes(programs):
 
 
 def test_what_would_leave_the_neural_engine(programs):
-    assert leaving(programs["first", "encoder"], "fp32")[0]["operation"] == "all"
+    assert fallbacks(programs["first", "encoder"], "fp32")[0]["operation"] == "all"
     for half in ("encoder", "decoder"):
-        why = {entry["why"] for entry in leaving(programs["first", half], "fp16")}
+        why = {entry["why"] for entry in fallbacks(programs["first", half], "fp16")}
         # these programs are in float32, as operations are that float16 would overflow in
         assert any("float32" in reason for reason in why)
         assert not any("rank" in reason or "side" in reason for reason in why)

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from pocketsam.errors import PocketSamError
-from pocketsam.export.to_onnx.passes import PASSES, FastDecoder, fasten
+from pocketsam.export.to_onnx.passes import PASSES, FastDecoder, optimise
 from pocketsam.export.traced import Decoder, StaticDecoder, run
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.networks import fill_places
+from pocketsam.runtime.backends.networks import pad_points
 
 NAMES = [one.name for one in PASSES]
 SUBSETS = [[], NAMES, *([name] for name in NAMES), *([n for n in NAMES if n != name] for name in NAMES)]
@@ -31,24 +31,26 @@ def feeds(size, batch, points, seed=0):
 def test_the_decoder(without, batch, points):
     network = seeded(128, seed=3)
     given = feeds(128, batch, points)
-    wanted, stages = run(Decoder(network), given)
-    found, found_stages = run(FastDecoder(fasten(network, without)), given)
+    wanted, intermediates = run(Decoder(network), given)
+    found, found_stages = run(FastDecoder(optimise(network, without)), given)
     for name, array in wanted.items():
         assert np.abs(found[name] - array).max() < 2e-5 * array.std()
     assert ("mask_decoder.output_upscaling" in found_stages) == ("masks" in without)
-    assert set(c.CUT) <= set(found_stages)
+    assert set(c.SPLIT_TENSORS) <= set(found_stages)
     for name, array in found_stages.items():
-        if name not in stages:  # of those at which the runtime cuts, some are no stages of parity's
+        if (
+            name not in intermediates
+        ):  # of those at which the runtime cuts, some are no stages of parity's
             continue
-        assert np.abs(array - stages[name]).max() < 1e-4, name
+        assert np.abs(array - intermediates[name]).max() < 1e-4, name
 
 
 def test_places_that_are_not_used_stay_out():
     network = seeded(128, seed=3)
     given = feeds(128, 1, 3)
     wanted, _ = run(Decoder(network), given)
-    part = StaticDecoder(fasten(network, ["masks"]), 16)
-    found, _ = run(part, fill_places(given, 16))
+    network = StaticDecoder(optimise(network, ["masks"]), 16)
+    found, _ = run(network, pad_points(given, 16))
     for name, array in wanted.items():
         assert np.abs(found[name] - array).max() < 2e-5 * array.std()
 
@@ -57,7 +59,7 @@ def test_the_network_itself_is_left_alone():
     network = seeded(64, seed=3)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     kinds = [type(module) for module in network.modules()]
-    fast = fasten(network)
+    fast = optimise(network)
     assert [type(module) for module in network.modules()] == kinds
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     weight = fast.mask_decoder.output_upscaling[0].weight
@@ -66,4 +68,4 @@ def test_the_network_itself_is_left_alone():
 
 def test_an_unknown_pass():
     with pytest.raises(PocketSamError, match=r"unknown pass 'window'; known are cells, masks"):
-        fasten(seeded(64), ["window"])
+        optimise(seeded(64), ["window"])

@@ -10,8 +10,8 @@ from pocketsam.export.to_coreml.interpreter import MilProgram
 from pocketsam.export.to_coreml.operations import OPS
 
 ct = pytest.importorskip("coremltools")
-from coremltools.converters.mil import Builder as mb
-from coremltools.optimize import _utils as packing
+from coremltools.converters.mil import Builder as mb  # noqa: E402, N813
+from coremltools.optimize import _utils as packing  # noqa: E402
 
 RNG = np.random.default_rng(0)
 

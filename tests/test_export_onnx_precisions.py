@@ -144,7 +144,7 @@ def test_values_that_float16_cannot_hold_stay_in_float32(encoder, photo):
     loud = onnx.numpy_helper.to_array(bias) + np.float32(1e5)
     bias.CopyFrom(onnx.numpy_helper.from_array(loud, bias.name))
     feeds = {PIXEL_VALUES: encoder_feeds(photo, SMALL)[PIXEL_VALUES]}
-    half, about = onnx_weights.halve(model, [feeds])
+    half, about = onnx_weights.to_float16(model, [feeds])
     assert about["largest"] > 65504
     assert about["kept_in_float32"]
     (found,) = onnx_int8.runner(half)(feeds).values()
@@ -155,6 +155,6 @@ def test_values_that_float16_cannot_hold_stay_in_float32(encoder, photo):
 
 def test_nothing_to_measure_on(encoder):
     with pytest.raises(ConversionError, match="float16 needs photographs"):
-        onnx_weights.halve(encoder, [])
+        onnx_weights.to_float16(encoder, [])
     with pytest.raises(ConversionError, match="int8 needs photographs"):
         onnx_int8.quantize_encoder(encoder, None, [], 0.9, 0.0, print)

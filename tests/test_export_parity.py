@@ -27,19 +27,22 @@ def network():
 @pytest.fixture(scope="module")
 def files(network, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
-    for name, part in to_onnx.parts(network, Options()).items():
-        to_onnx.convert(part, folder / f"{name}.onnx")
+    for name, traced in to_onnx.traced_networks(network, Options()).items():
+        to_onnx.convert(traced, folder / f"{name}.onnx")
     return {name: (folder / f"{name}.onnx").read_bytes() for name in ("encoder", "decoder")}
 
 
 def verify(network, files, photo):
-    stages = {name: part.stages() for name, part in to_onnx.parts(network, Options()).items()}
+    intermediates = {
+        name: traced.intermediates()
+        for name, traced in to_onnx.traced_networks(network, Options()).items()
+    }
     artefact = parity.Artefact(
         to_onnx.load(files["encoder"], "encoder"),
         to_onnx.load(files["decoder"], "decoder"),
-        to_onnx.load(files["encoder"], "encoder", stages["encoder"]),
-        to_onnx.load(files["decoder"], "decoder", stages["decoder"]),
-        frozenset(stages["encoder"] + stages["decoder"]),
+        to_onnx.load(files["encoder"], "encoder", intermediates["encoder"]),
+        to_onnx.load(files["decoder"], "decoder", intermediates["decoder"]),
+        frozenset(intermediates["encoder"] + intermediates["decoder"]),
         to_onnx.runner(),
     )
     return parity.verify(network, artefact, [("cat", photo[::3, ::3])], TOLERANCE)
@@ -95,7 +98,7 @@ def reversed_order(array):
 
 
 @pytest.mark.parametrize(
-    ("part", "stage", "change"),
+    ("traced", "intermediate", "change"),
     [
         ("encoder", "image_encoder.patch_embed", one_percent),
         ("encoder", "image_encoder.layers.0.downsample", one_value),
@@ -106,9 +109,9 @@ def reversed_order(array):
         ("decoder", c.IOU_PREDICTIONS, reversed_order),
     ],
 )
-def test_a_damaged_weight_is_found_at_its_stage(network, files, photo, part, stage, change):
-    report = verify(network, files | {part: damage(files[part], stage, change)}, photo)
-    with pytest.raises(ParityError, match=f"first that diverges is {part} {stage}"):
+def test_a_damaged_weight_is_found_at_its_stage(network, files, photo, traced, intermediate, change):
+    report = verify(network, files | {traced: damage(files[traced], intermediate, change)}, photo)
+    with pytest.raises(ParityError, match=f"first that diverges is {traced} {intermediate}"):
         report.raise_if_failed()
     assert report.to_json()["passed"] is False
 

@@ -19,7 +19,7 @@ from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecode
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.networks import one_by_one
+from pocketsam.runtime.backends.networks import prompt_by_prompt
 from pocketsam.runtime.bundle import hash_tree
 from pocketsam.runtime.contract import MANIFEST_NAME
 from pocketsam.runtime.image import preprocess, preprocess_raw
@@ -50,8 +50,8 @@ def test_the_bundle(coreml):
     assert manifest["parity"]["passed"]
     assert "interpreter" in manifest["parity"]["runner"]
     assert manifest["decoder"]["points"] == 16
-    stages = [row["tensor"] for row in manifest["parity"]["rows"] if row["part"] == "encoder"]
-    assert stages[0] == "image_encoder.patch_embed"
+    intermediates = [row["tensor"] for row in manifest["parity"]["rows"] if row["part"] == "encoder"]
+    assert intermediates[0] == "image_encoder.patch_embed"
     assert len(manifest["parity"]["rows"]) == 17 + 10 + 4
     assert max(row["error"] for row in manifest["parity"]["rows"] if "error" in row) <= 1e-4
     spec = ct.models.MLModel(str(coreml / "decoder.mlpackage"), skip_model_load=True).get_spec()
@@ -94,11 +94,11 @@ def test_precisions(precision, pictures, coreml, tmp_path):
     assert manifest["encoder"]["float16"]["largest"] < 65504 / 8
     assert manifest["encoder"]["float16"]["kept_in_float32"] == []
     if precision == "fp16":
-        leaving = [
+        fallbacks = [
             {entry["operation"] for entry in manifest[half]["leaving_neural_engine"]}
             for half in ("encoder", "decoder")
         ]
-        assert leaving == [{"cast"}, {"cast", "equal", "sin", "cos"}]
+        assert fallbacks == [{"cast"}, {"cast", "equal", "sin", "cos"}]
 
 
 @pytest.mark.slow
@@ -147,12 +147,12 @@ def test_absent_points_change_nothing(count):
     }
     wanted, _ = run(Decoder(model), feeds)
     static = StaticDecoder(model, 16)
-    found = one_by_one(lambda one: run(static, one)[0], 16)(feeds)
+    found = prompt_by_prompt(lambda one: run(static, one)[0], 16)(feeds)
     for key, array in wanted.items():
         assert np.abs(found[key] - array).max() < 1e-5 * array.std()
     if count == 16:
         with pytest.raises(PromptError, match=r"16 points .* places for 8; .*--points"):
-            one_by_one(lambda one: one, 8)(feeds)
+            prompt_by_prompt(lambda one: one, 8)(feeds)
 
 
 def damaged(bundle, tmp_path, change):
@@ -325,7 +325,7 @@ def test_options_of_another_target(tmp_path):
 
 def test_a_converter_that_takes_too_long(tmp_path, pictures):
     with pytest.raises(ConversionError, match=r"took longer than 0\.2 s.*its log: ") as caught:
-        export(tmp_path / "bundle", pictures, Options("fp32", time_limit=0.2))
+        export(tmp_path / "bundle", pictures, Options("fp32", timeout=0.2))
     log = str(caught.value).split("its log: ")[1]
     assert "coreml_worker" in Path(log).read_text()
     Path(log).unlink()

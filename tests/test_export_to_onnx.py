@@ -25,9 +25,9 @@ def files(network, tmp_path_factory):
     """{part: (path, what convert says of it)}"""
     folder = tmp_path_factory.mktemp("onnx")
     made = {}
-    for name, part in to_onnx.parts(network, Options()).items():
+    for name, traced in to_onnx.traced_networks(network, Options()).items():
         path = folder / f"{name}.onnx"
-        made[name] = (path, to_onnx.convert(part, path))
+        made[name] = (path, to_onnx.convert(traced, path))
     return made
 
 
@@ -126,19 +126,19 @@ def test_the_mask_input_matters(files):
 
 def test_stages_are_inside_the_file_under_their_names(files, network):
     path, entry = files["encoder"]
-    part = Encoder(network)
-    feeds = {name: value.numpy() for name, value in part.example().items()}
-    _, wanted = run(part, feeds)
-    found = to_onnx.load(path.read_bytes(), "encoder", part.stages())(feeds)
+    traced = Encoder(network)
+    feeds = {name: value.numpy() for name, value in traced.example().items()}
+    _, wanted = run(traced, feeds)
+    found = to_onnx.load(path.read_bytes(), "encoder", traced.intermediates())(feeds)
     assert entry["stages"] == list(wanted)
-    for name, stage in wanted.items():
-        assert np.abs(found[name] - stage).max() < 1e-4, name
+    for name, intermediate in wanted.items():
+        assert np.abs(found[name] - intermediate).max() < 1e-4, name
 
 
 def test_the_same_input_gives_the_same_bytes(files, network, tmp_path):
-    for name, part in to_onnx.parts(network, Options()).items():
+    for name, traced in to_onnx.traced_networks(network, Options()).items():
         path, _ = files[name]
-        to_onnx.convert(part, tmp_path / "again.onnx")
+        to_onnx.convert(traced, tmp_path / "again.onnx")
         assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
 
 

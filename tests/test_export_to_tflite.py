@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from conftest import run_pocketsam
 
+from pocketsam import constants
 from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError
 from pocketsam.export.options import Options
 from pocketsam.export.pipeline import export_bundle
 from pocketsam.export.to_tflite import convert as to_tflite
 from pocketsam.export.usage import render
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import open_tflite
 from pocketsam.runtime.contract import MANIFEST_NAME
 from pocketsam.runtime.golden import check_golden
@@ -122,7 +122,7 @@ def test_a_converter_that_crashes(monkeypatch, tmp_path, pictures):
         export(tmp_path / "bundle", pictures, Options("fp32"))
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(ConversionError, match="took longer than 1 s"):
-        export(tmp_path / "bundle", pictures, Options("fp32", time_limit=1))
+        export(tmp_path / "bundle", pictures, Options("fp32", timeout=1))
     assert [path.name for path in tmp_path.iterdir()] == ["onnx2tf"]
 
 
@@ -208,7 +208,7 @@ MANIFEST = {
     "model": {"checkpoint": "mobile_sam.pt"},
     "preprocessing": {
         "mean": (123.675, 116.28, 103.53),
-        "std": c.PIXEL_STD,
+        "std": constants.PIXEL_STD,
         "input": "image",
     },
     "encoder": {"signature": "serving_default"},

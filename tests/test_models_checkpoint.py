@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from pocketsam.errors import CheckpointError
-from pocketsam.models.checkpoint import load_model, usual_image_size
+from pocketsam.models.checkpoint import default_image_size, load_model
 from pocketsam.models.prompted import Prompts, decode, iou
 from pocketsam.models.sam import seeded
 
@@ -147,7 +147,7 @@ def test_the_reference_reads_our_files(tmp_path, mobile_sam):
 
 def test_the_shipped_weights_segment_what_is_plain_to_see():
     """A bright disc on a dark ground, clicked in its middle: untrained weights reach an IoU of 0.1."""
-    loaded = load_model("default", usual_image_size("default"))
+    loaded = load_model("default", default_image_size("default"))
     assert (loaded.architecture, loaded.trained) == ("mobile_sam", True)
     y, x = np.mgrid[:512, :512]
     disc = (x - 300) ** 2 + (y - 220) ** 2 < 90**2

@@ -2,12 +2,13 @@
 
 import torch
 
-from pocketsam.models.hed_encoder import PIXEL_MEAN, PIXEL_STD, TeacherEncoder, Vgg16, load_hed
-from pocketsam.runtime import contract
+from pocketsam import constants
+from pocketsam.constants import PIXEL_MEAN, PIXEL_STD
+from pocketsam.models.hed_encoder import TeacherEncoder, Vgg16, load_hed
 
 
 def test_pixel_statistics_are_the_runtimes():
-    assert (PIXEL_MEAN, PIXEL_STD) == (contract.PIXEL_MEAN, contract.PIXEL_STD)
+    assert (PIXEL_MEAN, PIXEL_STD) == (constants.PIXEL_MEAN, constants.PIXEL_STD)
 
 
 def test_hed_weights_see_edges():

@@ -19,7 +19,7 @@ def blocks(language):
 
 
 @pytest.fixture
-def workplace(bundle, tmp_path):
+def work_folder(bundle, tmp_path):
     """A directory that looks like a checkout after `make demo`."""
     from skimage import data
 
@@ -29,11 +29,11 @@ def workplace(bundle, tmp_path):
     return tmp_path
 
 
-def test_the_python_example_runs(workplace):
+def test_the_python_example_runs(work_folder):
     (code,) = blocks("python")
     code += "\nassert masks.shape == (3, 512, 512) and boxed.shape == (1, 512, 512)"
     code += "\nassert many.shape[0] == 2 and coco['size'] == [512, 512] and better.any()"
-    subprocess.run([sys.executable, "-c", code], cwd=workplace, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=work_folder, check=True)
 
 
 def test_the_shell_examples_parse():

@@ -15,7 +15,7 @@ from pocketsam.export.metrics import mask_ious
 from pocketsam.export.pipeline import export_bundle
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.everything.candidates import _grown, is_gone
+from pocketsam.runtime.everything.candidates import _grown, is_suppressed
 from pocketsam.runtime.everything.components import remove_small_regions
 from pocketsam.runtime.everything.grid import Parameters, coarse_to_fine, crop_boxes, point_grid
 from pocketsam.runtime.masks import Upscaler, from_rle, from_run_lengths, run_lengths
@@ -177,7 +177,7 @@ def test_clicks_of_ones_own_in_adaptive_order(segmenter, photo):
 def test_masks_of_promising_clicks_only(segmenter, photo, least, is_cut, monkeypatch):
     """The decoder in parts answers as the whole does."""
     if is_cut:
-        assert segmenter._cut_decoder
+        assert segmenter._split_decoder
     else:  # as of a bundle from before there were stages to cut at
         monkeypatch.setitem(segmenter.__dict__, "_cut_decoder", None)
     segmenter.set_image(photo)
@@ -311,6 +311,6 @@ def test_bounds_from_cells_hold(size):
 
 def test_suppression():
     boxes = [(0, 0, 10, 10), (20, 20, 30, 30)]
-    assert is_gone((0, 0, 10, 9), boxes, 0.7)
-    assert not is_gone((0, 0, 10, 7), boxes, 0.7)  # exactly 0.7 stays
-    assert not is_gone((0, 0, 0, 0), [(0, 0, 0, 0)], 0.7)
+    assert is_suppressed((0, 0, 10, 9), boxes, 0.7)
+    assert not is_suppressed((0, 0, 10, 7), boxes, 0.7)  # exactly 0.7 stays
+    assert not is_suppressed((0, 0, 0, 0), [(0, 0, 0, 0)], 0.7)

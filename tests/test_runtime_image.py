@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.errors import ImageError
 from pocketsam.runtime import image as image_module
-from pocketsam.runtime.contract import PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.runtime.image import MAX_PIXELS, check_pixels, load_image, preprocess
 
 RNG = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from skimage import data
 
 from pocketsam.errors import BundleError, ImageError, PocketSamError, PromptError, ProviderError
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.backends.networks import open_cut_decoder
+from pocketsam.runtime.backends.networks import open_split_decoder
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.contract import MANIFEST_NAME
 
@@ -374,16 +374,16 @@ def test_a_video_does_not_make_memory_grow(bundle, photo):
 def test_without_protobuf_the_decoder_stays_whole(bundle, monkeypatch):
     """onnxruntime brings it, and could stop."""
     opened = open_bundle(bundle)
-    assert open_cut_decoder(opened)
+    assert open_split_decoder(opened)
     monkeypatch.delitem(sys.modules, "pocketsam.runtime.backends.subgraph")
     monkeypatch.delattr("pocketsam.runtime.backends.subgraph")
     monkeypatch.setitem(sys.modules, "google.protobuf", None)
-    assert open_cut_decoder(opened) is None
+    assert open_split_decoder(opened) is None
 
 
 def test_a_decoder_is_whole_on_a_gpu_and_without_stages(bundle):
     opened = open_bundle(bundle)
-    assert open_cut_decoder(opened, "cuda") is None
+    assert open_split_decoder(opened, "cuda") is None
     for stages in ([], None, 5, [["mask_decoder"]]):
         opened.manifest["decoder"]["stages"] = stages
-        assert open_cut_decoder(opened) is None
+        assert open_split_decoder(opened) is None

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 
 from pocketsam.errors import BundleError, ProviderError
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.backends.networks import onnx_half
+from pocketsam.runtime.backends.networks import onnx_network
 from pocketsam.runtime.backends.ort import (
     DEFAULTS,
     GPUS,
@@ -144,8 +144,8 @@ def test_binding_gives_what_running_gives(bundle, photo):
     plain, bound = {}, {}
     for part in ("encoder", "decoder"):
         session = open_session(opened.read(part), part, static=True)
-        plain[part] = onnx_half(session, part, part, None)
-        bound[part] = onnx_half(session, part, part, "cpu")
+        plain[part] = onnx_network(session, part, part, None)
+        bound[part] = onnx_network(session, part, part, "cpu")
         if part == "encoder":
             recorded = Recorded(session, "cpu")
     segmenter = Segmenter(bundle)

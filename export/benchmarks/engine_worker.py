@@ -136,18 +136,18 @@ def open_torch(spec: Spec) -> Opened:
     """pocketsam's own network in PyTorch: the only kind that needs pocketsam."""
     import torch
 
-    from pocketsam.export.traced import PART_TYPES
+    from pocketsam.export.traced import REFERENCE_TYPES
     from pocketsam.models.checkpoint import load_model
 
     torch.set_num_threads(spec["threads"])
-    part = PART_TYPES[spec["part"]](load_model(spec["file"], spec["image_size"]).model).eval()
-    form = torch.compile(part) if spec["compile"] else part
+    network = REFERENCE_TYPES[spec["part"]](load_model(spec["file"], spec["image_size"]).model).eval()
+    form = torch.compile(network) if spec["compile"] else network
 
     def call(*tensors: Any) -> Arrays:
         with torch.inference_mode():
-            return dict(zip(part.outputs, (x.numpy() for x in form(*tensors)), strict=True))
+            return dict(zip(network.outputs, (x.numpy() for x in form(*tensors)), strict=True))
 
-    return lambda feeds: tuple(torch.from_numpy(feeds[name]) for name in part.inputs), call
+    return lambda feeds: tuple(torch.from_numpy(feeds[name]) for name in network.inputs), call
 
 
 KINDS = {

@@ -1,6 +1,6 @@
 """Every form of the network, ours and others', side by side in one run: ``make bench``.
 
-Each variant is one network in one engine in a process of its own (``benchmark_worker.py``); rounds
+Each variant is one network in one engine in a process of its own (``engine_worker.py``); rounds
 interleave them, so that a machine that slows down slows all of them. Beside the latency stand the masks
 that the same file gives, its size and its process's memory. ``benchmark_report`` makes the tables.
 """
@@ -24,7 +24,7 @@ from pocketsam import terminal
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export import parity
 from pocketsam.export.benchmarks.report import draw, tables
-from pocketsam.export.cases import Photo, answers, judge, workplace
+from pocketsam.export.cases import Photo, answers, judge, work_folder
 from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.metrics import mask_ious
 from pocketsam.export.options import Options
@@ -32,18 +32,18 @@ from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.export.to_onnx.passes import PASSES
 from pocketsam.export.to_tflite import convert as to_tflite
-from pocketsam.export.traced import PART_TYPES, Decoder, count_macs, run
+from pocketsam.export.traced import REFERENCE_TYPES, Decoder, count_macs, run
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST
-from pocketsam.runtime.backends.networks import fill_places
+from pocketsam.runtime.backends.networks import pad_points
 from pocketsam.runtime.backends.ort import CONFIG, check_threads
 from pocketsam.runtime.commands.bench import GEMM_SIDE, summarise
 from pocketsam.runtime.machine import describe_machine, read_state
 
-WORKER = Path(__file__).with_name("benchmark_worker.py")
-GEMM_FILE = Path(__file__).parents[1] / "runtime/gemm.onnx"
+WORKER = Path(__file__).with_name("engine_worker.py")
+GEMM_FILE = Path(__file__).parents[2] / "runtime/gemm.onnx"
 LIMIT = 1800.0
 PAUSE = 0.02
 """Seconds between two runs, in which the threads of the one before go to sleep."""
@@ -192,36 +192,36 @@ class Benchmark:
             self.failed[f"{group}: {name}"] = str(error)
 
     def onnx(
-        self, part: str, options: Options, size: int | None = None, kind: str = "onnxruntime"
+        self, network: str, options: Options, size: int | None = None, kind: str = "onnxruntime"
     ) -> Spec:
         """One of our ONNX files; written once."""
-        without = "".join(f"-no-{name}" for name in options.without_passes)
-        path = self.folder / f"{part}-{options.precision}{without}-{size or self.size}.onnx"
+        without = "".join(f"-no-{name}" for name in options.disabled_passes)
+        path = self.folder / f"{network}-{options.precision}{without}-{size or self.size}.onnx"
         if is_stale(path):
             model = load_model(self.checkpoint, size).model if size else self.model
-            half = to_onnx.parts(model, options)[part]
-            to_onnx.convert(half, path, options, self.samples[part])
+            half = to_onnx.traced_networks(model, options)[network]
+            to_onnx.convert(half, path, options, self.samples[network])
         return {"kind": kind, "file": str(path), "config": CONFIG}
 
-    def tflite(self, part: str, precision: str) -> Spec:
+    def tflite(self, network: str, precision: str) -> Spec:
         """One of our TFLite files; written once."""
-        path = self.folder / f"{part}-{precision}-{self.size}.tflite"
+        path = self.folder / f"{network}-{precision}-{self.size}.tflite"
         options = Options(precision)
         if is_stale(path):
-            half = to_tflite.parts(self.model, options)[part]
-            to_tflite.convert(half, path, options, self.samples[part], {})
+            half = to_tflite.traced_networks(self.model, options)[network]
+            to_tflite.convert(half, path, options, self.samples[network], {})
         return {"kind": "litert", "file": str(path), "channels_last": list(CHANNELS_LAST)}
 
-    def torch(self, part: str, compiled: bool) -> Spec:
+    def torch(self, network: str, compiled: bool) -> Spec:
         """PyTorch itself."""
         spec = {"kind": "torch", "file": self.checkpoint, "image_size": self.size}
-        return spec | {"part": part, "compile": compiled}
+        return spec | {"part": network, "compile": compiled}
 
     def plain(self) -> Path:
         """What ``torch.onnx.export`` makes of the encoder as it is written in PyTorch."""
         path = self.folder / f"plain_{self.size}.onnx"  # pnnx makes _ of anything else
         if is_stale(path):
-            to_onnx.trace_plain(PART_TYPES["encoder"](self.model), path)
+            to_onnx.trace_plain(REFERENCE_TYPES["encoder"](self.model), path)
         return path
 
     def peer(self, engine: str) -> Spec:
@@ -273,7 +273,7 @@ class Benchmark:
         self.add(name, "decoder", full, self.onnx, "decoder", Options())
         fp32 = ("decoder", Options(), None, "openvino")
         self.add("ONNX fp32 in OpenVINO", "decoder", one, self.onnx, *fp32, in_peers=True)
-        places = fill_places(one, Options().points)
+        places = pad_points(one, Options().points)
         del places[c.ORIG_IM_SIZE]
         self.add("TFLite fp32, 16 places", "decoder", places, self.tflite, "decoder", "fp32")
         for name, compiled in (("eager", False), ("torch.compile", True)):
@@ -284,13 +284,13 @@ class Benchmark:
         names = [one.name for one in PASSES]
         for without in [(), *((name,) for name in names), tuple(names)]:
             label = f"without {' and '.join(without)}" if without else "all passes"
-            options = Options(without_passes=without)
+            options = Options(disabled_passes=without)
             self.add(label, "passes", self._clicks(1), self.onnx, "decoder", options)
 
     def sessions(self) -> None:
         """What onnxruntime lets one choose: for a click just after an image, and for the encoder."""
         feeds, click = {c.PIXEL_VALUES: self.photos[0].pixels}, self._clicks(1)
-        encoder, decoder = (self.onnx(part, Options()) for part in PART_TYPES)
+        encoder, decoder = (self.onnx(network, Options()) for network in REFERENCE_TYPES)
         image = self.folder / "image.npz"
         np.savez(image, **feeds)  # type: ignore[arg-type]
         for name, config in SPINNING.items():
@@ -398,7 +398,9 @@ class Benchmark:
             "checkpoint": self.checkpoint,
             "image_size": self.size,
             "threads": self.threads,
-            "gmacs": {part: count_macs(kind(self.model)) / 1e9 for part, kind in PART_TYPES.items()},
+            "gmacs": {
+                network: count_macs(kind(self.model)) / 1e9 for network, kind in REFERENCE_TYPES.items()
+            },
             "variants": [
                 {
                     "name": v.name,
@@ -416,9 +418,9 @@ class Benchmark:
 
 def is_stale(path: Path, *sources: Path) -> bool:
     """Whether a converted file has to be made: it is missing, or older than what makes it."""
-    rooms = WORKER.parents[1]
-    code = [file for room in ("export", "models") for file in (rooms / room).glob("*.py")]
-    code = [file for file in code if not file.name.startswith("benchmark")]
+    rooms = WORKER.parents[2]
+    code = [file for room in ("export", "models") for file in (rooms / room).rglob("*.py")]
+    code = [file for file in code if WORKER.parent not in file.parents]
     newest = max(file.stat().st_mtime for file in sources or code)
     return not path.is_file() or path.stat().st_mtime < newest
 
@@ -452,7 +454,7 @@ def decoder_figures(worker: Worker, model: Sam, photos: Sequence[Photo]) -> dict
                 continue
             wanted = run(Decoder(model), feeds)[0][c.LOW_RES_MASKS] > 0
             names = worker.variant.feeds
-            asked = fill_places(feeds, places) if places else feeds | {c.ORIG_IM_SIZE: np.zeros(2)}
+            asked = pad_points(feeds, places) if places else feeds | {c.ORIG_IM_SIZE: np.zeros(2)}
             asked = {name: asked[name].astype(np.float32) for name in names}
             found = worker.answer(asked)[c.LOW_RES_MASKS] > 0
             ious += list(mask_ious(found, wanted).ravel())
@@ -461,7 +463,9 @@ def decoder_figures(worker: Worker, model: Sam, photos: Sequence[Photo]) -> dict
 
 def main(argv: list[str] | None = None) -> int:
     """Measures, writes the JSON and the picture, prints the tables."""
-    parser = argparse.ArgumentParser(prog="python -m pocketsam.export.benchmarks.engines", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pocketsam.export.benchmarks.engines", description=__doc__
+    )
     parser.add_argument("folder", type=Path, help="for JSON, picture, and what is measured")
     parser.add_argument("--checkpoint", default=DEFAULT)
     parser.add_argument("--image-size", type=terminal.image_size, metavar="S")
@@ -477,7 +481,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.rounds < 1:
             raise PocketSamError(f"--rounds {args.rounds}: at least one")
         check_threads(args.threads)
-        model, work = workplace(args.checkpoint, args.image_size, args.folder)
+        model, work = work_folder(args.checkpoint, args.image_size, args.folder)
         peers = args.peers.absolute() if args.peers else None  # not resolved: it may be a link
         benchmark = Benchmark(model, args.checkpoint, work, peers, args.threads)
         groups = args.group or GROUPS

@@ -1,8 +1,8 @@
-"""Which converter makes the best int8 TFLite encoder: accuracy and latency of each road, in one run.
+"""Which converter makes the best int8 TFLite encoder: accuracy and latency of each, in one run.
 
-``make int8-roads``, or ``python -m pocketsam.export.benchmarks.int8_converters ENVIRONMENT`` where ENVIRONMENT holds
-onnx2tf and TensorFlow. The decoder stays in PyTorch, so that the figures are the encoder's alone.
-What the slow converters wrote stays in ``build/int8-roads`` for the next time; ours are written anew.
+``make int8-converters`` runs it, with the environment that holds onnx2tf and TensorFlow. The decoder
+stays in PyTorch, so that the figures are the encoder's alone. What the slow converters wrote stays in
+``build/int8-converters`` for the next time; ours are written anew.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pocketsam import terminal
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export import parity
-from pocketsam.export.cases import Embed, Verdict, answers, judge, workplace
+from pocketsam.export.cases import Embed, Verdict, answers, judge, work_folder
 from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.options import Options
 from pocketsam.export.photos import CALIBRATION, load_photos
@@ -34,7 +34,7 @@ WORKER = Path(__file__).with_name("tensorflow_worker.py")
 ROUNDS, LIMIT, THREADS = 15, 3600.0, 2
 
 
-class Roads:
+class Converters:
     """Converts one encoder by every road.
 
     Attributes:
@@ -43,7 +43,7 @@ class Roads:
     """
 
     def __init__(self, model: Sam, environment: Path, work: Path) -> None:
-        self.part, self.environment, self.work = Encoder(model), environment, work
+        self.network, self.environment, self.work = Encoder(model), environment, work
         self.files: dict[str, Path] = {}
         self.failed: dict[str, str] = {}
         photos = load_photos(bundled=CALIBRATION)
@@ -55,14 +55,14 @@ class Roads:
         for precision in ("fp32", "int8-weights", "int8-dynamic", "int8"):
             name = "fp32" if precision == "fp32" else f"litert-quantizer, `{precision}`"
             self._attempt(name, self.work / f"{precision}.tflite", self._our_own, precision)
-        onnx.save(to_onnx.trace_static(self.part), self.work / "half.onnx")
+        onnx.save(to_onnx.trace_static(self.network), self.work / "half.onnx")
         photos = np.concatenate([sample[c.PIXEL_VALUES] for sample in self.samples])
         np.save(self.work / "photos.npy", photos.transpose(0, 2, 3, 1))
         self._onnx2tf()
         self._tensorflow()
 
     def _our_own(self, path: Path, precision: str) -> None:
-        to_tflite.convert(self.part, path, Options(precision), self.samples, {})
+        to_tflite.convert(self.network, path, Options(precision), self.samples, {})
 
     def _onnx2tf(self) -> None:
         """A run each for the two kinds, since one that fails takes the other's file with it."""
@@ -124,18 +124,18 @@ def open_encoder(path: Path) -> Embed:
     return call
 
 
-def table(model: Sam, roads: Roads) -> str:
+def table(model: Sam, converters: Converters) -> str:
     """A line for each road that was taken, one for each that failed."""
     photos = [answers(model, photo) for _, photo in load_photos()]
     figures: dict[str, Verdict] = {}
     stages: dict[str, Callable[[], object]] = {}
-    for name, path in roads.files.items():
+    for name, path in converters.files.items():
         terminal.say(f"comparing {name}")
         try:
             encoder = open_encoder(path)
             figures[name] = judge(model, photos, encoder)
         except (RuntimeError, ValueError) as error:
-            roads.failed[name] = f"LiteRT refuses the file: {str(error).splitlines()[0]}"
+            converters.failed[name] = f"LiteRT refuses the file: {str(error).splitlines()[0]}"
             continue
         stages[name] = partial(encoder, photos[0].pixels)
     times = time_interleaved(stages, ROUNDS, 1)
@@ -145,26 +145,28 @@ def table(model: Sam, roads: Roads) -> str:
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, found in figures.items():
         median, least = float(np.median(times[name])), min(times[name])
-        size = roads.files[name].stat().st_size / 1e6
+        size = converters.files[name].stat().st_size / 1e6
         quality = f"{found.worst:.3f} | {found.mean:.4f} | {found.snr_db:.1f}"
         speed = f"{1e3 * median:.0f} | {1e3 * least:.0f} | {least / floor:.2f}"
         lines.append(f"| {name} | {size:.1f} | {quality} | {speed} |")
-    return "\n".join(lines + [f"{name}: {why}" for name, why in roads.failed.items()])
+    return "\n".join(lines + [f"{name}: {why}" for name, why in converters.failed.items()])
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m pocketsam.export.benchmarks.int8_converters", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pocketsam.export.benchmarks.int8_converters", description=__doc__
+    )
     parser.add_argument("environment", type=Path, help="a virtual environment with onnx2tf, tensorflow")
-    parser.add_argument("--folder", type=Path, default=Path("build/int8-roads"))
+    parser.add_argument("--folder", type=Path, default=Path("build/int8-converters"))
     parser.add_argument("--checkpoint", default=DEFAULT)
     parser.add_argument("--image-size", type=terminal.image_size, metavar="S")
     args = parser.parse_args(argv)
     try:
-        model, work = workplace(args.checkpoint, args.image_size, args.folder)
-        roads = Roads(model, args.environment.resolve(), work)
-        roads.convert()
-        print(table(model, roads))
+        model, work = work_folder(args.checkpoint, args.image_size, args.folder)
+        converters = Converters(model, args.environment.resolve(), work)
+        converters.convert()
+        print(table(model, converters))
     except PocketSamError as error:
         print(f"pocketsam: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -14,8 +14,8 @@ from pocketsam.export.options import Options
 from pocketsam.export.parity import Report, ReportedParityError
 from pocketsam.export.pipeline import export_bundle
 from pocketsam.export.targets import TARGETS
-from pocketsam.models.checkpoint import DEFAULT, usual_image_size
-from pocketsam.runtime.bundle import PARTS, open_bundle
+from pocketsam.models.checkpoint import DEFAULT, default_image_size
+from pocketsam.runtime.bundle import NETWORKS, open_bundle
 from pocketsam.runtime.commands.bench import bundle_stages, drawn_image, summarise, time_interleaved
 
 RUNS = 5
@@ -28,7 +28,7 @@ def export_all(
     reports = {}
     for precision in precisions:
         start = time.monotonic()
-        say = lambda line, p=precision: terminal.say(f"{target} {p}: {line}")
+        say = lambda line, p=precision: terminal.say(f"{target} {p}: {line}")  # noqa: E731
         try:
             report = export_bundle(
                 checkpoint,
@@ -57,12 +57,12 @@ def latencies(bundles: dict[str, Path]) -> dict[str, dict[str, float]]:
             stages |= bundle_stages(path, pixels, "cpu", None, f"{name}/")
         except PocketSamError as error:
             terminal.say(f"no latency for {path}: {error}")
-    stages = {name: stage for name, stage in stages.items() if name.endswith(PARTS)}
+    stages = {name: stage for name, stage in stages.items() if name.endswith(NETWORKS)}
     times = time_interleaved(stages, RUNS, 1)
     found: dict[str, dict[str, float]] = {}
     for key, samples in times.items():
-        name, part = key.split("/")
-        found.setdefault(name, {})[part] = summarise(samples)["p50"]
+        name, network = key.split("/")
+        found.setdefault(name, {})[network] = summarise(samples)["p50"]
     return found
 
 
@@ -77,9 +77,9 @@ def table(reports: dict[str, Report], folder: Path) -> str:
             lines.append(f"{'(not written)':51}  {precision:13}{terminal.mark(False)} {parity}")
             continue
         bundle = open_bundle(folder / precision)
-        for part in PARTS:
-            entry = bundle.manifest[part]
-            seconds = times.get(precision, {}).get(part)
+        for network in NETWORKS:
+            entry = bundle.manifest[network]
+            seconds = times.get(precision, {}).get(network)
             latency = f"{seconds * 1e3:8.1f}" if seconds else f"{'-':>8}"
             file = str(folder / precision / entry["file"])
             lines.append(
@@ -98,7 +98,9 @@ def summary(report: Report) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pocketsam.export.benchmarks.precisions", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pocketsam.export.benchmarks.precisions", description=__doc__
+    )
     parser.add_argument("target", choices=sorted(TARGETS))
     parser.add_argument("folder", type=Path, help="bundles go to FOLDER/PRECISION")
     parser.add_argument("--checkpoint", default=DEFAULT)
@@ -111,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
             args.checkpoint,
             args.target,
             args.folder,
-            args.image_size or usual_image_size(args.checkpoint),
+            args.image_size or default_image_size(args.checkpoint),
             tuple(args.precision or every),
         )
         print(table(reports, args.folder))

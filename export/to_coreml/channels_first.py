@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pocketsam.models.layers import LayerNorm2d
-from pocketsam.models.mask_decoder import ABSENT_SCORE, MaskDecoder
+from pocketsam.models.mask_decoder import PADDING_SCORE, MaskDecoder
 from pocketsam.models.prompt_encoder import PromptEncoder
 from pocketsam.models.sam import Sam
 from pocketsam.models.tiny_vit import AttentionStage, TinyViT, TinyViTBlock, WindowAttention
@@ -152,14 +152,14 @@ class MaskDecoderFirst(MaskDecoder):
         image_pe: Tensor,
         sparse: Tensor,
         dense: Tensor,
-        absent: Tensor | None = None,
+        padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         height, width = image_embeddings.shape[-2:]
         outputs = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).T[None, :, None]
         tokens = torch.cat([outputs.expand(len(sparse), -1, -1, -1), sparse], dim=3)
         bias = None
-        if absent is not None:
-            bias = F.pad(absent * ABSENT_SCORE, (outputs.shape[3], 0))[:, None, None]
+        if padding_mask is not None:
+            bias = F.pad(padding_mask * PADDING_SCORE, (outputs.shape[3], 0))[:, None, None]
         image, pe = (x.flatten(2).unsqueeze(2) for x in (image_embeddings + dense, image_pe))
         tokens, image = self.transformer(image, pe, tokens, bias)
 
@@ -200,9 +200,9 @@ FORMS: dict[type[nn.Module], type[nn.Module]] = {
 def channels_first(model: Sam) -> Sam:
     """The same network with channels first, for tracing; it shares every parameter with ``model``.
 
-    Inputs, outputs and the paths of submodules are those of ``model``; between submodules tensors are
-    laid out as ``FORMS`` say, so stages need ``as_reference``. Encoders other than TinyViT stay as they
-    are: they are teachers, too large for a phone.
+    Inputs, outputs and the paths of submodules stay those of ``model``. Between submodules tensors are
+    laid out as ``FORMS`` say; ``to_reference_layout`` turns them back. Encoders other than TinyViT stay
+    as they are: they are teachers, too large for a phone.
     """
     shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
@@ -218,7 +218,7 @@ BLOCKS = re.compile(r"image_encoder\.layers\.[1-3]\.blocks\.\d")
 SEQUENCES = re.compile(r"mask_decoder\.transformer\..*")
 
 
-def as_reference(stage: str, array: NDArray[Any]) -> NDArray[Any]:
+def to_reference_layout(stage: str, array: NDArray[Any]) -> NDArray[Any]:
     """A stage's output in the layout that it has in ``models``.
 
     TinyViT's blocks: ``[B, C, H, W]`` to ``[B, H, W, C]``. The transformer's: ``[B, C, 1, T]`` to

@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from pocketsam.errors import ConversionError
 from pocketsam.export.child import run_child
 from pocketsam.export.options import Options
-from pocketsam.export.to_coreml.channels_first import as_reference, channels_first
+from pocketsam.export.to_coreml.channels_first import channels_first, to_reference_layout
 from pocketsam.export.to_coreml.interpreter import (
-    STAGES_KEY,
+    INTERMEDIATES_KEY,
     MilProgram,
     flat_inputs,
     load_package,
     number_operations,
 )
-from pocketsam.export.to_coreml.neural_engine import leaving
-from pocketsam.export.traced import Encoder, Part, PixelEncoder, StaticDecoder, Tapped
+from pocketsam.export.to_coreml.neural_engine import fallbacks
+from pocketsam.export.traced import Encoder, PixelEncoder, StaticDecoder, Tapped, TracedNetwork
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends import coreml
-from pocketsam.runtime.backends.networks import fill_places, one_by_one
+from pocketsam.runtime.backends.networks import pad_points, prompt_by_prompt
 
 SUFFIX = ".mlpackage"
 OLDEST = {
@@ -92,7 +92,11 @@ def deployment_target(options: Options) -> str:
 
 
 def convert(
-    part: Part, path: Path, options: Options, samples: Sequence[Arrays], about: dict[str, str]
+    network: TracedNetwork,
+    path: Path,
+    options: Options,
+    samples: Sequence[Arrays],
+    about: dict[str, str],
 ) -> dict[str, Any]:
     """Writes one half as an ``.mlpackage``.
 
@@ -110,24 +114,24 @@ def convert(
         ConversionError: the converter failed, or wrote something that does not run.
     """
     with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
-        job = _describe_job(part, Path(folder), path, options, about)
-        _trace(part, Path(job["traced"]))
+        job = _describe_job(network, Path(folder), path, options, about)
+        _trace(network, Path(job["traced"]))
         float16: dict[str, Any] | None = None
         if options.precision != "fp32":
             float16 = _float16_program(job, samples, options)
         else:
             _run(job, options)
-    program, stages = load_package(path)
+    program, intermediates = load_package(path)
     entry: dict[str, Any] = {
         "deployment_target": job["deployment_target"],
-        "stages": list(stages),
+        "stages": list(intermediates),
         "inputs": [_describe(name, shape) for name, shape in program.inputs.items()],
         "outputs": [_describe(name, program.shapes[name]) for name in program.outputs],
         "operations": program.count_operations(),
-        "leaving_neural_engine": leaving(program, options.precision),
+        "leaving_neural_engine": fallbacks(program, options.precision),
     }
-    if isinstance(part, StaticDecoder):
-        entry["points"] = part.points
+    if isinstance(network, StaticDecoder):
+        entry["points"] = network.points
     if float16 is not None:
         entry["float16"] = float16
     return entry
@@ -169,7 +173,7 @@ def measure_ranges(program: MilProgram, samples: Iterable[Arrays]) -> dict[str, 
 
     places = program.inputs.get(c.POINT_LABELS)
     for sample in samples:
-        feeds = sample if places is None else fill_places(sample, places[1])
+        feeds = sample if places is None else pad_points(sample, places[1])
         for name in program.inputs:
             note(name, torch.from_numpy(feeds[name]))
         program(feeds, observe=note, rounding=False)
@@ -195,7 +199,7 @@ def _beyond(program: MilProgram, ranges: dict[str, dict[str, float]]) -> list[tu
 def load(
     path: Path,
     name: str,
-    stages: Sequence[str] = (),
+    intermediates: Sequence[str] = (),
     providers: str | Sequence[str] = "cpu",
     threads: int | None = None,
 ) -> Call:
@@ -211,18 +215,23 @@ def load(
         threads: unused.
     """
     program, holders = load_package(path)
-    wanted = {stage: holders[stage] for stage in stages if stage in holders}
+    wanted = {
+        intermediate: holders[intermediate] for intermediate in intermediates if intermediate in holders
+    }
 
     def simulate(feeds: Arrays) -> Arrays:
         found = program(feeds, also=list(wanted.values()))
         outputs = {key: found[key] for key in program.outputs}
-        return outputs | {stage: as_reference(stage, found[name]) for stage, name in wanted.items()}
+        return outputs | {
+            intermediate: to_reference_layout(intermediate, found[name])
+            for intermediate, name in wanted.items()
+        }
 
     half = simulate
-    if coreml.available() and not stages:
+    if coreml.available() and not intermediates:
         half = coreml.open_coreml(path, name, providers)
     points = program.inputs.get(c.POINT_LABELS)
-    return half if points is None else one_by_one(half, points[1])
+    return half if points is None else prompt_by_prompt(half, points[1])
 
 
 def runner() -> str:
@@ -231,7 +240,7 @@ def runner() -> str:
     return f"Core ML on macOS; stages: {simulated}" if coreml.available() else simulated
 
 
-def parts(model: Sam, options: Options) -> dict[str, Part]:
+def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
     """The halves as Core ML gets them: static shapes, channels first."""
     model = channels_first(model)
     encoder = PixelEncoder(model) if options.image_input else Encoder(model)
@@ -243,18 +252,21 @@ def _describe(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _describe_job(
-    part: Part, folder: Path, path: Path, options: Options, about: dict[str, str]
+    network: TracedNetwork, folder: Path, path: Path, options: Options, about: dict[str, str]
 ) -> dict[str, Any]:
     """What ``coreml_worker`` is told; names and numbers only."""
-    half = "encoder" if c.IMAGE_EMBEDDINGS in part.outputs else "decoder"
+    half = "encoder" if c.IMAGE_EMBEDDINGS in network.outputs else "decoder"
     return {
         "traced": str(folder / "traced.pt"),
         "output": str(path),
-        "inputs": {name: list(value.shape) for name, value in part.example().items()},
+        "inputs": {name: list(value.shape) for name, value in network.example().items()},
         "image_input": c.IMAGE,
-        "outputs": list(part.outputs),
-        "stages": {stage: "stage_" + stage.replace(".", "_") for stage in part.stages()},
-        "stages_key": STAGES_KEY,
+        "outputs": list(network.outputs),
+        "stages": {
+            intermediate: "stage_" + intermediate.replace(".", "_")
+            for intermediate in network.intermediates()
+        },
+        "stages_key": INTERMEDIATES_KEY,
         "precision": options.precision,
         "deployment_target": deployment_target(options),
         "fp32_operations": [],
@@ -262,20 +274,20 @@ def _describe_job(
         "half": half,
         "author": "pocketsam",
         "license": "Apache-2.0 (the code and the architecture; the weights have their own)",
-        "description": f"MobileSAM, the {half}, {options.precision}, {part.model.image_size} px",
+        "description": f"MobileSAM, the {half}, {options.precision}, {network.model.image_size} px",
         "version": version("pocketsam"),
         "metadata": {f"com.github.pocketsam.{key}": value for key, value in about.items()},
         "feature_descriptions": DESCRIPTIONS,
     }
 
 
-def _trace(part: Part, path: Path) -> None:
-    example = part.example()
+def _trace(network: TracedNetwork, path: Path) -> None:
+    example = network.example()
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about shapes that become constants, as they are meant to
-        arguments = tuple(example[name] for name in part.inputs)
+        arguments = tuple(example[name] for name in network.inputs)
         trace: Any = torch.jit.trace
-        traced = trace(Tapped(part).eval(), arguments, check_trace=False)
+        traced = trace(Tapped(network).eval(), arguments, check_trace=False)
     buffer = io.BytesIO()  # torch's own file writer hides why it failed
     torch.jit.save(traced, buffer)
     path.write_bytes(buffer.getvalue())
@@ -288,4 +300,4 @@ def _run(job: dict[str, Any], options: Options) -> None:
     # coremltools numbers some names in the order of a set: the same seed, the same bytes
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     what = f"Core ML's converter ({Path(job['output']).stem})"
-    run_child(command, what, options.time_limit, environment)
+    run_child(command, what, options.timeout, environment)

@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketsam.errors import ConversionError
-from pocketsam.export.to_coreml import constants as mil_constants
+from pocketsam.export.to_coreml import constants  # noqa: F401  registers its operations
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)  # else it names every library of a Mac
-import coremltools as ct
-from coremltools.converters.mil.frontend.milproto.load import load as parse
-from coremltools.converters.mil.mil import Program, types
+import coremltools as ct  # noqa: E402
+from coremltools.converters.mil.frontend.milproto.load import load as parse  # noqa: E402
+from coremltools.converters.mil.mil import Program, types  # noqa: E402
 
-from pocketsam.export.to_coreml.operations import OPS
+from pocketsam.export.to_coreml.operations import OPS  # noqa: E402
 
 Arrays = dict[str, NDArray[Any]]
 Observer = Callable[[str, Tensor], None]
 
-STAGES_KEY = "com.github.pocketsam.stages"
+INTERMEDIATES_KEY = "com.github.pocketsam.stages"
 """Key of a package's metadata: JSON, names of stages to names of tensors."""
 
 
@@ -176,13 +176,13 @@ def load_package(path: Path) -> tuple[MilProgram, dict[str, str]]:
             specification_version=spec.specificationVersion,
             file_weights_dir=model.weights_dir,
         )
-        stages = json.loads(spec.description.metadata.userDefined.get(STAGES_KEY, "{}"))
+        intermediates = json.loads(spec.description.metadata.userDefined.get(INTERMEDIATES_KEY, "{}"))
     except ConversionError:
         raise
     except Exception as error:  # coremltools raises a dozen unrelated classes at a damaged package
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConversionError(f"{path}: cannot be read: {reason}") from error
-    return MilProgram(program, str(path)), stages
+    return MilProgram(program, str(path)), intermediates
 
 
 def flat_inputs(inputs: Iterable[Any]) -> Iterable[Any]:

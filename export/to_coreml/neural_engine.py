@@ -27,7 +27,7 @@ UNSUPPORTED = {
 }
 
 
-def leaving(program: MilProgram, precision: str) -> list[dict[str, Any]]:
+def fallbacks(program: MilProgram, precision: str) -> list[dict[str, Any]]:
     """Each kind of operation that is expected to leave: ``operation``, ``count``, ``why``."""
     if precision == "fp32":
         total = sum(program.count_operations().values())

@@ -92,13 +92,13 @@ def compress(model: Any, job: dict[str, Any]) -> Any:
 def save(model: Any, job: dict[str, Any]) -> None:
     """Writes the package: the same job gives the same bytes."""
     spec = model.get_spec()
-    stages = strip_stages(spec, job["outputs"], job["stages"])
+    intermediates = strip_intermediates(spec, job["outputs"], job["stages"])
     description = spec.description
     metadata = description.metadata
     metadata.author, metadata.license = job["author"], job["license"]
     metadata.shortDescription, metadata.versionString = job["description"], job["version"]
     metadata.userDefined.clear()
-    metadata.userDefined.update(job["metadata"] | {job["stages_key"]: json.dumps(stages)})
+    metadata.userDefined.update(job["metadata"] | {job["stages_key"]: json.dumps(intermediates)})
     for feature in (*description.input, *description.output):
         feature.shortDescription = job["feature_descriptions"][feature.name]
     package = Path(job["output"])
@@ -109,7 +109,7 @@ def save(model: Any, job: dict[str, Any]) -> None:
     _fix_identifiers(package / "Manifest.json")
 
 
-def strip_stages(spec: Any, outputs: list[str], stages: dict[str, str]) -> dict[str, str]:
+def strip_intermediates(spec: Any, outputs: list[str], intermediates: dict[str, str]) -> dict[str, str]:
     """Takes the stages out of a program's outputs, and what only served them.
 
     Returns:
@@ -119,12 +119,12 @@ def strip_stages(spec: Any, outputs: list[str], stages: dict[str, str]) -> dict[
     block = function.block_specializations[function.opset]
     makers = {value.name: op for op in block.operations for value in op.outputs}
     holders = {}
-    for stage, name in stages.items():
+    for intermediate, name in intermediates.items():
         op = makers[name]
         while op.type == "cast":  # to float32, for the output's sake
             name = op.inputs["x"].arguments[0].name
             op = makers[name]
-        holders[stage] = name
+        holders[intermediate] = name
     block.outputs[:] = [name for name in block.outputs if name in outputs]
     kept = [feature for feature in spec.description.output if feature.name in outputs]
     del spec.description.output[:]
@@ -133,7 +133,7 @@ def strip_stages(spec: Any, outputs: list[str], stages: dict[str, str]) -> dict[
         alive = [op for op in block.operations if op.outputs[0].name not in dead]
         del block.operations[:]
         block.operations.extend(alive)
-    return {stage: name for stage, name in holders.items() if _is_made(block, name)}
+    return {intermediate: name for intermediate, name in holders.items() if _is_made(block, name)}
 
 
 def _dead_operations(block: Any) -> set[str]:

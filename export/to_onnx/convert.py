@@ -22,8 +22,8 @@ from pocketsam.errors import ConversionError
 from pocketsam.export.options import Options
 from pocketsam.export.to_onnx import int8 as onnx_int8
 from pocketsam.export.to_onnx import weights as onnx_weights
-from pocketsam.export.to_onnx.passes import FastDecoder, fasten
-from pocketsam.export.traced import Decoder, Encoder, Part, Tapped
+from pocketsam.export.to_onnx.passes import FastDecoder, optimise
+from pocketsam.export.traced import Decoder, Encoder, Tapped, TracedNetwork
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import open_session
@@ -37,9 +37,9 @@ Arrays = dict[str, NDArray[Any]]
 OPTIONS = Options()
 
 
-def parts(model: Sam, options: Options) -> dict[str, Part]:
+def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
     """The halves as ONNX gets them: fast, and with any number of prompts and points."""
-    model = fasten(model, options.without_passes)
+    model = optimise(model, options.disabled_passes)
     return {"encoder": Encoder(model), "decoder": FastDecoder(model)}
 
 
@@ -49,7 +49,7 @@ def runner() -> str:
 
 
 def convert(
-    part: Part,
+    network: TracedNetwork,
     path: Path,
     options: Options = OPTIONS,
     samples: Sequence[Arrays] = (),
@@ -72,37 +72,37 @@ def convert(
         ConversionError: the exporter failed, its result does not run, or int8 is too slow.
         ParityError: int8 does not reach ``options.min_miou``.
     """
-    exported = _trace(part)
-    if isinstance(part, Decoder):
-        _free_mask_batch(exported, part)
-        _append_upscaling(exported, part.model.image_size)
-    model, simplified = _simplify(exported, part)
-    _strip(model, part)
+    exported = _trace(network)
+    if isinstance(network, Decoder):
+        _free_mask_batch(exported, network)
+        _append_upscaling(exported, network.model.image_size)
+    model, simplified = _simplify(exported, network)
+    _strip(model, network)
     onnx_weights.share_bias_tables(model)
-    model, measured = _in_precision(model, part, options, samples)
+    model, measured = _in_precision(model, network, options, samples)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return measured | {
         "opset": model.opset_import[0].version,
         "simplified": simplified,
-        "stages": part.stages(),
+        "stages": network.intermediates(),
         "inputs": [_describe(value) for value in model.graph.input],
         "outputs": [_describe(value) for value in model.graph.output],
     }
 
 
 def _in_precision(
-    model: onnx.ModelProto, part: Part, options: Options, samples: Sequence[Arrays]
+    model: onnx.ModelProto, network: TracedNetwork, options: Options, samples: Sequence[Arrays]
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The model in the precision of the options, and what the manifest says of that."""
     if options.precision == "fp32":
         return model, {}
     if options.precision == "fp16":
-        half, measured = onnx_weights.halve(model, samples)
+        half, measured = onnx_weights.to_float16(model, samples)
         return half, {"float16": measured}
-    if options.precision == "int8" and isinstance(part, Encoder):
+    if options.precision == "int8" and isinstance(network, Encoder):
         limits = options.min_miou, options.min_speedup
-        mixed, measured = onnx_int8.quantize_encoder(model, part, samples, *limits, terminal.say)
+        mixed, measured = onnx_int8.quantize_encoder(model, network, samples, *limits, terminal.say)
         return onnx_weights.store_weights(mixed, 8), {"int8": measured}
     # The decoder's few tokens do not bear 8-bit activations; its weights do.
     return onnx_weights.store_weights(model, 4 if options.precision == "int4-weights" else 8), {}
@@ -111,7 +111,7 @@ def _in_precision(
 def load(
     data: bytes,
     name: str,
-    stages: Sequence[str] = (),
+    intermediates: Sequence[str] = (),
     providers: str | Sequence[str] = "cpu",
     threads: int | None = None,
 ) -> Callable[[Arrays], Arrays]:
@@ -123,13 +123,13 @@ def load(
         stages: also return these tensors from inside the graph, as far as it has them.
         providers, threads: as for the runtime's ``Segmenter``.
     """
-    if stages:
+    if intermediates:
         model = onnx.load_from_string(data)
         there = {output for node in model.graph.node for output in node.output}
         model.graph.output.extend(
-            onnx.ValueInfoProto(name=stage)  # onnxruntime knows its type
-            for stage in stages
-            if stage in there
+            onnx.ValueInfoProto(name=intermediate)  # onnxruntime knows its type
+            for intermediate in intermediates
+            if intermediate in there
         )
         data = model.SerializeToString()
     session = open_session(data, name, providers, threads)
@@ -144,45 +144,45 @@ def load(
     return call
 
 
-def trace_static(part: Part) -> onnx.ModelProto:
+def trace_static(network: TracedNetwork) -> onnx.ModelProto:
     """A half as ONNX with the shapes of its example, for converters that start from ONNX."""
-    model, _ = _simplify(_trace(part, static=True), part)
-    del model.graph.output[len(part.outputs) :]
+    model, _ = _simplify(_trace(network, static=True), network)
+    del model.graph.output[len(network.outputs) :]
     return model
 
 
-def trace_plain(part: Part, path: Path) -> None:
+def trace_plain(network: TracedNetwork, path: Path) -> None:
     """A half as ``torch.onnx.export`` leaves it, to compare with."""
-    example = part.example()
+    example = network.example()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            part.eval(), tuple(example[name] for name in part.inputs), path,
-            input_names=list(part.inputs), output_names=list(part.outputs), dynamo=True,
+            network.eval(), tuple(example[name] for name in network.inputs), path,
+            input_names=list(network.inputs), output_names=list(network.outputs), dynamo=True,
             verbose=False, external_data=False,
         )  # fmt: skip
 
 
-def _trace(part: Part, static: bool = False) -> onnx.ModelProto:
-    example = part.example()
+def _trace(network: TracedNetwork, static: bool = False) -> onnx.ModelProto:
+    example = network.example()
     shapes: tuple[dict[int, Any], ...] | None = None
-    if isinstance(part, Decoder) and not static:
+    if isinstance(network, Decoder) and not static:
         prompts, points = torch.export.Dim("B"), torch.export.Dim("N")
         dims = {
             c.POINT_COORDS: {0: prompts, 1: points},
             c.POINT_LABELS: {0: prompts, 1: points},
         }
-        shapes = (tuple(dims.get(name, {}) for name in part.inputs),)  # type: ignore[assignment]
+        shapes = (tuple(dims.get(name, {}) for name in network.inputs),)  # type: ignore[assignment]
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
             program = torch.onnx.export(
-                Tapped(part).eval(),
-                tuple(example[name] for name in part.inputs),
-                input_names=list(part.inputs),
-                output_names=[*part.outputs, *part.stages()],
+                Tapped(network).eval(),
+                tuple(example[name] for name in network.inputs),
+                input_names=list(network.inputs),
+                output_names=[*network.outputs, *network.intermediates()],
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -197,7 +197,7 @@ def _trace(part: Part, static: bool = False) -> onnx.ModelProto:
     return model
 
 
-def _free_mask_batch(model: onnx.ModelProto, part: Decoder) -> None:
+def _free_mask_batch(model: onnx.ModelProto, network: Decoder) -> None:
     """Lets ``mask_input`` and ``has_mask_input`` have a batch M of 1, for all prompts, or of B.
 
     torch.export knows no axis that may be 1 or B, so they are traced with 1. All that follows
@@ -206,7 +206,7 @@ def _free_mask_batch(model: onnx.ModelProto, part: Decoder) -> None:
     for value in model.graph.input:
         if value.name in (c.MASK_INPUT, c.HAS_MASK_INPUT):
             value.type.tensor_type.shape.dim[0].dim_param = "M"
-    cells = (part.model.image_size // 16) ** 2
+    cells = (network.model.image_size // 16) ** 2
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.INT64 and tensor.dims == [3]:
             shape = numpy_helper.to_array(tensor)
@@ -220,7 +220,7 @@ def _append_upscaling(model: onnx.ModelProto, image_size: int) -> None:
     """Adds ``orig_im_size`` and ``masks``: the reference's ``mask_postprocessing``, in ONNX.
 
     Low resolution to the canvas, the padding cropped, then to the original size. The crop is at least
-    one pixel (see ``contract.resized_shape``). onnxruntime computes every output whether or not it is
+    one pixel (see ``constants.resized_shape``). onnxruntime computes every output whether or not it is
     asked for, so a size of (0, 0) shrinks canvas and masks to one pixel, which costs nothing.
     """
     graph = model.graph
@@ -266,12 +266,12 @@ def _append_upscaling(model: onnx.ModelProto, image_size: int) -> None:
     graph.output.insert(0, masks)
 
 
-def _simplify(model: onnx.ModelProto, part: Part) -> tuple[onnx.ModelProto, bool]:
+def _simplify(model: onnx.ModelProto, network: TracedNetwork) -> tuple[onnx.ModelProto, bool]:
     """onnxsim's result if it loads, runs and agrees; otherwise the model as it came.
 
     onnxsim has written operators that the opset lacks, so its word is not taken for it.
     """
-    feeds = {name: value.numpy() for name, value in part.example().items()}
+    feeds = {name: value.numpy() for name, value in network.example().items()}
     feeds[c.ORIG_IM_SIZE] = np.array([60, 80], np.float32)
     expected = _run_bytes(model, feeds)
     try:
@@ -292,9 +292,9 @@ def _run_bytes(model: onnx.ModelProto, feeds: Arrays) -> Arrays:
     return dict(zip(names, session.run(None, used), strict=True))
 
 
-def _strip(model: onnx.ModelProto, part: Part) -> None:
+def _strip(model: onnx.ModelProto, network: TracedNetwork) -> None:
     """Takes out the stages' status as outputs, and everything that tells of this machine or moment."""
-    wanted = [*((c.MASKS,) if isinstance(part, Decoder) else ()), *part.outputs]
+    wanted = [*((c.MASKS,) if isinstance(network, Decoder) else ()), *network.outputs]
     outputs = {value.name: value for value in model.graph.output}
     del model.graph.output[:]
     model.graph.output.extend(outputs[name] for name in wanted)
@@ -303,7 +303,7 @@ def _strip(model: onnx.ModelProto, part: Part) -> None:
     del model.graph.metadata_props[:]
     model.doc_string = model.graph.doc_string = ""
     model.producer_name, model.producer_version = "pocketsam", ""
-    model.graph.name = type(part).__name__.lower()
+    model.graph.name = type(network).__name__.lower()
     for number, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{number}"
         node.doc_string = ""

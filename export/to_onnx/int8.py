@@ -16,10 +16,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from pocketsam import constants
 from pocketsam.errors import ConversionError, ParityError
 from pocketsam.export.metrics import mask_ious
 from pocketsam.export.to_onnx.passes import FastDecoder
-from pocketsam.export.traced import Part, run
+from pocketsam.export.traced import TracedNetwork, run
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import open_session
@@ -286,7 +287,9 @@ def photo_masks(model: Sam, samples: Sequence[Arrays], encode: Callable[[Arrays]
         feeds |= {
             c.IMAGE_EMBEDDINGS: image_embeddings,
             c.POINT_COORDS: np.concatenate([points, np.zeros_like(points)], axis=1),
-            c.POINT_LABELS: np.tile(np.array([[1, c.LABEL_PAD]], np.float32), (len(points), 1)),
+            c.POINT_LABELS: np.tile(
+                np.array([[1, constants.LABEL_PAD_POINT]], np.float32), (len(points), 1)
+            ),
         }
         answers, _ = run(decoder, feeds)
         scores, masks = answers[c.IOU_PREDICTIONS][:, 1:], answers[c.LOW_RES_MASKS][:, 1:]
@@ -298,7 +301,7 @@ def photo_masks(model: Sam, samples: Sequence[Arrays], encode: Callable[[Arrays]
 
 def quantize_encoder(
     model: onnx.ModelProto,
-    part: Part,
+    network: TracedNetwork,
     samples: Sequence[Arrays],
     min_miou: float,
     min_speedup: float,
@@ -312,7 +315,7 @@ def quantize_encoder(
     """
     if not samples:
         raise ConversionError("int8 needs photographs to measure its masks on")
-    best, report = search(model, photo_masks(part.model, samples, runner(model)), min_miou, say)
+    best, report = search(model, photo_masks(network.model, samples, runner(model)), min_miou, say)
     report["speedup"] = speedup(model, best, samples[0])
     say(f"int8: mIoU {report['miou']:.4f}, {report['speedup']:.2f} times as fast as float32 here")
     if report["speedup"] < min_speedup:

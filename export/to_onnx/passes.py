@@ -135,16 +135,16 @@ def _halves(conv: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
 
 class FastDecoder(Decoder):
-    """The decoder for ONNX, of a network that ``fasten`` gave: one mask input may serve all prompts,
-    and the runtime may cut it at ``contract.CUT``."""
+    """The decoder for ONNX, of a network that ``optimise`` gave: one mask input may serve all prompts,
+    and the runtime may cut it at ``contract.SPLIT_TENSORS``."""
 
     def example(self, prompts: int = 2, points: int = 3) -> dict[str, Tensor]:
         inputs = super().example(prompts, points)
         return inputs | {key: inputs[key][:1] for key in (c.MASK_INPUT, c.HAS_MASK_INPUT)}
 
-    def stages(self) -> list[str]:
-        *names, upscaling = super().stages()
-        names += [name for name in c.CUT if name not in names]
+    def intermediates(self) -> list[str]:
+        *names, upscaling = super().intermediates()
+        names += [name for name in c.SPLIT_TENSORS if name not in names]
         # in MaskProducts its pixels lie in another order
         return names if isinstance(self.model.mask_decoder, MaskProducts) else [*names, upscaling]
 
@@ -183,7 +183,7 @@ PASSES = (
 """In the order in which they are applied."""
 
 
-def fasten(model: Sam, without: Collection[str] = ()) -> Sam:
+def optimise(model: Sam, without: Collection[str] = ()) -> Sam:
     """A copy of a network in eval mode with ``PASSES`` applied; the weights are shared.
 
     Args:

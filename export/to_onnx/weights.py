@@ -113,7 +113,9 @@ def share_bias_tables(model: onnx.ModelProto) -> None:
     graph.node.extend([*nodes, *rest])
 
 
-def halve(model: onnx.ModelProto, samples: Sequence[Arrays]) -> tuple[onnx.ModelProto, dict[str, Any]]:
+def to_float16(
+    model: onnx.ModelProto, samples: Sequence[Arrays]
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """A float16 copy with float32 inputs and outputs, for GPUs and ARM; and what was measured of it.
 
     Operations that read or write values beyond ``FLOAT16_MAX / HEADROOM`` on the samples stay in

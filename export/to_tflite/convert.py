@@ -22,11 +22,11 @@ from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.options import Options
 from pocketsam.export.to_onnx import convert as to_onnx
-from pocketsam.export.traced import Encoder, Part, StaticDecoder
+from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST, SIGNATURE, open_tflite
-from pocketsam.runtime.backends.networks import fill_places, one_by_one
+from pocketsam.runtime.backends.networks import pad_points, prompt_by_prompt
 
 SUFFIX = ".tflite"
 CALIBRATED = ("int8",)
@@ -41,7 +41,7 @@ Arrays = dict[str, NDArray[Any]]
 Call = Callable[[Arrays], Arrays]
 
 
-def parts(model: Sam, options: Options) -> dict[str, Part]:
+def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
     """The halves as TFLite gets them: static shapes."""
     return {"encoder": Encoder(model), "decoder": StaticDecoder(model, options.points)}
 
@@ -73,7 +73,11 @@ def find_onnx2tf() -> str:
 
 
 def convert(
-    part: Part, path: Path, options: Options, samples: Sequence[Arrays], about: dict[str, str]
+    network: TracedNetwork,
+    path: Path,
+    options: Options,
+    samples: Sequence[Arrays],
+    about: dict[str, str],
 ) -> dict[str, Any]:
     """Writes one half as a TFLite file with one signature, named by the contract.
 
@@ -94,21 +98,21 @@ def convert(
     program = find_onnx2tf()
     with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
         work = Path(folder)
-        model = to_onnx.trace_static(part)
+        model = to_onnx.trace_static(network)
         onnx.save(model, work / "half.onnx")
-        kept = [name for name in part.inputs if name not in CHANNELS_LAST]
+        kept = [name for name in network.inputs if name not in CHANNELS_LAST]
         command = [program, "-i", str(work / "half.onnx"), "-o", str(work / "out"), "-v", "error"]
         command += ["-tb", "flatbuffer_direct", "-coion", "-osd", *(["-kat", *kept] if kept else [])]
         _check_room(work, (work / "half.onnx").stat().st_size)
-        run_child(command, "onnx2tf", options.time_limit, own_environment())
+        run_child(command, "onnx2tf", options.timeout, own_environment())
         float_file = work / "out/half_float32.tflite"
         if not float_file.is_file():
             raise ConversionError(f"onnx2tf ended without writing {float_file.name}")
-        _write_precision(part, float_file, path, options, samples)
+        _write_precision(network, float_file, path, options, samples)
     entry: dict[str, Any] = {"signature": SIGNATURE}
-    if isinstance(part, StaticDecoder):
-        entry["points"] = part.points
-    return entry | _describe(path, part)
+    if isinstance(network, StaticDecoder):
+        entry["points"] = network.points
+    return entry | _describe(path, network)
 
 
 def _check_room(work: Path, size: int) -> None:
@@ -123,40 +127,40 @@ def _check_room(work: Path, size: int) -> None:
 
 
 def _write_precision(
-    part: Part, float_file: Path, path: Path, options: Options, samples: Sequence[Arrays]
+    network: TracedNetwork, float_file: Path, path: Path, options: Options, samples: Sequence[Arrays]
 ) -> None:
     sample_file = float_file.with_name("samples.npz")
     if options.precision == "int8":
         arrays = {}
         for number, sample in enumerate(samples):
-            feeds = fill_places(sample, part.points) if isinstance(part, StaticDecoder) else sample
-            for name in part.inputs:
+            feeds = pad_points(sample, network.points) if isinstance(network, StaticDecoder) else sample
+            for name in network.inputs:
                 value = feeds[name].transpose(0, 2, 3, 1) if name in CHANNELS_LAST else feeds[name]
                 arrays[f"{number}/{name}"] = value
         np.savez(sample_file, **arrays)  # type: ignore[arg-type]
     # The decoder's few tokens do not bear 8-bit activations; its weights do.
-    is_decoder = isinstance(part, StaticDecoder)
+    is_decoder = isinstance(network, StaticDecoder)
     precision = "int8-weights" if options.precision == "int8" and is_decoder else options.precision
     half = "decoder" if is_decoder else "encoder"
     command = [sys.executable, "-m", "pocketsam.export.to_tflite.worker", precision, half]
     command += [str(float_file), str(path), str(sample_file)]
-    run_child(command, "litert-quantizer", options.time_limit)
+    run_child(command, "litert-quantizer", options.timeout)
 
 
-def _describe(path: Path, part: Part) -> dict[str, Any]:
+def _describe(path: Path, network: TracedNetwork) -> dict[str, Any]:
     """Inputs and outputs of the file; raises ConversionError unless they are the contract's."""
     from ai_edge_litert.interpreter import Interpreter
 
-    example = part.example()
+    example = network.example()
     wanted: dict[str, list[int]] = {name: list(value.shape) for name, value in example.items()}
-    side = part.model.image_size // 4
+    side = network.model.image_size // 4
     wanted[c.IMAGE_EMBEDDINGS] = [1, 256, side // 4, side // 4]
     wanted |= {c.LOW_RES_MASKS: [1, 4, side, side], c.IOU_PREDICTIONS: [1, 4]}
     runner = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
     entry: dict[str, Any] = {}
     for key, names, details in (
-        ("inputs", part.inputs, runner.get_input_details()),
-        ("outputs", part.outputs, runner.get_output_details()),
+        ("inputs", network.inputs, runner.get_input_details()),
+        ("outputs", network.outputs, runner.get_output_details()),
     ):
         if set(details) != set(names):
             raise ConversionError(f"{path.name}: {key} {sorted(details)}, wanted {sorted(names)}")
@@ -178,7 +182,7 @@ def _describe(path: Path, part: Part) -> dict[str, Any]:
 def load(
     data: bytes,
     name: str,
-    stages: Sequence[str] = (),
+    intermediates: Sequence[str] = (),
     providers: str | Sequence[str] = "cpu",
     threads: int | None = None,
 ) -> Call:
@@ -193,4 +197,4 @@ def load(
     half = open_tflite(data, name, providers, threads)
     if c.POINT_LABELS not in half.shapes:
         return half
-    return one_by_one(half, half.shapes[c.POINT_LABELS][1])
+    return prompt_by_prompt(half, half.shapes[c.POINT_LABELS][1])

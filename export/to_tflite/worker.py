@@ -39,7 +39,7 @@ def main(precision: str, half: str, source: str, output: str, samples: str) -> N
     model: Any = flatbuffer.read_model(source)
     share_bias_tables(model)
     if precision == "fp16":
-        halve(model)
+        to_float16(model)
     if precision in ("fp32", "fp16"):
         Path(output).write_bytes(packed(model))
         return
@@ -147,7 +147,7 @@ def share_bias_tables(model: Any) -> None:
     _drop_unused_buffers(model)
 
 
-def halve(model: Any) -> None:
+def to_float16(model: Any) -> None:
     """Stores weights as float16 and computes in float32, which every LiteRT kernel can; in place.
 
     Each constant gets a DEQUANTIZE in front; XNNPACK folds those when it loads the file.

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from pocketsam.models.checkpoint import DEFAULT, load_model, usual_image_size
+from pocketsam.models.checkpoint import DEFAULT, default_image_size, load_model
 from pocketsam.models.evaluation.evaluate import Example, Panel, answer, embed, point_prompts
 from pocketsam.models.evaluation.gallery import draw_tile, paste_grid, save_picture
 from pocketsam.models.images import scaled
@@ -57,7 +57,7 @@ COLUMNS = 6
 
 def answered(source: str) -> list[Panel]:
     """A panel for each click, with the mask of a checkpoint under the name of what was meant."""
-    size = usual_image_size(source)
+    size = default_image_size(source)
     model = load_model(source, size).model
     panels: list[Panel] = []
     for name, clicks in groupby(CLICKS, key=lambda click: click[0]):

@@ -17,7 +17,7 @@ CHANNELS_LAST = (c.PIXEL_VALUES, c.IMAGE_EMBEDDINGS)
 Arrays = dict[str, Any]
 
 
-class TfliteHalf:
+class TfliteNetwork:
     """One callable, dict of float32 arrays in and out, named as in the file's signature.
 
     All arrays are as in ``contract``; those of ``CHANNELS_LAST`` are turned on the way.
@@ -48,7 +48,7 @@ class TfliteHalf:
 
 def open_tflite(
     data: bytes, name: str, providers: str | Sequence[str] = "cpu", threads: int | None = None
-) -> TfliteHalf:
+) -> TfliteNetwork:
     """Opens one half.
 
     Args:
@@ -72,7 +72,7 @@ def open_tflite(
         raise MissingExtraError(error.name or "ai_edge_litert", "litert") from None
     try:
         interpreter = Interpreter(model_content=data, num_threads=count)
-        return TfliteHalf(interpreter.get_signature_runner(SIGNATURE), name)
+        return TfliteNetwork(interpreter.get_signature_runner(SIGNATURE), name)
     except Exception as error:  # LiteRT raises ValueError and RuntimeError alike
         raise BundleError(f"{name}: LiteRT cannot load it: {_first_line(error)}") from None
 

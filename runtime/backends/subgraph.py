@@ -57,7 +57,7 @@ def _model_class() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("pocketsam.Model"))
 
 
-def part(model: bytes, outputs: Sequence[str], given: Sequence[ort.NodeArg] = ()) -> bytes:
+def extract(model: bytes, outputs: Sequence[str], given: Sequence[ort.NodeArg] = ()) -> bytes:
     """The part of a graph that computes ``outputs``, which may be tensors inside it.
 
     Args:
@@ -65,14 +65,14 @@ def part(model: bytes, outputs: Sequence[str], given: Sequence[ort.NodeArg] = ()
         outputs: names.
         given: tensors inside it to start from, as a session that computes them describes them.
     """
-    cut = _model_class().FromString(model)
-    _keep(cut.graph, outputs, [one.name for one in given])
+    kept = _model_class().FromString(model)
+    _keep(kept.graph, outputs, [one.name for one in given])
     for one in given:
-        value = cut.graph.input.add(name=one.name)
+        value = kept.graph.input.add(name=one.name)
         value.type.tensor.elem_type = TYPES[one.type]
         for size in one.shape:
             value.type.tensor.shape.dim.add(**{"value" if isinstance(size, int) else "name": size})
-    data: bytes = cut.SerializeToString()
+    data: bytes = kept.SerializeToString()
     return data
 
 

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from pocketsam import terminal
 from pocketsam.errors import BundleError, PocketSamError
-from pocketsam.runtime.backends.networks import open_half
+from pocketsam.runtime.backends.networks import open_network
 from pocketsam.runtime.backends.ort import open_session, provider_names
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.image import load_image
@@ -115,14 +115,14 @@ def cold_load(
     bundle = open_bundle(bundle_dir)
     seconds: dict[str, Any] = {}
     dropped = hasattr(os, "posix_fadvise")
-    for part in ("encoder", "decoder"):
+    for network in ("encoder", "decoder"):
         if dropped:
-            descriptor = os.open(bundle.path / bundle.manifest[part]["file"], os.O_RDONLY)
+            descriptor = os.open(bundle.path / bundle.manifest[network]["file"], os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
         start = time.perf_counter()
-        open_half(bundle, part, providers, threads)
-        seconds[part] = time.perf_counter() - start
+        open_network(bundle, network, providers, threads)
+        seconds[network] = time.perf_counter() - start
     return seconds | {"page_cache_dropped": dropped}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pocketsam import terminal
 from pocketsam.errors import IntegrityError
 from pocketsam.runtime import golden
-from pocketsam.runtime.bundle import PARTS, Bundle, open_bundle
+from pocketsam.runtime.bundle import NETWORKS, Bundle, open_bundle
 from pocketsam.runtime.commands.bench import add_bench
 from pocketsam.runtime.commands.embed import add_embed
 from pocketsam.runtime.commands.everything import add_everything
@@ -29,8 +29,8 @@ def add_info(subparsers: terminal.Subparsers) -> None:
 def run_info(args: argparse.Namespace) -> None:
     """Prints the manifest, after checking the files against it."""
     bundle = open_bundle(args.bundle)
-    for part in (*PARTS, "golden"):
-        bundle.source(part)
+    for network in (*NETWORKS, "golden"):
+        bundle.source(network)
     if args.json:
         terminal.print_json(bundle.manifest)
         return
@@ -48,15 +48,17 @@ def _print_manifest(bundle: Bundle) -> None:
     if manifest.get("also"):
         print(f"  also holds {', '.join(manifest['also'])}, each a bundle in a directory of that name")
     print(f"  from {model['checkpoint']} (sha256 {model['checkpoint_sha256']}{trained})")
-    for part in PARTS:
-        _print_part(part, manifest[part])
+    for network in NETWORKS:
+        _print_network(network, manifest[network])
     print(f"  made with {', '.join(f'{name} {number}' for name, number in manifest['tools'].items())}")
     print_parity(manifest["parity"])
 
 
-def _print_part(part: str, entry: dict[str, Any]) -> None:
+def _print_network(network: str, entry: dict[str, Any]) -> None:
     macs = f"{entry['macs'] / 1e9:.2f} GMAC, " if entry["macs"] else ""
-    print(f"  {part}: {entry['file']}, {entry['bytes'] / 1e6:.1f} MB, {macs}sha256 {entry['sha256']}")
+    print(
+        f"  {network}: {entry['file']}, {entry['bytes'] / 1e6:.1f} MB, {macs}sha256 {entry['sha256']}"
+    )
     for direction in ("inputs", "outputs"):
         for tensor in entry[direction]:
             shape = ", ".join(map(str, tensor["shape"]))

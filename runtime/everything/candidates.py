@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.runtime.contract import MASK_THRESHOLD
+from pocketsam.constants import MASK_THRESHOLD
 from pocketsam.runtime.everything.grid import Parameters
 from pocketsam.runtime.masks import Box, Upscaler, mask_bounds, run_lengths
 
@@ -64,7 +64,7 @@ class Accepted:
     lengths: NDArray[np.int64]
 
 
-class Judge:
+class MaskFilter:
     """The filters of one crop.
 
     Args:
@@ -162,7 +162,7 @@ class Judge:
         return False
 
 
-def surely_gone(one: Candidate, kept: Sequence[Box], threshold: float) -> bool:
+def surely_suppressed(one: Candidate, kept: Sequence[Box], threshold: float) -> bool:
     """Whether a kept box overlaps the candidate's by more than the threshold whatever its box is."""
     if one.inner is None or not kept:
         return False
@@ -172,7 +172,7 @@ def surely_gone(one: Candidate, kept: Sequence[Box], threshold: float) -> bool:
     return bool((common > (threshold + 1e-6) * union).any())
 
 
-def is_gone(box: Box, kept: Sequence[Box], threshold: float) -> bool:
+def is_suppressed(box: Box, kept: Sequence[Box], threshold: float) -> bool:
     """Whether a kept box overlaps a box by more than the threshold: non-maximum suppression.
 
     In float32, as torchvision's ``nms`` computes it.

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketsam.constants import MASK_THRESHOLD
 from pocketsam.errors import PromptError
-from pocketsam.runtime.contract import MASK_THRESHOLD
 from pocketsam.runtime.everything.candidates import (
     MASKS_PER_CLICK,
     Accepted,
     Candidate,
-    Judge,
-    is_gone,
-    surely_gone,
+    MaskFilter,
+    is_suppressed,
+    surely_suppressed,
 )
 from pocketsam.runtime.everything.components import remove_small_regions
 from pocketsam.runtime.everything.grid import Parameters, coarse_to_fine, crop_boxes
@@ -55,7 +55,7 @@ class Search:
         grid: ``[N, 2]`` (x, y) in 0..1, all clicks that there are.
     """
 
-    def __init__(self, judge: Judge, parameters: Parameters, grid: NDArray[np.float64]) -> None:
+    def __init__(self, judge: MaskFilter, parameters: Parameters, grid: NDArray[np.float64]) -> None:
         self.judge, self.parameters, self.grid = judge, parameters, grid
         self._adaptive = parameters.order == "adaptive"
         self._waiting: list[Candidate | Accepted] = []
@@ -169,14 +169,14 @@ class Search:
         boxes: list[Box] = []
         waiting: list[Candidate | Accepted] = []
         for one in sorted(self._waiting, key=lambda one: (-one.score, one.number)):
-            if isinstance(one, Candidate) and surely_gone(one, boxes, threshold):
+            if isinstance(one, Candidate) and surely_suppressed(one, boxes, threshold):
                 waiting.append(one)  # another threshold may want it
                 continue
             examined = self._examine(one)
             if examined is None:
                 continue
             waiting.append(examined)
-            if not is_gone(examined.box, boxes, threshold):
+            if not is_suppressed(examined.box, boxes, threshold):
                 kept.append(examined)
                 boxes.append(examined.box)
         self._waiting = waiting
@@ -219,7 +219,7 @@ def everything(
             break
         x0, y0, x1, y1 = crop
         segmenter.set_image(np.ascontiguousarray(image[y0:y1, x0:x1]))
-        judge = Judge(segmenter.upscaler, crop, size, parameters)
+        judge = MaskFilter(segmenter.upscaler, crop, size, parameters)
         search = Search(judge, parameters, grids[layer])
         points = grids[layer] * (x1 - x0, y1 - y0)
         made = 0
@@ -260,7 +260,7 @@ def _suppress(found: Sequence[tuple[Accepted, Box]], threshold: float) -> list[t
     """Without the masks whose box one before them covers."""
     kept: list[tuple[Accepted, Box]] = []
     for one, crop in found:
-        if not is_gone(one.box, [other.box for other, _ in kept], threshold):
+        if not is_suppressed(one.box, [other.box for other, _ in kept], threshold):
             kept.append((one, crop))
     return kept
 
