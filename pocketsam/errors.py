@@ -3,6 +3,7 @@
 ::
 
     PocketSamError                    exit 1
+    ├── UsageError          exit 2    options of a command that do not go together, or a value out of range
     ├── CheckpointError               a checkpoint that is unreadable, or does not fit the network
     ├── DownloadError                 a download that failed, or arrived damaged
     ├── ImageError                    an image that cannot be read or used
@@ -14,7 +15,7 @@
     ├── ParityError         exit 3    a file that does not compute what the checkpoint computes
     └── MissingExtraError   exit 4    an optional dependency that is not installed
 
-A usage error of the command (an unknown option, a malformed value) exits with 2.
+argparse's own errors (an unknown option, a malformed value) exit with 2 as well.
 """
 
 
@@ -22,6 +23,12 @@ class PocketSamError(Exception):
     """Base of every error that pocketsam raises on purpose."""
 
     exit_code = 1
+
+
+class UsageError(PocketSamError):
+    """Options that do not go together, or a value out of range."""
+
+    exit_code = 2
 
 
 class CheckpointError(PocketSamError):

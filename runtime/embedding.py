@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import ImageError, IntegrityError
-from pocketsam.files import make_folder, write_whole
+from pocketsam.files import make_folder, write_file
 from pocketsam.runtime.contract import IMAGE_EMBEDDINGS
 
 
@@ -42,7 +42,7 @@ class Embedding:
             "image_sha256": np.array(self.image_sha256),
             "encoder_sha256": np.array(self.encoder_sha256),
         }
-        write_whole(file, lambda work: np.savez(work, **arrays))
+        write_file(file, lambda work: np.savez(work, **arrays))
 
 
 def hash_pixels(pixels: NDArray[np.uint8]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PocketSamError
-from pocketsam.files import make_folder, write_whole
+from pocketsam.files import make_folder, write_file
 from pocketsam.runtime.masks import from_rle, mask_box, to_rle
 from pocketsam.runtime.overlay import draw_overlay, label_map
 from pocketsam.runtime.segmenter import Segmenter
@@ -162,5 +162,5 @@ def write_all(path: Path, results: Results) -> list[Path]:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> list[Path]:
-    write_whole(path, write)
+    write_file(path, write)
     return [path]

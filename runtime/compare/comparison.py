@@ -18,7 +18,7 @@ from PIL import Image
 
 from pocketsam import terminal
 from pocketsam.errors import PocketSamError
-from pocketsam.files import make_folder, write_whole
+from pocketsam.files import make_folder, write_file
 from pocketsam.runtime.compare.fastsam import FastSam
 from pocketsam.runtime.image import find_images, load_image
 from pocketsam.runtime.machine import describe_machine
@@ -210,7 +210,7 @@ def draw_gallery(
         rows.append(np.concatenate(tiles, axis=1))
     picture = Image.fromarray(np.concatenate(rows))
     make_folder(path.parent)
-    write_whole(path, lambda work: picture.save(work))
+    write_file(path, lambda work: picture.save(work))
 
 
 def add_compare(subparsers: terminal.Subparsers) -> None:
