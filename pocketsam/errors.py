@@ -3,7 +3,7 @@
 ::
 
     PocketSamError                    exit 1
-    ├── UsageError          exit 2    options of a command that do not go together, or a value out of range
+    ├── UsageError          exit 2    options that do not go together, a value out of range
     ├── CheckpointError               a checkpoint that is unreadable, or does not fit the network
     ├── DownloadError                 a download that failed, or arrived damaged
     ├── ImageError                    an image that cannot be read or used

@@ -24,7 +24,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file by way of a sibling, which is renamed once it is whole; the old file stays until then.
+    """Writes a sibling and renames it once it is whole; the old file stays until then.
 
     Args:
         path: the file; its folder exists.
@@ -81,7 +81,7 @@ def staged_directory(destination: Path) -> Iterator[Path]:
 
 
 def clear_leftovers(destination: Path) -> None:
-    """Removes what a killed ``staged_directory`` left; a directory that it had moved aside comes back."""
+    """Removes what a killed ``staged_directory`` left; what it had moved aside comes back."""
     for leftover in destination.parent.glob(f".{glob.escape(destination.name)}.*.partial"):
         if leftover.name.endswith(".old.partial") and not destination.exists():
             leftover.rename(destination)
