@@ -1,8 +1,8 @@
-"""SAM's image encoder: a plain ViT with windows, after ViTDet (Li et al. 2022, arXiv:2203.16527), as
-built by Kirillov et al. 2023, arXiv:2304.02643. The teacher that MobileSAM was distilled from.
+"""SAM's image encoder (Kirillov et al. 2023, arXiv:2304.02643), the teacher of MobileSAM.
 
-Tensors are ``[B, H, W, C]`` between blocks. Weights belong to a grid of 64x64 patches (1024 pixels); at
-other sizes the position embeddings are interpolated.
+It is a plain ViT with attention in windows, after ViTDet (Li et al. 2022, arXiv:2203.16527).
+Tensors are ``[B, H, W, C]`` between blocks. The weights belong to a grid of 64x64 patches (1024
+pixels); at other sizes the position embeddings are interpolated.
 """
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from pocketsam.models.layers import in_windows, neck
 
 PATCH = 16
+"""Side of a patch, in pixels."""
 GRID = 64
+"""Side of the grid of patches at 1024 pixels."""
 
 
 class PatchEmbed(nn.Module):
-    """``[B, 3, S, S]`` to ``[B, S/16, S/16, C]``."""
+    """One strided convolution: ``[B, 3, S, S]`` in, ``[B, S/16, S/16, C]`` out."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,7 +29,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over a grid, with relative positions along each axis (arXiv:2112.01526)."""
+    """Self-attention over a grid, with relative positions per axis (MViTv2, arXiv:2112.01526)."""
 
     def __init__(self, channels: int, heads: int, grid: int) -> None:
         super().__init__()
@@ -40,7 +42,7 @@ class Attention(nn.Module):
 
     @staticmethod
     def _relative(table: Tensor, size: int) -> Tensor:
-        """``[size, size, head_dim]``: the table's entry for each pair of positions on an axis."""
+        """Returns ``[size, size, head_dim]``, the table's entry for each pair of positions."""
         if len(table) != 2 * size - 1:
             resized = F.interpolate(table.T.unsqueeze(0), size=2 * size - 1, mode="linear")
             table = resized[0].T
@@ -48,7 +50,7 @@ class Attention(nn.Module):
         return table[positions[:, None] - positions[None, :] + size - 1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, H, W, C]`` in and out."""
+        """Returns ``[B, H, W, C]``, the shape of ``x``."""
         batch, height, width, channels = x.shape
         qkv = self.qkv(x).view(batch, height * width, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, H·W, head_dim]
@@ -74,7 +76,13 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP; ``window`` 0 means attention over the whole image."""
+    """Attention and MLP, ``[B, H, W, C]`` in and out.
+
+    Args:
+        channels: of the tensors.
+        heads: of the attention.
+        window: side of the windows in patches; 0 means attention over the whole image.
+    """
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
@@ -94,10 +102,12 @@ class ImageEncoderViT(nn.Module):
     """SAM's encoder.
 
     Args:
-        channels, depth, heads: of the transformer.
+        channels: of the transformer.
+        depth: number of blocks.
+        heads: of the attention in each block.
         global_blocks: numbers of the blocks that attend over the whole image.
         embed_dim: channels of the image embedding.
-        window: side of the other blocks' windows, in patches.
+        window: side of the windows of all other blocks, in patches.
     """
 
     def __init__(
@@ -118,13 +128,14 @@ class ImageEncoderViT(nn.Module):
         self.neck = neck(channels, embed_dim)
 
     def _positions(self, side: int) -> Tensor:
+        """Returns the position embeddings ``[1, side, side, C]``."""
         if side == GRID:
             return self.pos_embed
         table = self.pos_embed.permute(0, 3, 1, 2)
         return F.interpolate(table, (side, side), mode="bicubic", antialias=True).permute(0, 2, 3, 1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """``[B, 3, S, S]``, normalised and padded, to the embedding ``[B, embed_dim, S/16, S/16]``."""
+        """Returns the embedding ``[B, embed_dim, S/16, S/16]`` of ``pixel_values [B, 3, S, S]``."""
         x = self.patch_embed(pixel_values)
         x = x + self._positions(x.shape[1])
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""Layers that more than one part of the network uses."""
+"""Layers that several networks share."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -38,7 +38,10 @@ class MLP(nn.Module):
 
 
 def neck(channels: int, embed_dim: int) -> nn.Sequential:
-    """What ends each image encoder of the SAM family: ``[B, channels, h, w]`` to the embedding."""
+    """Returns the last layers of every SAM image encoder (arXiv:2304.02643, appendix A).
+
+    They turn ``[B, channels, h, w]`` into the image embedding ``[B, embed_dim, h, w]``.
+    """
     return nn.Sequential(
         nn.Conv2d(channels, embed_dim, 1, bias=False),
         LayerNorm2d(embed_dim),
@@ -48,10 +51,15 @@ def neck(channels: int, embed_dim: int) -> nn.Sequential:
 
 
 def in_windows(x: Tensor, size: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
-    """Applies ``attend``, ``[windows, size, size, C]`` in and out, to windows of ``x [B, H, W, C]``.
+    """Returns ``[B, H, W, C]``: ``attend`` applied to each window of ``x``.
 
-    Where the sides are no multiples of ``size``, zeros are added on the right and below. They are not
-    masked: they take part in the attention, and the official weights were trained with that.
+    Where a side is no multiple of ``size``, ``x`` is padded with zeros on the right and below. The
+    zeros are not masked: the official weights were trained with them in the attention.
+
+    Args:
+        x: ``[B, H, W, C]``.
+        size: side of a window.
+        attend: takes and returns ``[windows, size, size, C]``.
     """
     batch, height, width, channels = x.shape
     bottom, right = -height % size, -width % size

@@ -1,4 +1,4 @@
-"""SAM's mask decoder (arXiv:2304.02643, fig. 14)."""
+"""SAM's mask decoder (Kirillov et al. 2023, arXiv:2304.02643, appendix A and fig. 14)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +8,21 @@ from pocketsam.models.layers import MLP, LayerNorm2d
 from pocketsam.models.transformer import TwoWayTransformer
 
 PADDING_SCORE = -1e3
-"""Of an absent token: its weight is 0 in float32 and float16 alike, and float16 can hold it."""
+"""Added to the attention scores of padding tokens: float16 can hold it, and the softmax gives the token
+a weight of 0 in float32 and in float16.
+"""
 
 
 class MaskDecoder(nn.Module):
-    """Image embedding and prompts to masks: token 0 is the single mask, 1 to 3 the multimask ones."""
+    """Turns an image embedding and prompts into masks.
+
+    Mask 0 answers several prompts together; masks 1 to 3 are the candidates for one ambiguous prompt.
+
+    Args:
+        channels: of all embeddings.
+        transformer: the two-way transformer.
+        num_masks: masks per prompt.
+    """
 
     def __init__(self, channels: int, transformer: TwoWayTransformer, num_masks: int) -> None:
         super().__init__()
@@ -47,7 +57,7 @@ class MaskDecoder(nn.Module):
             image_pe: ``[1, C, h, w]``.
             sparse: ``[B, N, C]``, N from 0 up.
             dense: ``[B, C, h, w]``, or ``[1, C, h, w]`` shared by all prompts.
-            absent: ``[B, N]``, 1 where no token may attend to a sparse one, 0 elsewhere.
+            padding_mask: ``[B, N]``, 1 for a sparse token that no token may attend to, else 0.
         """
         batch = sparse.shape[0]
         height, width = image_embeddings.shape[-2:]
@@ -68,6 +78,13 @@ class MaskDecoder(nn.Module):
         return masks, self.iou_prediction_head(tokens[:, 0])
 
     def upscale(self, image: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
-        """``[B, h·w, C]`` and the masks' weights ``[B, 4, C/8]`` to logits ``[B, 4, 4h, 4w]``."""
+        """Returns the mask logits ``[B, 4, 4h, 4w]``.
+
+        Args:
+            image: ``[B, h·w, C]``, from the transformer.
+            weights: ``[B, 4, C/8]``, from the hypernetworks: each mask is a weighted sum of channels.
+            height: h.
+            width: w.
+        """
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))
         return (weights @ upscaled.flatten(2)).unflatten(2, (4 * height, 4 * width))

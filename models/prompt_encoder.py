@@ -1,8 +1,9 @@
-"""SAM's prompt encoder (arXiv:2304.02643, section 3 and appendix A).
+"""SAM's prompt encoder (Kirillov et al. 2023, arXiv:2304.02643, section 3 and appendix A).
 
-There is one kind of sparse prompt here, the labelled point: a box is two points with the labels 2 and
-3, and the pad that SAM adds where there is no box is a point with the label -1. The result is the
-reference implementation's, and the graph is the one that every export needs.
+Every sparse prompt is a labelled point here: a box is two points with the labels 2 and 3, and the pad
+that SAM adds where there is no box is a point with the label -1. The embeddings equal those of the
+reference implementation, which branches on the kind of prompt; one graph for all is what an export
+needs.
 """
 
 import math
@@ -23,13 +24,13 @@ class PositionEmbeddingRandom(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
 
     def forward(self, coords: Tensor) -> Tensor:
-        """``[..., 2]`` (x, y), each in 0..1, to ``[..., 2·features]``."""
+        """Returns ``[..., 2·features]`` for ``coords [..., 2]``: (x, y), each in 0..1."""
         angles = 2 * math.pi * ((2 * coords - 1) @ self.positional_encoding_gaussian_matrix)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class PromptEncoder(nn.Module):
-    """Points, boxes and mask inputs to embeddings.
+    """Turns points, boxes and mask inputs into embeddings.
 
     Args:
         embed_dim: channels of all embeddings.
@@ -55,10 +56,12 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, embed_dim)
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """``[B, N, 2]`` in pixels of the canvas and ``[B, N]`` labels to ``[B, N, embed_dim]``.
+        """Returns the sparse embeddings ``[B, N, embed_dim]``.
 
-        Labels: 1 foreground, 0 background, 2 and 3 a box's first and second corner, -1 padding,
-        whose coordinates do not matter.
+        Args:
+            coords: ``[B, N, 2]``, (x, y) in pixels of the canvas.
+            labels: ``[B, N]``: 1 foreground, 0 background, 2 and 3 a box's first and second corner, -1
+                SAM's pad point, whose coordinates do not matter.
         """
         points = self.pe_layer((coords + 0.5) / self.image_size)
         labels = labels.unsqueeze(-1)
@@ -67,13 +70,18 @@ class PromptEncoder(nn.Module):
         return torch.where(labels == -1, self.not_a_point_embed.weight, points)
 
     def embed_masks(self, masks: Tensor, has_mask: Tensor) -> Tensor:
-        """Logits ``[B, 1, S/4, S/4]`` and flags ``[B]`` in 0..1 to ``[B, embed_dim, S/16, S/16]``."""
+        """Returns the dense embeddings ``[B, embed_dim, S/16, S/16]``.
+
+        Args:
+            masks: ``[B, 1, S/4, S/4]`` logits.
+            has_mask: ``[B]``, 1 to use the mask, 0 to use the embedding of "no mask".
+        """
         has_mask = has_mask.view(-1, 1, 1, 1)
         without = self.no_mask_embed.weight.view(1, -1, 1, 1)
         return has_mask * self.mask_downscaling(masks) + (1 - has_mask) * without
 
     def dense_pe(self) -> Tensor:
-        """Position encoding of the embedding's cells, ``[1, embed_dim, S/16, S/16]``."""
+        """Returns the position encoding of the image embedding, ``[1, embed_dim, S/16, S/16]``."""
         side = self.image_size // 16
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
         centres = (torch.arange(side, dtype=matrix.dtype, device=matrix.device) + 0.5) / side

@@ -1,7 +1,8 @@
-"""MobileSAM and SAM, put together. The only place with sizes.
+"""MobileSAM and SAM: the whole network, and the sizes of each architecture.
 
-Reference: ``build_sam_vit_t`` of https://github.com/ChaoningZhang/MobileSAM; ``build_sam_vit_b``,
-``_l``, ``_h`` of https://github.com/facebookresearch/segment-anything. They differ in the encoder only.
+The architectures differ in the image encoder only. Reference: ``build_sam_vit_t`` of
+https://github.com/ChaoningZhang/MobileSAM; ``build_sam_vit_b``, ``_l`` and ``_h`` of
+https://github.com/facebookresearch/segment-anything.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from pocketsam.models.tiny_vit import TinyViT
 from pocketsam.models.transformer import TwoWayTransformer
 
 EMBED_DIM = 256
+"""Channels of the image embedding."""
 
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "mobile_sam": lambda: TinyViT(
@@ -32,7 +34,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "sam_vit_l": lambda: ImageEncoderViT(1024, 24, 16, (5, 11, 17, 23), EMBED_DIM),
     "sam_vit_h": lambda: ImageEncoderViT(1280, 32, 16, (7, 15, 23, 31), EMBED_DIM),
 }
-"""Image encoders by the name of their checkpoint; ``hed_teacher`` is the one that we train."""
+"""Makers of image encoders by the name of the architecture; ``hed_teacher`` is this project's own."""
 
 
 class Sam(nn.Module):
@@ -40,8 +42,8 @@ class Sam(nn.Module):
 
     Args:
         image_encoder: ``[B, 3, S, S]`` to ``[B, 256, S/16, S/16]``.
-        image_size: 1024 is what the official checkpoints were trained at. Any multiple of 64 runs: the
-            weights do not depend on it, cost falls with its square.
+        image_size: side of the canvas. The official checkpoints were trained at 1024. Any multiple of
+            64 runs with the same weights; the cost grows with its square.
 
     Raises:
         ValueError: ``image_size`` is not a positive multiple of 64.
@@ -58,7 +60,11 @@ class Sam(nn.Module):
         self.mask_decoder = MaskDecoder(EMBED_DIM, transformer, num_masks=4)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """``[B, 3, S, S]``, normalised and padded, to ``image_embeddings [B, 256, S/16, S/16]``."""
+        """Returns the image embeddings ``[B, 256, S/16, S/16]``.
+
+        Args:
+            pixel_values: ``[B, 3, S, S]``, normalised and padded; see ``images.to_pixel_values``.
+        """
         return self.image_encoder(pixel_values)
 
     def decode(
@@ -75,11 +81,12 @@ class Sam(nn.Module):
         Args:
             image_embeddings: ``[1, 256, S/16, S/16]``.
             point_coords: ``[B, N, 2]``, (x, y) in pixels of the canvas.
-            point_labels: ``[B, N]``: 1, 0, 2 and 3 (box corners), -1 (pad).
+            point_labels: ``[B, N]``: 1 foreground, 0 background, 2 and 3 a box's corners, -1 SAM's pad
+                point, which takes part in attention.
             mask_input: ``[B or 1, 1, S/4, S/4]`` logits of an earlier call.
-            has_mask_input: ``[B or 1]``, 0 or 1.
-            absent: ``[B, N]``, 1 where a point only fills a place, 0 elsewhere: the result is as if
-                the point had not been there.
+            has_mask_input: ``[B or 1]``, 1 to use the mask input, 0 to ignore it.
+            padding_mask: ``[B, N]``, 1 for a point that only fills the tensor up to a fixed N, and is
+                left out of every attention; 0 for the others. None: every point counts.
         """
         sparse = self.prompt_encoder.embed_points(point_coords, point_labels)
         dense = self.prompt_encoder.embed_masks(mask_input, has_mask_input)
@@ -88,12 +95,21 @@ class Sam(nn.Module):
 
 
 def build(architecture: str = "mobile_sam", image_size: int = 1024) -> Sam:
-    """An untrained network: a key of ``ARCHITECTURES``, for a canvas of ``image_size`` pixels."""
+    """Returns a network with PyTorch's initial weights, in training mode.
+
+    Args:
+        architecture: a key of ``ARCHITECTURES``.
+        image_size: side of the canvas in pixels, a multiple of 64.
+
+    Raises:
+        KeyError: the architecture is unknown.
+        ValueError: ``image_size`` is not a positive multiple of 64.
+    """
     return Sam(ARCHITECTURES[architecture](), image_size)
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> str:
-    """The architecture whose keys a state dict has; ``mobile_sam`` where nothing speaks for another."""
+    """Returns the key of ``ARCHITECTURES`` that a state dict belongs to; ``mobile_sam`` in doubt."""
     if any(key.startswith("image_encoder.vgg.") for key in state):
         return "hed_teacher"
     position = state.get("image_encoder.pos_embed")
@@ -103,7 +119,13 @@ def architecture_of(state: Mapping[str, Tensor]) -> str:
 
 
 def seeded(image_size: int = 1024, seed: int = 0, architecture: str = "mobile_sam") -> Sam:
-    """A network with reproducible *untrained* weights, in eval mode; see ``fill``."""
+    """Returns a network with reproducible *untrained* weights, in eval mode; see ``fill``.
+
+    Args:
+        image_size: side of the canvas in pixels, a multiple of 64.
+        seed: of the random weights.
+        architecture: a key of ``ARCHITECTURES``.
+    """
     model = build(architecture, image_size)
     fill(model, seed)
     return model.eval()
@@ -111,11 +133,11 @@ def seeded(image_size: int = 1024, seed: int = 0, architecture: str = "mobile_sa
 
 @torch.no_grad()
 def fill(model: nn.Module, seed: int) -> None:
-    """Gives a network reproducible untrained weights.
+    """Replaces the weights of a network by reproducible random ones.
 
-    Norms, BatchNorm statistics and position tables are moved away from their trivial values, so that
-    a conversion that drops or misplaces one of them is found out. Activations stay near 1, and the
-    mask logits reach a scale of about 5, as those of trained weights do.
+    Norms, BatchNorm statistics and position tables get values other than their trivial ones: a
+    conversion that drops or misplaces one of them then changes the output. Activations stay near 1, and
+    mask logits reach about 5, as with trained weights.
     """
     rng = torch.Generator().manual_seed(seed)
 
@@ -138,7 +160,7 @@ def fill(model: nn.Module, seed: int) -> None:
             elif tensor.ndim == 1 and tensor.is_floating_point():  # the weight of a norm
                 normal(tensor, 0.1, mean=1.0)
             elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                adds = name.endswith(("proj", "fc2", "lin2"))  # what a shortcut adds stays small
+                adds = name.endswith(("proj", "fc2", "lin2"))  # small beside the shortcut
                 heads = "hypernetworks" in name and name.endswith("layers.2")
                 gain = 0.5 if adds else 8.0 if heads else 1.0
                 normal(tensor, gain * tensor[0].numel() ** -0.5)

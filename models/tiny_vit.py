@@ -1,9 +1,9 @@
-"""TinyViT, the image encoder of MobileSAM (Wu et al. 2022, arXiv:2207.10666, as changed by
-Zhang et al. 2023, arXiv:2306.14289: the last stage keeps its resolution, and SAM's neck follows).
+"""TinyViT (Wu et al. 2022, arXiv:2207.10666), the image encoder of MobileSAM.
 
-Tensors are ``[B, H, W, C]`` between the blocks of stages 1 to 3 and ``[B, C, H, W]`` elsewhere. No
-module knows the image size: any multiple of 16 goes in. Parameter names are those of the official
-checkpoint.
+MobileSAM (Zhang et al. 2023, arXiv:2306.14289) keeps the resolution in the last stage, and adds SAM's
+neck. Tensors are ``[B, H, W, C]`` between the blocks of stages 1 to 3 and ``[B, C, H, W]`` elsewhere.
+No module knows the image size: any multiple of 16 runs. Parameters have the official checkpoint's
+names.
 """
 
 from itertools import product
@@ -28,7 +28,7 @@ class ConvBN(nn.Sequential):
 
 
 class PatchEmbed(nn.Module):
-    """Two strided convolutions: ``[B, 3, S, S]`` to ``[B, C, S/4, S/4]``."""
+    """Two strided convolutions: ``[B, 3, S, S]`` in, ``[B, C, S/4, S/4]`` out."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -56,7 +56,10 @@ class MBConv(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Widens, and halves the resolution where ``stride`` is 2. ``[B, C, H, W]`` in and out."""
+    """Changes the number of channels, and halves the resolution where ``stride`` is 2.
+
+    ``[B, inputs, H, W]`` in, ``[B, outputs, H/stride, W/stride]`` out.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -84,9 +87,9 @@ class Mlp(nn.Module):
 class WindowAttention(nn.Module):
     """Self-attention in a window of ``ws × ws`` tokens, with a bias learnt per head and offset.
 
-    The reference keeps the gathered bias in a buffer ``ab`` that goes stale when weights are loaded
-    in eval mode, or cast. Here nothing is cached: the gather costs next to nothing, and an exporter
-    folds it into a constant.
+    The reference keeps the gathered bias in a buffer ``ab``, which is stale after weights are loaded in
+    eval mode, or cast. Here nothing is cached: the gather costs next to nothing, and an exporter folds
+    it into a constant.
     """
 
     attention_bias_idxs: Tensor
@@ -99,7 +102,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(channels, channels * 3)
         self.proj = nn.Linear(channels, channels)
 
-        # Offsets are numbered in the order in which they first occur: the checkpoint's order.
+        # Offsets are numbered in the order in which they first occur, as in the checkpoint.
         points = list(product(range(window), repeat=2))
         numbers: dict[tuple[int, int], int] = {}
         indices = [
@@ -112,7 +115,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("attention_bias_idxs", table, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[windows, ws·ws, C]`` in and out."""
+        """Returns ``[windows, ws·ws, C]``, the shape of ``x``."""
         windows, tokens, channels = x.shape
         qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3 * self.head_dim)
         q, k, v = qkv.permute(0, 2, 1, 3).split(self.head_dim, dim=3)
@@ -133,7 +136,7 @@ class TinyViTBlock(nn.Module):
         self.local_conv = ConvBN(channels, channels, 3, groups=channels)
 
     def _attend(self, windows: Tensor) -> Tensor:
-        """``[windows, ws, ws, C]`` in and out."""
+        """Returns ``[windows, ws, ws, C]``, the shape of ``windows``."""
         return self.attn(windows.flatten(1, 2)).view(windows.shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ class ConvStage(nn.Module):
 
 
 class AttentionStage(nn.Module):
-    """Stages 1 to 3. ``[B, C, H, W]`` in and out; ``outputs`` None leaves out the merging."""
+    """Stages 1 to 3. ``[B, C, H, W]`` in and out; with ``outputs`` None there is no patch merging."""
 
     def __init__(
         self, channels: int, depth: int, heads: int, window: int, outputs: int | None, stride: int
@@ -178,10 +181,13 @@ class TinyViT(nn.Module):
     """The encoder of MobileSAM.
 
     Args:
-        channels, depths, heads, windows: per stage; stage 0 has no heads and no windows.
+        channels: of each stage.
+        depths: blocks of each stage.
+        heads: of the attention in each stage; stage 0 has none.
+        windows: side of the attention windows in each stage; stage 0 has none.
         embed_dim: channels of the image embedding.
-        num_classes: width of the classifier that TinyViT was pretrained with. The checkpoint holds
-            it (``head``, ``norm_head``), and the encoder never calls it.
+        num_classes: outputs of the classifier that TinyViT was pretrained with. The checkpoint holds
+            the classifier's weights (``head``, ``norm_head``); the encoder never runs it.
     """
 
     def __init__(
@@ -205,7 +211,7 @@ class TinyViT(nn.Module):
         self.neck = neck(channels[-1], embed_dim)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """``[B, 3, S, S]``, normalised and padded, to the embedding ``[B, embed_dim, S/16, S/16]``."""
+        """Returns the embedding ``[B, embed_dim, S/16, S/16]`` of ``pixel_values [B, 3, S, S]``."""
         x = self.patch_embed(pixel_values)
         for layer in self.layers:
             x = layer(x)

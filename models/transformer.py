@@ -1,7 +1,7 @@
 """The two-way transformer of SAM's mask decoder (Kirillov et al. 2023, arXiv:2304.02643, fig. 14).
 
-Shapes: tokens ``[B, T, C]``, image ``[B, H·W, C]``. The image side may enter with a batch of 1 while
-there are B prompts: everything broadcasts, so what all prompts share is computed once.
+Shapes: tokens ``[B, T, C]``, image ``[B, H·W, C]``. The image may have a batch of 1 while there are B
+prompts: everything broadcasts, and what all prompts share is computed once.
 """
 
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose inner width is ``channels // downsample``."""
+    """Multi-head attention with ``channels // downsample`` channels inside."""
 
     def __init__(self, channels: int, heads: int, downsample: int = 1) -> None:
         super().__init__()
@@ -22,11 +22,11 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner, channels)
 
     def _split(self, x: Tensor) -> Tensor:
-        """``[B, T, inner]`` to ``[B, heads, T, head_dim]``."""
+        """Returns ``[B, heads, T, head_dim]`` for ``x [B, T, inner]``."""
         return x.view(x.shape[0], -1, self.heads, self.head_dim).transpose(1, 2)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``bias``, ``[B, 1, 1, keys]``, is added to the scores."""
+        """Returns ``[B, queries, C]``; ``bias [B, 1, 1, keys]`` is added to the attention scores."""
         q, k, v = (
             self._split(self.q_proj(q)),
             self._split(self.k_proj(k)),
@@ -102,14 +102,14 @@ class TwoWayTransformer(nn.Module):
     def forward(
         self, image: Tensor, image_pe: Tensor, tokens: Tensor, token_bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Returns (tokens, image).
+        """Returns (tokens ``[B, T, C]``, image ``[B, H·W, C]``).
 
         Args:
-            image: ``[B or 1, H·W, C]``, embedding and dense prompt.
+            image: ``[B or 1, H·W, C]``, the image embedding plus the dense embedding.
             image_pe: ``[1, H·W, C]``.
-            tokens: ``[B, T, C]``, output tokens and sparse prompts.
-            token_bias: ``[B, 1, 1, T]``, added to every score of attention to a token: very negative
-                where a token is to be left out.
+            tokens: ``[B, T, C]``, output tokens and sparse embeddings.
+            token_bias: ``[B, 1, 1, T]``, added to every attention score of a token: very negative for a
+                token that is padding.
         """
         token_pe = tokens
         for layer in self.layers:
