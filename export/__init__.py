@@ -1,1 +1,185 @@
-"""Checkpoint to bundle: conversion, and proof by parity. Needs the extra ``[export]``."""
+"""From a checkpoint to a verified bundle: ``export`` and ``verify``.
+
+The package can be called, so that ``from pocketsam import export`` gives the function whether or not
+something has imported a module of this package before.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from pocketsam.terminal import extra_needed
+
+if TYPE_CHECKING:
+    from pocketsam.export.parity import Report
+    from pocketsam.runtime.golden import GoldenResult
+
+__all__ = ["export", "verify"]
+
+StrPath = str | os.PathLike[str]
+Providers = str | Sequence[str]
+Progress = Callable[[str], None]
+
+
+def export(
+    checkpoint: StrPath,
+    output: StrPath,
+    *,
+    target: str = "onnx",
+    precision: str = "fp32",
+    also: Sequence[str] = (),
+    image_size: int | None = None,
+    images: Sequence[StrPath] = (),
+    calibration: Sequence[StrPath] = (),
+    verify: bool = True,
+    force: bool = False,
+    max_points: int | None = None,
+    input: Literal["tensor", "image"] | None = None,
+    deployment_target: str | None = None,
+    timeout: float | None = None,
+    min_miou: float | None = None,
+    min_speedup: float | None = None,
+    disabled_passes: Sequence[str] | None = None,
+    progress: Progress = lambda _: None,
+) -> "Report | None":
+    """Turns a checkpoint into a verified bundle, as ``pocketsam export`` does.
+
+    Unless the files compute what the checkpoint computes, nothing is left at ``output``.
+
+    Args:
+        checkpoint: a ``.pt``, ``.pth`` or ``.safetensors`` file; ``default``: this package's trained
+            weights; ``seeded``: untrained ones.
+        output: the bundle's directory.
+        target: ``onnx``, ``coreml`` or ``tflite``.
+        precision: one that the target has, such as ``fp32``, ``fp16``, ``int8``.
+        also: further precisions in the same bundle; the runtime takes what suits the device.
+        image_size: side of the canvas in pixels, a multiple of 64; None: what the checkpoint was
+            trained at (512 for ``default``, 1024 for others).
+        images: files or folders to verify on; empty: three of scikit-image's photographs.
+        calibration: files or folders that ranges are measured on; empty: three more of scikit-image's.
+        verify: False skips parity; the manifest then says that the bundle is unverified.
+        force: whether a bundle already at ``output`` is replaced.
+        max_points: points of a prompt in Core ML's and TFLite's decoder (16); a box takes two.
+        input: Core ML: the encoder takes a normalised ``tensor``, or an ``image`` that it normalises.
+        deployment_target: Core ML: the oldest system to run on, such as ``iOS17``.
+        timeout: seconds for one run of an outside converter (1800).
+        min_miou: ONNX int8: mean IoU that its masks must have with PyTorch's (0.98).
+        min_speedup: ONNX int8: how many times as fast as float32 it must be on this machine (1).
+        disabled_passes: ONNX: passes of ``to_onnx.passes.PASSES`` to leave out.
+        progress: called with a line about each step.
+
+    Returns:
+        The parity report of ``precision``; None without ``verify``.
+
+    Raises:
+        UsageError: an unknown target or precision, an option out of range or that would do nothing.
+        ParityError: the files do not compute what the checkpoint computes.
+        CheckpointError, ConversionError, BundleError, ImageError: what could not be read or written.
+        MissingExtraError: an optional dependency is not installed.
+
+    Example:
+        >>> from pocketsam import export
+        >>> report = export("default", "bundle", image_size=256)
+    """
+    from pocketsam.export.options import Options
+    from pocketsam.export.targets import check_options, find_target, open_converter
+
+    chosen = find_target(target)
+    choices = {
+        "max_points": max_points,
+        "input": input,
+        "deployment_target": deployment_target,
+        "timeout": timeout,
+        "min_miou": min_miou,
+        "min_speedup": min_speedup,
+        "disabled_passes": None if disabled_passes is None else tuple(disabled_passes),
+    }
+    given: dict[str, Any] = {name: value for name, value in choices.items() if value is not None}
+    options = Options(precision, **given)
+    check_options(chosen, (precision, *also), given)
+    chosen.check(options)
+    with extra_needed("export"):
+        from pocketsam.export.pipeline import write_bundle
+        from pocketsam.export.reference import Reference
+        from pocketsam.models.checkpoint import default_image_size
+    open_converter(chosen)
+    source = os.fspath(checkpoint)
+    reference = Reference(
+        source,
+        default_image_size(source) if image_size is None else image_size,
+        images=[os.fspath(path) for path in images],
+        calibration=[os.fspath(path) for path in calibration],
+        progress=progress,
+    )
+    return write_bundle(
+        reference,
+        Path(output),
+        chosen,
+        options,
+        also=also,
+        verify=verify,
+        force=force,
+        progress=progress,
+    )
+
+
+def verify(
+    bundle: StrPath,
+    *,
+    checkpoint: StrPath | None = None,
+    images: Sequence[StrPath] = (),
+    precision: str | None = None,
+    providers: Providers = "cpu",
+    threads: int | None = None,
+    progress: Progress = lambda _: None,
+) -> "Report | list[GoldenResult]":
+    """Asks whether a bundle computes what PyTorch computes, as ``pocketsam verify`` does.
+
+    Args:
+        bundle: the bundle's directory.
+        checkpoint: compares every tensor with this checkpoint in PyTorch; None: runs the bundle's
+            golden vectors on this machine, which needs no torch.
+        images: files or folders to compare on; empty: three of scikit-image's photographs.
+        precision: which one of a bundle that holds several; None: by the device.
+        providers: onnxruntime's execution providers, best first: ``cpu``, ``cuda``, ``coreml`` …
+        threads: per operator; None: one per core.
+        progress: called with a line about each step.
+
+    Returns:
+        The parity report with a checkpoint, otherwise a result for each golden prompt. Neither raises
+        when the answer is no: ask ``report.failed``, or each result's ``ok``.
+
+    Raises:
+        BundleError, IntegrityError, CheckpointError, ImageError: what could not be read.
+
+    Example:
+        >>> from pocketsam import verify
+        >>> all(result.ok for result in verify("bundle"))
+        True
+    """
+    if checkpoint is None:
+        from pocketsam.runtime.golden import check_golden
+
+        return check_golden(bundle, providers=providers, threads=threads, precision=precision)
+    with extra_needed("export"):
+        from pocketsam.export.pipeline import verify_bundle
+    return verify_bundle(
+        Path(bundle),
+        os.fspath(checkpoint),
+        images=[os.fspath(path) for path in images],
+        providers=providers,
+        threads=threads,
+        precision=precision,
+        progress=progress,
+    )
+
+
+class _CallablePackage(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> "Report | None":
+        return export(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -1,62 +1,244 @@
-"""For programs that compare forms of a network: what an encoder in some other form is worth.
+"""The reference's answers: what PyTorch computes for photographs and prompts, computed once.
 
-It is judged by the masks that follow from its embedding. The decoder stays in PyTorch, so that the
-figures are the encoder's alone.
+Calibration, golden vectors, parity and the accuracy of single networks all read cases; none of them
+runs the reference again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pocketsam import constants
-from pocketsam.export import parity
 from pocketsam.export.metrics import mask_figures, tensor_figures
-from pocketsam.export.traced import Decoder, Encoder, run
-from pocketsam.models.checkpoint import default_image_size, load_model
+from pocketsam.export.target import Arrays
+from pocketsam.export.traced import Decoder, Encoder, TracedNetwork, run
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.image import preprocess, preprocess_raw
+from pocketsam.runtime.prompts import assemble
 
-Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Photo = NDArray[np.uint8]
+"""``[H, W, 3]`` RGB."""
+Encode = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """``pixel_values`` to ``image_embeddings``."""
 
-
-def work_folder(checkpoint: str, image_size: int | None, folder: Path) -> tuple[Sam, Path]:
-    """A checkpoint's network, at the size it was trained at unless told otherwise, and a directory in
-    ``folder`` that is named after both."""
-    size = image_size or default_image_size(checkpoint)
-    model = load_model(checkpoint, size).model
-    work = folder.resolve() / f"{Path(checkpoint).stem}-{size}"
-    work.mkdir(parents=True, exist_ok=True)
-    return model, work
+DETAILED = 4
+"""Photographs whose intermediate outputs are kept; they take about 100 times the outputs' memory."""
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A photograph, what PyTorch makes of it, and what it answers to ``parity.PROMPTS``.
+class Prompt:
+    """B prompts in fractions of the image's width and height."""
+
+    name: str
+    points: list[list[tuple[float, float, int]]] | None = None  # [B][N] (x, y, label)
+    boxes: list[tuple[float, float, float, float]] | None = None  # [B]
+    with_mask: bool = False
+    has_mask: float = 0.0
+
+
+PROMPTS = (
+    Prompt("point", [[(0.5, 0.5, 1)]]),
+    Prompt("corner points", [[(0, 0, 1), (1, 1, 1)]]),
+    Prompt("foreground and background", [[(0.4, 0.3, 1), (0.8, 0.9, 0)]]),
+    Prompt("nine points", [[(x / 4, y / 4, (x + y) % 2) for x in (1, 2, 3) for y in (1, 2, 3)]]),
+    Prompt("box", boxes=[(0.2, 0.1, 0.7, 0.9)]),
+    Prompt("whole image as box", boxes=[(0, 0, 1, 1)]),
+    Prompt("box and points", [[(0.5, 0.4, 1), (0.6, 0.6, 0)]], [(0.3, 0.2, 0.8, 0.8)]),
+    Prompt("point and mask", [[(0.5, 0.5, 1)]], with_mask=True, has_mask=1.0),
+    Prompt("mask alone", with_mask=True, has_mask=1.0),
+    Prompt("no prompt"),
+    Prompt("has_mask_input -1", [[(0.5, 0.5, 1)]], with_mask=True, has_mask=-1.0),
+    Prompt("batch of points", [[(0.2, 0.3, 1)], [(0.5, 0.6, 1)], [(0.9, 0.8, 0)]]),
+    Prompt("batch of boxes", boxes=[(0.1, 0.1, 0.4, 0.5), (0.5, 0.2, 0.9, 0.9)]),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderCase:
+    """A prompt on a photograph, and what PyTorch's decoder answers.
 
     Attributes:
-        pixels: ``pixel_values``.
-        embedding: ``image_embeddings``.
-        cases: for each prompt the decoder's inputs, and masks ``[B, 4, H, W]`` and scores ``[B, 4]``.
+        name: the photograph and the prompt.
+        size: (height, width) of the photograph.
+        image_size: side of the canvas.
+        feeds: the decoder's inputs, the reference's embedding among them.
+        outputs: ``iou_predictions`` [B, 4] and ``low_res_masks`` [B, 4, S/4, S/4].
+        intermediates: the decoder's intermediate outputs; empty where they are not kept.
     """
 
-    pixels: NDArray[np.float32]
-    embedding: NDArray[np.float32]
+    name: str
     size: tuple[int, int]
-    cases: list[tuple[parity.Arrays, NDArray[np.bool_], NDArray[np.float32]]]
+    image_size: int
+    feeds: Arrays
+    outputs: Arrays
+    intermediates: Arrays
+
+    @property
+    def mask_logits(self) -> NDArray[np.float32]:
+        """``[B, 4, H, W]`` at the photograph's size; large, so made anew each time."""
+        return postprocess_masks(self.outputs[c.LOW_RES_MASKS], self.size, self.image_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A photograph, what PyTorch's encoder makes of it, and the prompts on it.
+
+    Attributes:
+        name: of the photograph.
+        photo: ``[H, W, 3]`` uint8.
+        image_size: side of the canvas.
+        outputs: ``image_embeddings`` [1, 256, S/16, S/16].
+        intermediates: the encoder's intermediate outputs; empty where they are not kept.
+        prompts: a case for each prompt.
+    """
+
+    name: str
+    photo: Photo
+    image_size: int
+    outputs: Arrays
+    intermediates: Arrays
+    prompts: tuple[DecoderCase, ...]
+
+    @cached_property
+    def feeds(self) -> Arrays:
+        """The inputs of any encoder of ours: the normalised tensor, and the picture as it is."""
+        return encoder_feeds(self.photo, self.image_size)
+
+
+def compute_cases(
+    model: Sam,
+    photos: Iterable[tuple[str, Photo]],
+    *,
+    prompts: Sequence[Prompt] = PROMPTS,
+    detailed: int = DETAILED,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Case]:
+    """Runs PyTorch on photographs and prompts.
+
+    A prompt that takes a mask input gets the second mask of the prompt before it, as when a user
+    refines a mask.
+
+    Args:
+        model: the reference, in eval mode.
+        photos: names and images.
+        prompts: asked of each photograph.
+        detailed: how many of the photographs keep intermediate outputs.
+        progress: called with the name of each photograph.
+    """
+    cases = []
+    for number, (name, photo) in enumerate(photos):
+        progress(name)
+        keep = number < detailed
+        outputs, intermediates = run(Encoder(model), encoder_feeds(photo, model.image_size))
+        asked = _ask(model, name, photo, outputs[c.IMAGE_EMBEDDINGS], prompts, keep)
+        kept = intermediates if keep else {}
+        cases.append(Case(name, photo, model.image_size, outputs, kept, tuple(asked)))
+    return cases
+
+
+def _ask(
+    model: Sam,
+    name: str,
+    photo: Photo,
+    embedding: NDArray[np.float32],
+    prompts: Sequence[Prompt],
+    keep: bool,
+) -> Iterable[DecoderCase]:
+    size, side = (photo.shape[0], photo.shape[1]), model.image_size // 4
+    mask = np.zeros((1, 1, side, side), np.float32)
+    for prompt in prompts:
+        feeds = decoder_feeds(prompt, embedding, mask, size, model.image_size)
+        outputs, intermediates = run(Decoder(model), feeds)
+        mask = outputs[c.LOW_RES_MASKS][:1, 1:2]
+        kept = intermediates if keep else {}
+        yield DecoderCase(f"{name}, {prompt.name}", size, model.image_size, feeds, outputs, kept)
+
+
+def encoder_feeds(photo: Photo, image_size: int) -> Arrays:
+    """Returns the inputs of any encoder of ours: the normalised tensor, and the picture as it is."""
+    return {c.PIXEL_VALUES: preprocess(photo, image_size)} | preprocess_raw(photo, image_size)
+
+
+def decoder_feeds(
+    prompt: Prompt,
+    embedding: NDArray[np.float32],
+    mask: NDArray[np.float32],
+    size: tuple[int, int],
+    image_size: int,
+) -> Arrays:
+    """Returns the decoder's inputs for a prompt on an image.
+
+    Args:
+        prompt: what to ask.
+        embedding: ``[1, 256, S/16, S/16]``.
+        mask: ``[1, 1, S/4, S/4]`` logits, used if the prompt wants a mask input.
+        size: (height, width) of the image.
+        image_size: S.
+    """
+    height, width = size
+    points = labels = boxes = None
+    if prompt.points is not None:
+        array = np.array(prompt.points, np.float32)
+        points, labels = array[..., :2] * (width, height), array[..., 2]
+    if prompt.boxes is not None:
+        boxes = np.array(prompt.boxes, np.float32) * (width, height, width, height)
+    coords, labels = assemble(points, labels, boxes, size, image_size)
+    batch = len(coords)
+    mask_input = mask if prompt.with_mask else np.zeros_like(mask)
+    return {
+        c.IMAGE_EMBEDDINGS: embedding,
+        c.POINT_COORDS: coords,
+        c.POINT_LABELS: labels,
+        c.MASK_INPUT: np.repeat(mask_input, batch, axis=0),
+        c.HAS_MASK_INPUT: np.full(batch, prompt.has_mask, np.float32),
+        c.ORIG_IM_SIZE: np.array(size, np.float32),
+    }
+
+
+@torch.inference_mode()
+def postprocess_masks(
+    low_res: NDArray[np.float32], original_size: tuple[int, int], image_size: int
+) -> NDArray[np.float32]:
+    """Interpolates masks in torch as ``Sam.postprocess_masks`` of the reference does.
+
+    Args:
+        low_res: ``[B, C, S/4, S/4]`` logits.
+        original_size: (height, width).
+        image_size: S.
+
+    Returns:
+        ``[B, C, H, W]`` logits.
+    """
+    height, width = constants.resized_shape(*original_size, image_size)
+    canvas = F.interpolate(torch.from_numpy(low_res), (image_size, image_size), mode="bilinear")
+    masks = F.interpolate(canvas[..., :height, :width], original_size, mode="bilinear")
+    return masks.numpy()
+
+
+def samples_of(network: TracedNetwork, cases: Sequence[Case]) -> list[Arrays]:
+    """Returns inputs of a network to calibrate on, one for each photograph or prompt."""
+    if isinstance(network, Encoder):
+        return [case.feeds for case in cases]
+    samples = []
+    for prompt in (prompt for case in cases for prompt in case.prompts):
+        first = {name: array[:1] for name, array in prompt.feeds.items()}
+        samples.append(first | {c.ORIG_IM_SIZE: prompt.feeds[c.ORIG_IM_SIZE]})
+    return samples
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Over all photographs and prompts.
+class Accuracy:
+    """What an encoder is worth, over all photographs and prompts.
 
     Attributes:
-        worst, mean: IoU with the masks of PyTorch.
-        snr_db: worst, of the embedding.
+        worst, mean: IoU of the masks of a prompt with the reference's.
+        snr_db: the lowest signal-to-noise ratio of an embedding.
     """
 
     worst: float
@@ -64,35 +246,19 @@ class Verdict:
     snr_db: float
 
 
-def answers(model: Sam, photo: NDArray[np.uint8]) -> Photo:
-    """What PyTorch says."""
-    size = (photo.shape[0], photo.shape[1])
-    pixels = parity.encoder_feeds(photo, model.image_size)[c.PIXEL_VALUES]
-    embedding = run(Encoder(model), {c.PIXEL_VALUES: pixels})[0][c.IMAGE_EMBEDDINGS]
-    mask = np.zeros((1, 1, model.image_size // 4, model.image_size // 4), np.float32)
-    cases = []
-    for prompt in parity.PROMPTS:
-        feeds = parity.decoder_feeds(prompt, embedding, mask, size, model.image_size)
-        masks, scores, mask = _decode(model, feeds, size)
-        cases.append((feeds, masks, scores))
-    return Photo(pixels, embedding, size, cases)
+def measure_encoder(model: Sam, cases: Sequence[Case], encode: Encode) -> Accuracy:
+    """Holds an encoder in some other form against the reference's masks.
 
-
-def _decode(model: Sam, feeds: parity.Arrays, size: tuple[int, int]) -> tuple[Any, Any, Any]:
-    """Masks and scores as in ``Photo``, and a mask input for the next prompt."""
-    found = run(Decoder(model), feeds)[0]
-    low = found[c.LOW_RES_MASKS]
-    full = parity.reference_masks(low, size, model.image_size)
-    return full > constants.MASK_THRESHOLD, found[c.IOU_PREDICTIONS], low[:1, 1:2]
-
-
-def judge(model: Sam, photos: Sequence[Photo], encoder: Embed) -> Verdict:
-    """An encoder's masks beside PyTorch's."""
+    The decoder stays in PyTorch, so that the figures are the encoder's alone.
+    """
     ious, snrs = [], []
-    for photo in photos:
-        embedding = encoder(photo.pixels)
-        snrs.append(tensor_figures(photo.embedding, embedding)["snr_db"])
-        for feeds, masks, scores in photo.cases:
-            found, its, _ = _decode(model, feeds | {c.IMAGE_EMBEDDINGS: embedding}, photo.size)
-            ious.append(mask_figures(masks, found, (scores, its))["iou"])
-    return Verdict(min(ious), float(np.mean(ious)), min(snrs))
+    for case in cases:
+        embedding = encode(case.feeds[c.PIXEL_VALUES])
+        snrs.append(tensor_figures(case.outputs[c.IMAGE_EMBEDDINGS], embedding)["snr_db"])
+        for prompt in case.prompts:
+            found, _ = run(Decoder(model), prompt.feeds | {c.IMAGE_EMBEDDINGS: embedding})
+            logits = postprocess_masks(found[c.LOW_RES_MASKS], prompt.size, prompt.image_size)
+            masks = (x > constants.MASK_THRESHOLD for x in (prompt.mask_logits, logits))
+            scores = (prompt.outputs[c.IOU_PREDICTIONS], found[c.IOU_PREDICTIONS])
+            ious.append(mask_figures(*masks, scores)["iou"])
+    return Accuracy(min(ious), float(np.mean(ious)), min(snrs))

@@ -3,27 +3,35 @@
 import argparse
 from pathlib import Path
 
+import pocketsam.export as exporter
 from pocketsam import terminal
-from pocketsam.export.options import POINTS, Options
+from pocketsam.errors import ParityError, UsageError
+from pocketsam.export.options import OPTION_NAMES, Options
 from pocketsam.export.targets import TARGETS
+from pocketsam.models.download import CHECKPOINTS, download
 from pocketsam.runtime.commands import info as runtime_commands
 
 CHECKPOINT_HELP = (
     ".pt or .safetensors file; `default`: the trained weights in this package; `seeded`: untrained"
 )
+PRECISIONS = sorted({p.name for target in TARGETS.values() for p in target.precisions})
 
 
 def add_export(subparsers: terminal.Subparsers) -> None:
     """Adds ``export``."""
     parser = subparsers.add_parser("export", help="turn a checkpoint into a verified bundle")
-    parser.add_argument("checkpoint", nargs="?", default="default", help=CHECKPOINT_HELP)
-    parser.add_argument("--target", choices=sorted(TARGETS), default="onnx")
-    precisions = sorted({p for _, _, names in TARGETS.values() for p in names})
-    parser.add_argument("--precision", choices=precisions, default="fp32")
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the bundle")
+    parser.add_argument(
+        "--target", choices=sorted(TARGETS), default="onnx", help="format (default: onnx)"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="one of the target's (default: fp32)"
+    )
     parser.add_argument(
         "--also",
         action="append",
-        choices=precisions,
+        choices=PRECISIONS,
         default=[],
         help="a further precision in the same bundle, repeatable; the runtime takes what suits",
     )
@@ -34,76 +42,66 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         help="side of the canvas, a multiple of 64; cost falls with its square (default: what the "
         "checkpoint was trained at, 512 for `default`, 1024 for others)",
     )
-    parser.add_argument(
-        "--points",
-        type=int,
-        default=POINTS,
-        metavar="N",
-        help=f"places for points in Core ML's and TFLite's decoder; a box takes two (default {POINTS})",
-    )
-    parser.add_argument(
-        "--input",
-        choices=("tensor", "image"),
-        default="tensor",
-        help="Core ML: the encoder takes a normalised tensor, or a picture that it normalises itself",
-    )
-    parser.add_argument(
-        "--deployment-target",
-        metavar="iOSNN",
-        help="Core ML: oldest system to run on, such as iOS17",
-    )
-    parser.add_argument(
-        "--time-limit",
-        type=float,
-        default=Options.timeout,
-        metavar="S",
-        help="seconds for an outside converter",
-    )
-    _add_onnx_options(parser)
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--no-verify", action="store_true", help="skip parity; the bundle will say so")
-    parser.add_argument("--json", action="store_true", help="the parity report to stdout")
+    parser.add_argument("--json", action="store_true", help="print the parity report to stdout")
     _add_images(parser)
     parser.add_argument(
         "--calibration",
         action="append",
         default=[],
         metavar="PATH",
-        help="photographs to measure ranges on (fp16, int8); default: three more of scikit-image's",
+        help="photographs to measure ranges on, files or folders, for the precisions that need them "
+        "(default: three more of scikit-image's)",
     )
+    _add_target_options(parser)
     parser.set_defaults(run=run_export)
 
 
-def _add_onnx_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--min-miou",
-        type=_share,
-        default=Options.min_miou,
-        metavar="X",
-        help="ONNX int8: mean IoU with float32's masks; layers stay in float32 until it is reached",
+def _add_target_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the fields of ``Options``; those that a target does not read are refused."""
+    group = parser.add_argument_group("options of single targets and precisions")
+    group.add_argument(
+        "--max-points",
+        type=int,
+        metavar="N",
+        help="Core ML, TFLite: points of a prompt in the decoder; a box takes two "
+        f"(default: {Options.max_points})",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--input",
+        choices=("tensor", "image"),
+        help="Core ML: the encoder takes a normalised tensor (default), or an image that it normalises",
+    )
+    group.add_argument(
+        "--deployment-target", metavar="iOSNN", help="Core ML: oldest system to run on, such as iOS17"
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help=f"Core ML, TFLite: for a run of an outside converter (default: {Options.timeout:g})",
+    )
+    group.add_argument(
+        "--min-miou",
+        type=float,
+        metavar="X",
+        help="ONNX int8: mean IoU with PyTorch's masks; layers stay in float32 until it is reached "
+        f"(default: {Options.min_miou})",
+    )
+    group.add_argument(
         "--min-speedup",
         type=float,
-        default=Options.min_speedup,
         metavar="X",
-        help="ONNX int8: refuse to write an encoder that is not X times as fast as float32 here",
+        help="ONNX int8: refuse an encoder that is not X times as fast as float32 here "
+        f"(default: {Options.min_speedup:g})",
     )
-    parser.add_argument(
-        "--without-pass",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="ONNX: leave out a pass that makes the decoder fast: cells, masks",
+    group.add_argument(
+        "--disabled-passes",
+        type=lambda text: tuple(text.split(",")),
+        metavar="NAME,…",
+        help="ONNX: leave out passes that make the decoder fast: cells, masks",
     )
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -112,41 +110,32 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="photographs (files or folders) to verify on; default: three of scikit-image's",
+        help="photographs to verify on, files or folders (default: three of scikit-image's)",
     )
 
 
 def run_export(args: argparse.Namespace) -> None:
     """Exports, verifies, and prints the report."""
-    with terminal.extra_needed("export"):
-        from pocketsam.export.parity import ReportedParityError
-        from pocketsam.export.pipeline import export_bundle
-        from pocketsam.models.checkpoint import default_image_size
+    if args.no_verify and args.images:
+        raise UsageError("--images are verified on, and --no-verify skips that")
     try:
-        report = export_bundle(
+        report = exporter.export(
             args.checkpoint,
             args.output,
-            args.target,
-            Options(
-                args.precision,
-                args.points,
-                args.input == "image",
-                args.deployment_target,
-                args.timeout,
-                args.min_miou,
-                args.min_speedup,
-                tuple(args.disable_pass),
-            ),
-            args.image_size or default_image_size(args.checkpoint),
-            verify=not args.no_verify,
-            replace=args.force,
-            photos=args.images,
-            calibration=args.calibration,
-            progress=terminal.say,
+            target=args.target,
+            precision=args.precision,
             also=args.also,
+            image_size=args.image_size,
+            images=args.images,
+            calibration=args.calibration,
+            verify=not args.no_verify,
+            force=args.force,
+            progress=terminal.say,
+            **{name: getattr(args, name) for name in OPTION_NAMES},
         )
-    except ReportedParityError as error:
-        _print_report(error.report.to_json(), args.json)
+    except ParityError as error:
+        if error.report is not None:
+            _print_report(error.report.to_json(), args.json)
         raise
     if report is None:
         terminal.say("not verified, as asked; the bundle's manifest says so")
@@ -163,7 +152,7 @@ def _print_report(report: dict[str, object], as_json: bool) -> None:
 
 
 def add_verify(subparsers: terminal.Subparsers) -> None:
-    """Adds ``verify``: the runtime's, and against a checkpoint."""
+    """Adds ``verify``: golden vectors, or a comparison with a checkpoint."""
     parser = runtime_commands.add_verify(subparsers)
     parser.add_argument("--checkpoint", metavar="FILE", help=f"compare with PyTorch: {CHECKPOINT_HELP}")
     _add_images(parser)
@@ -173,6 +162,8 @@ def add_verify(subparsers: terminal.Subparsers) -> None:
 def run_verify(args: argparse.Namespace) -> None:
     """Compares a bundle with a checkpoint, or runs its golden vectors."""
     if args.checkpoint is None:
+        if args.images:
+            raise UsageError("--images are compared with a checkpoint: give --checkpoint as well")
         runtime_commands.run_verify(args)
         return
     with terminal.extra_needed("export"):
@@ -180,10 +171,11 @@ def run_verify(args: argparse.Namespace) -> None:
     report = verify_bundle(
         Path(args.bundle),
         args.checkpoint,
-        args.images,
-        terminal.say,
-        terminal.providers(args),
-        args.threads,
+        images=args.images,
+        precision=args.precision,
+        providers=terminal.providers(args),
+        threads=args.threads,
+        progress=terminal.say,
     )
     _print_report(report.to_json(), args.json)
     report.raise_if_failed()
@@ -191,18 +183,17 @@ def run_verify(args: argparse.Namespace) -> None:
 
 def add_download(subparsers: terminal.Subparsers) -> None:
     """Adds ``download``."""
-    from pocketsam.models.download import CHECKPOINTS
-
     parser = subparsers.add_parser("download", help="fetch an official checkpoint, verified")
     parser.add_argument("name", choices=sorted(CHECKPOINTS))
-    parser.add_argument("--output", type=Path, default=Path(), metavar="PATH", help="file or directory")
+    parser.add_argument(
+        "--output", type=Path, default=Path(), metavar="PATH", help="file or directory (default: here)"
+    )
     parser.add_argument("--url", help="another address of the same file")
     parser.set_defaults(run=run_download)
 
 
 def run_download(args: argparse.Namespace) -> None:
     """Downloads; a broken download resumes when run again."""
-    from pocketsam.models.download import download
 
     def progress(done: int, total: int) -> None:
         terminal.show_progress(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB", done == total)

@@ -27,25 +27,12 @@ class Tolerance:
     mask_iou: float
 
 
+FP32 = Tolerance(error=4e-4, snr_db=80.0, cosine=0.999999, mask_iou=0.999)
+"""4e-4 of a scale of 5 is 2e-3 of a logit."""
 FP16 = Tolerance(error=0.15, snr_db=35.0, cosine=0.9995, mask_iou=0.99)
 EIGHT_BITS = Tolerance(error=0.6, snr_db=20.0, cosine=0.99, mask_iou=0.97)
-TOLERANCES: dict[tuple[str, str], Tolerance] = {
-    # (target, precision). 4e-4 of a scale of 5 is 2e-3 of a logit.
-    ("onnx", "fp32"): Tolerance(error=4e-4, snr_db=80.0, cosine=0.999999, mask_iou=0.999),
-    ("coreml", "fp32"): Tolerance(error=1e-4, snr_db=80.0, cosine=0.999999, mask_iou=0.999),
-    ("tflite", "fp32"): Tolerance(error=4e-4, snr_db=80.0, cosine=0.999999, mask_iou=0.999),
-    **dict.fromkeys([(target, "fp16") for target in ("onnx", "coreml", "tflite")], FP16),
-    **dict.fromkeys([(t, "int8-weights") for t in ("onnx", "coreml", "tflite")], EIGHT_BITS),
-    ("coreml", "palette8"): Tolerance(error=0.6, snr_db=20.0, cosine=0.99, mask_iou=0.95),
-    ("coreml", "palette6"): Tolerance(error=2.0, snr_db=12.0, cosine=0.97, mask_iou=0.85),
-    # The rest is what was reached, with some room: a file that falls below it is broken.
-    ("coreml", "palette4"): Tolerance(error=8.0, snr_db=2.0, cosine=0.8, mask_iou=0.3),
-    ("coreml", "int8"): Tolerance(error=15.0, snr_db=5.0, cosine=0.9, mask_iou=0.5),
-    ("onnx", "int8"): Tolerance(error=2.0, snr_db=12.0, cosine=0.97, mask_iou=0.85),
-    ("onnx", "int4-weights"): Tolerance(error=8.0, snr_db=2.0, cosine=0.8, mask_iou=0.3),
-    ("tflite", "int8-dynamic"): Tolerance(error=2.0, snr_db=12.0, cosine=0.97, mask_iou=0.85),
-    ("tflite", "int8"): Tolerance(error=4.0, snr_db=8.0, cosine=0.9, mask_iou=0.5),
-}
+"""Of weights alone."""
+CLOSE = Tolerance(error=2.0, snr_db=12.0, cosine=0.97, mask_iou=0.85)
 
 
 @dataclass

@@ -1,31 +1,55 @@
-"""What a user may choose of an export, beside the target."""
+"""What a user may choose of an export, besides the target."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Literal
 
-POINTS = 16
+from pocketsam.errors import UsageError
+
+MAX_POINTS = 1024
 
 
 @dataclass(frozen=True)
 class Options:
-    """Choices of one export.
+    """Choices of one export. ``Target.options`` and ``Precision.options`` say who reads which.
 
     Attributes:
-        precision: one that the target has; see ``targets.TARGETS``.
-        points: places for points in a decoder of static shapes (a box takes two).
-        image_input: the encoder takes a picture (0..255) and normalises inside. Core ML only.
-        deployment_target: oldest system that must run the file, such as iOS17. Core ML only; None:
-            the oldest that the precision allows.
-        time_limit: seconds that one run of an outside converter may take.
-        min_miou: mean IoU that int8 masks must have with float32's. ONNX int8 only.
-        min_speedup: how many times as fast as float32 int8 must be on this machine. ONNX int8 only.
-        without_passes: names from ``fast.PASSES`` to leave out. ONNX only.
+        precision: one that the target has.
+        max_points: points of a prompt in a decoder of static shapes (a box takes two).
+        input: ``tensor``: the encoder takes a normalised tensor; ``image``: a picture (0..255), which
+            it normalises itself.
+        deployment_target: oldest system that must run the file, such as ``iOS17``; None: iOS16, or what
+            the precision needs.
+        timeout: seconds that one run of an outside converter may take.
+        min_miou: mean IoU that int8 masks must have with float32's, 0..1.
+        min_speedup: how many times as fast as float32 int8 must be on this machine.
+        disabled_passes: names from ``to_onnx.passes.PASSES`` to leave out.
+
+    Raises:
+        UsageError: a value out of range.
     """
 
     precision: str = "fp32"
-    points: int = POINTS
-    image_input: bool = False
+    _: KW_ONLY
+    max_points: int = 16
+    input: Literal["tensor", "image"] = "tensor"
     deployment_target: str | None = None
     timeout: float = 1800.0
     min_miou: float = 0.98
     min_speedup: float = 1.0
     disabled_passes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, fits, wanted in (
+            ("max_points", 1 <= self.max_points <= MAX_POINTS, f"from 1 to {MAX_POINTS}"),
+            ("input", self.input in ("tensor", "image"), "tensor or image"),
+            ("timeout", self.timeout > 0, "positive"),
+            ("min_miou", 0 <= self.min_miou <= 1, "from 0 to 1"),
+            ("min_speedup", self.min_speedup >= 0, "0 or more"),
+        ):
+            if not fits:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} is {getattr(self, name)!r}; it must be {wanted}")
+
+
+OPTION_NAMES = tuple(field.name for field in fields(Options) if field.name != "precision")
+"""What may be given besides the precision."""

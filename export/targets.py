@@ -1,53 +1,84 @@
-"""The formats a bundle can be written in. Each is a module with ``traced_networks``, ``convert``,
-``load`` and ``runner``."""
+"""The targets, and the check that options fit the one that is asked for."""
 
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Collection, Sequence
 
-from pocketsam.errors import MissingExtraError, PocketSamError
-from pocketsam.export.options import Options
+from pocketsam.errors import MissingExtraError, UsageError
+from pocketsam.export.target import Converter, Precision, Target
+from pocketsam.export.to_coreml import TARGET as COREML
+from pocketsam.export.to_onnx import TARGET as ONNX
+from pocketsam.export.to_tflite import TARGET as TFLITE
 
-# target: (module, extra that brings its packages, precisions)
-TARGETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "onnx": (
-        "pocketsam.export.to_onnx.convert",
-        "export",
-        ("fp32", "fp16", "int8", "int8-weights", "int4-weights"),
-    ),
-    "coreml": (
-        "pocketsam.export.to_coreml.convert",
-        "coreml",
-        ("fp32", "fp16", "int8-weights", "palette8", "palette6", "palette4", "int8"),
-    ),
-    "tflite": (
-        "pocketsam.export.to_tflite.convert",
-        "tflite",
-        ("fp32", "fp16", "int8-weights", "int8-dynamic", "int8"),
-    ),
-}
+TARGETS: dict[str, Target] = {target.name: target for target in (ONNX, COREML, TFLITE)}
 
 
-def open_target(target: str, options: Options) -> ModuleType:
-    """The module that writes ``target``.
+def find_target(name: str) -> Target:
+    """Returns the target called ``name``.
 
     Raises:
-        PocketSamError: an unknown target, or a precision or option that it does not have.
+        UsageError: there is none.
+    """
+    if name not in TARGETS:
+        raise UsageError(f"unknown target {name!r}; known are {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def find_precision(target: Target, name: str) -> Precision:
+    """Returns the target's precision called ``name``.
+
+    Raises:
+        UsageError: it has none of that name.
+    """
+    try:
+        return target.precision(name)
+    except KeyError:
+        known = ", ".join(precision.name for precision in target.precisions)
+        raise UsageError(f"{target.name} has no precision {name!r}; it has {known}") from None
+
+
+def check_options(target: Target, precisions: Sequence[str], given: Collection[str]) -> None:
+    """Checks that a target, in one of these precisions, reads every option that was given.
+
+    Args:
+        target: what is exported to.
+        precisions: names of the precisions that are written.
+        given: names of fields of ``Options``, ``precision`` aside.
+
+    Raises:
+        UsageError: a precision that it does not have, or an option that would do nothing.
+    """
+    chosen = [find_precision(target, name) for name in precisions]
+    if len(set(precisions)) < len(precisions):
+        raise UsageError(f"a precision twice: {', '.join(precisions)}")
+    read = {*target.options, *(name for precision in chosen for name in precision.options)}
+    for name in given:
+        if name not in read:
+            readers = ", ".join(_readers(name))
+            raise UsageError(
+                f"{target.name} {'/'.join(precisions)} does nothing with "
+                f"--{name.replace('_', '-')}: only {readers} reads it"
+            )
+
+
+def _readers(option: str) -> list[str]:
+    """What reads an option: targets, or targets with a precision."""
+    found = [target.name for target in TARGETS.values() if option in target.options]
+    return found + [
+        f"{target.name} {precision.name}"
+        for target in TARGETS.values()
+        for precision in target.precisions
+        if option in precision.options
+    ]
+
+
+def open_converter(target: Target) -> Converter:
+    """Imports what converts to a target.
+
+    Raises:
         MissingExtraError: its packages are not installed.
     """
-    if target not in TARGETS:
-        raise PocketSamError(f"unknown target {target!r}; known are {', '.join(TARGETS)}")
-    name, extra, precisions = TARGETS[target]
-    precision = options.precision
-    if precision not in precisions:
-        raise PocketSamError(f"{target} has no precision {precision!r}; it has {', '.join(precisions)}")
-    if target != "onnx" and options.disabled_passes:
-        raise PocketSamError(f"{target} has no passes to leave out: those are ONNX's")
-    if target != "coreml":
-        if options.image_input:
-            raise PocketSamError(f"{target} has no image input: that is Core ML's")
-        if options.deployment_target:
-            raise PocketSamError(f"{target} has no deployment target: that is Core ML's")
     try:
-        return import_module(name)
+        return target.open_converter()
     except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or name, extra) from None
+        if (error.name or "").startswith("pocketsam"):
+            raise
+        raise MissingExtraError(error.name or target.name, target.extra) from None

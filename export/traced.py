@@ -1,7 +1,8 @@
-"""The two halves that are traced, and the stages inside them at which parity is checked.
+"""The two networks that are traced, and the tensors inside them at which parity is checked.
 
-A stage is the output of a submodule, named by its path in the network. A converter may keep stages as
-named tensors inside its file, so that ``verify`` can say where a file first departs from PyTorch.
+An intermediate output is the output of a submodule, named by its path in the network. A converter may
+keep intermediate outputs as named tensors inside its file, so that ``verify`` can say where a file
+first departs from PyTorch.
 """
 
 import copy
@@ -34,13 +35,13 @@ class Encoder(nn.Module):
         return (self.model.encode(pixel_values),)
 
     def intermediates(self) -> list[str]:
-        """Names of the stages, in the order in which they are computed."""
+        """Returns the names of the intermediate outputs, in the order in which they are computed."""
         wanted = re.compile(r"patch_embed|laterals\.\d|blocks\.\d+|layers\.\d\.(blocks\.\d|downsample)")
         names = [name for name, _ in self.model.image_encoder.named_modules()]
         return [f"image_encoder.{name}" for name in names if wanted.fullmatch(name)]
 
     def example(self) -> dict[str, Tensor]:
-        """Inputs of the right shapes to trace with."""
+        """Returns inputs of the right shapes to trace with."""
         side = self.model.image_size
         return {c.PIXEL_VALUES: torch.zeros(1, 3, side, side)}
 
@@ -77,17 +78,17 @@ class Decoder(nn.Module):
         return iou_predictions, low_res_masks
 
     def padding_mask(self, point_labels: Tensor) -> Tensor | None:
-        """``[B, N]``, 1 where a point only fills a place; None: there are no such places."""
+        """Returns ``[B, N]`` with 1 where a point is padding; None where no point can be."""
         return None
 
     def intermediates(self) -> list[str]:
-        """Names of the stages, in the order in which they are computed."""
+        """Returns the names of the intermediate outputs, in the order in which they are computed."""
         transformer = self.model.mask_decoder.transformer
         names = [f"transformer.layers.{i}.{j}" for i in range(len(transformer.layers)) for j in (0, 1)]
         return [f"mask_decoder.{name}" for name in (*names, "transformer.0", "output_upscaling")]
 
     def example(self, prompts: int = 2, points: int = 3) -> dict[str, Tensor]:
-        """Inputs of the right shapes to trace with."""
+        """Returns inputs of the right shapes to trace with."""
         cells = self.model.image_size // 16
         return {
             c.IMAGE_EMBEDDINGS: torch.zeros(1, EMBED_DIM, cells, cells),
@@ -109,9 +110,8 @@ class PixelEncoder(Encoder):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         image, resized_size = inputs
-        mean, std = (
-            torch.tensor(v).view(1, 3, 1, 1) for v in (constants.PIXEL_MEAN, constants.PIXEL_STD)
-        )
+        statistics = constants.PIXEL_MEAN, constants.PIXEL_STD
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in statistics)
         places = torch.arange(self.model.image_size, dtype=image.dtype)
         height, width = resized_size[0:1], resized_size[1:2]
         rows, columns = (places < height).to(image.dtype), (places < width).to(image.dtype)
@@ -124,34 +124,35 @@ class PixelEncoder(Encoder):
 
 
 class StaticDecoder(Decoder):
-    """The decoder for formats with static shapes: one prompt, and places for ``points`` points.
+    """The decoder for formats with static shapes: one prompt of ``max_points`` points.
 
-    A place that is not used carries ``LABEL_PADDING`` and is left out of every attention, so the masks
-    are those of the points that are there: SAM's own pad point (label -1) would change them.
+    A prompt of fewer points is padded with the label ``LABEL_PADDING``. Padding is left out of every
+    attention, so the masks are those of the points that are given: SAM's own pad point (label -1)
+    would change them.
     """
 
-    def __init__(self, model: Sam, points: int) -> None:
+    def __init__(self, model: Sam, max_points: int) -> None:
         super().__init__(model)
-        self.points = points
+        self.max_points = max_points
 
     def padding_mask(self, point_labels: Tensor) -> Tensor | None:
         return (point_labels == constants.LABEL_PADDING).to(point_labels.dtype)
 
     def example(self, prompts: int = 1, points: int | None = None) -> dict[str, Tensor]:
-        return super().example(1, self.points)
+        return super().example(1, self.max_points)
 
 
 TracedNetwork = Encoder | Decoder
 REFERENCE_TYPES: dict[str, type[TracedNetwork]] = {"encoder": Encoder, "decoder": Decoder}
-"""The halves with the dynamic shapes of PyTorch: the reference of every target."""
+"""The networks with the dynamic shapes of PyTorch: the reference of every target."""
 
 
 class Tapped(nn.Module):
-    """A half whose stages are outputs too: that is how their names come into a traced graph."""
+    """A network with its intermediate outputs among its outputs, so that a traced graph names them."""
 
     def __init__(self, network: TracedNetwork) -> None:
         super().__init__()
-        self.part = network  # the name stands in front of every tensor's name in the files
+        self.part = network  # this name stands in front of every tensor's name in the files
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         with tapped(self.part) as taps:
@@ -161,9 +162,9 @@ class Tapped(nn.Module):
 
 @contextmanager
 def tapped(network: TracedNetwork) -> Iterator[dict[str, Tensor]]:
-    """While open, each forward pass leaves the stages' outputs in the dict, by name.
+    """Gives a dict in which each forward pass, while it is open, leaves the intermediate outputs.
 
-    A submodule with several outputs has a stage for each, its number at the end of the name.
+    A submodule with several outputs has an entry for each, its number at the end of the name.
     """
     taps: dict[str, Tensor] = {}
     wanted = set(network.intermediates())
@@ -188,15 +189,14 @@ def tapped(network: TracedNetwork) -> Iterator[dict[str, Tensor]]:
 
 
 def count_macs(network: TracedNetwork) -> int:
-    """Multiply-accumulates of a half's convolutions and matrix products, for one prompt of two points.
+    """Counts multiply-accumulates of convolutions and matrix products, for one prompt of two points.
 
     Counted by torch on tensors without data, so it costs no computation.
     """
     meta = copy.copy(network)
     meta.model = copy.deepcopy(network.model).to("meta")
-    example = (
-        network.example(prompts=1, points=2) if isinstance(network, Decoder) else network.example()
-    )
+    sizes = {"prompts": 1, "points": 2} if isinstance(network, Decoder) else {}
+    example = network.example(**sizes)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         meta(*(example[name].to("meta") for name in network.inputs))
     return int(counter.get_total_flops()) // 2
@@ -204,7 +204,11 @@ def count_macs(network: TracedNetwork) -> int:
 
 @torch.inference_mode()
 def run(network: TracedNetwork, feeds: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Runs a half in PyTorch on numpy arrays: (outputs, stages), both by name, as numpy arrays."""
+    """Runs a network in PyTorch on numpy arrays.
+
+    Returns:
+        Outputs and intermediate outputs, numpy arrays by name.
+    """
     with tapped(network) as taps:
         results = network(*(torch.from_numpy(feeds[name]) for name in network.inputs))
     outputs = {name: x.numpy() for name, x in zip(network.outputs, results, strict=True)}

@@ -8,9 +8,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from pocketsam.export.target import Target
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.manifest import Manifest
 
-FILES = {"coreml": "Usage.swift", "tflite": "Usage.kt"}
 TENSORS = (
     c.PIXEL_VALUES,
     c.IMAGE,
@@ -25,33 +26,32 @@ TENSORS = (
 )
 
 
-def write_usage(directory: Path, manifest: dict[str, Any]) -> None:
-    """Writes the example of a bundle's target beside its files; ONNX has none: there is the runtime."""
-    name = FILES.get(manifest["target"])
-    if name is not None:
-        (directory / name).write_text(render(name, manifest), encoding="utf-8")
+def write_usage(directory: Path, target: Target, manifest: Manifest) -> None:
+    """Writes the target's example beside a bundle's files, if the target has one."""
+    if target.usage is not None:
+        (directory / target.usage).write_text(render(target.usage, manifest), encoding="utf-8")
 
 
-def render(name: str, manifest: dict[str, Any]) -> str:
-    """The text of ``name`` for a manifest."""
-    preprocessing, size = manifest["preprocessing"], manifest["image_size"]
+def render(name: str, manifest: Manifest) -> str:
+    """Returns the text of ``name`` for a manifest."""
+    preprocessing, size = manifest.preprocessing, manifest.image_size
     values = {tensor: tensor for tensor in TENSORS} | {
-        "checkpoint": Path(manifest["model"]["checkpoint"]).name,
-        "precision": manifest["precision"],
+        "checkpoint": Path(manifest.model.checkpoint).name,
+        "precision": manifest.precision,
         "size": size,
         "low": size // 4,
         "cells": size // 16,
-        "points": manifest["decoder"]["points"],
-        "threshold": manifest["mask_threshold"],
-        "mean": ", ".join(map(str, preprocessing["mean"])),
-        "std": ", ".join(map(str, preprocessing["std"])),
-        "mean_kt": ", ".join(f"{value}f" for value in preprocessing["mean"]),
-        "std_kt": ", ".join(f"{value}f" for value in preprocessing["std"]),
-        "signature": manifest["encoder"].get("signature", ""),
+        "points": manifest.decoder.max_points,
+        "threshold": manifest.mask_threshold,
+        "mean": ", ".join(map(str, preprocessing.mean)),
+        "std": ", ".join(map(str, preprocessing.std)),
+        "mean_kt": ", ".join(f"{value}f" for value in preprocessing.mean),
+        "std_kt": ", ".join(f"{value}f" for value in preprocessing.std),
+        "signature": manifest.encoder.signature or "",
         "encode": "",
     }
     if name == "Usage.swift":
-        kind = "image" if preprocessing["input"] == c.IMAGE else "tensor"
+        kind = "image" if preprocessing.input == c.IMAGE else "tensor"
         values["encode"] = _fill(f"encode_{kind}.swift", values).rstrip("\n")
     return _fill(name, values)
 

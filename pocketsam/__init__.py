@@ -1,18 +1,59 @@
 """pocketsam: MobileSAM from a PyTorch checkpoint to devices, with proof that it arrived intact.
 
+    >>> from pocketsam import Segmenter, export, verify
+    >>> export("default", "bundle")            # needs the extra [export]
+    >>> segmenter = Segmenter("bundle")        # numpy, onnxruntime, Pillow
+    >>> segmenter.set_image("photo.jpg")
+    >>> masks, scores, low_res_masks = segmenter.predict([[220, 120]], [1])
+
 The subpackages live in folders of their own at the top of the repository (see ``pyproject.toml``):
 
 * ``pocketsam.models``   the network and its checkpoints (torch)
 * ``pocketsam.export``   conversion, parity, bundles (torch and the converters)
 * ``pocketsam.runtime``  masks from a bundle (numpy, onnxruntime, Pillow; no torch)
 
-This package itself holds what all three share: the errors, and the ``pocketsam`` command.
+This package itself holds what all three share, and the ``pocketsam`` command.
 """
 
 import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if sys.maxsize < 2**32:
     raise ImportError(
         "pocketsam needs a 64-bit Python: onnxruntime has no 32-bit build. On a Raspberry Pi (3 or "
         "newer), install the 64-bit Raspberry Pi OS"
     )
+
+if TYPE_CHECKING:
+    from pocketsam.export import export, verify
+    from pocketsam.runtime.everything.generator import MaskGenerator
+    from pocketsam.runtime.image import load_image
+    from pocketsam.runtime.rle import from_rle, to_rle
+    from pocketsam.runtime.segmenter import Segmenter
+
+__version__ = "0.1.0"
+__all__ = ["MaskGenerator", "Segmenter", "export", "from_rle", "load_image", "to_rle", "verify"]
+
+_MODULES = {
+    "MaskGenerator": "pocketsam.runtime.everything.generator",
+    "Segmenter": "pocketsam.runtime.segmenter",
+    "from_rle": "pocketsam.runtime.rle",
+    "load_image": "pocketsam.runtime.image",
+    "to_rle": "pocketsam.runtime.rle",
+    "verify": "pocketsam.export",
+}
+"""Where the public names are defined; each is imported when it is first used. ``export`` is the package
+of that name, which can be called."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "export":
+        return import_module("pocketsam.export")
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,6 +18,8 @@
 argparse's own errors (an unknown option, a malformed value) exit with 2 as well.
 """
 
+from typing import Any
+
 
 class PocketSamError(Exception):
     """Base of every error that pocketsam raises on purpose."""
@@ -66,9 +68,18 @@ class IntegrityError(BundleError):
 
 
 class ParityError(PocketSamError):
-    """An exported file does not compute what the checkpoint computes."""
+    """An exported file does not compute what the checkpoint computes.
+
+    Args:
+        message: the first tensor that diverges, or the figure that is out of reach.
+        report: the ``parity.Report`` with all figures, where one was made.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class MissingExtraError(PocketSamError):

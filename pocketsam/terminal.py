@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pocketsam
 from pocketsam.errors import MissingExtraError, PocketSamError
 
 Subparsers = Any  # argparse does not name the type of add_subparsers() in public
@@ -20,12 +21,21 @@ def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = Non
     Each command's parser has a default ``run``, a function of the parsed arguments. An error of
     pocketsam becomes one line on stderr and its exit code; see ``pocketsam.errors``.
     """
-    parser = argparse.ArgumentParser(prog="pocketsam", description="MobileSAM on devices, verified.")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser = argparse.ArgumentParser(
+        prog="pocketsam",
+        description="MobileSAM on devices, verified.",
+        epilog="`pocketsam COMMAND --help` says more. Exit codes: 0 fine, 1 error, 2 usage, 3 parity "
+        "failed, 4 missing extra, 5 damaged bundle, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"pocketsam {pocketsam.__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND")
     for add in commands:
         add(subparsers)
     args = parser.parse_args(argv)
     try:
+        if "run" not in args:
+            parser.print_help()
+            return 0
         args.run(args)
         sys.stdout.flush()
     except PocketSamError as error:
@@ -84,7 +94,7 @@ def image_size(text: str) -> int:
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """``--provider`` and ``--threads``."""
+    """Adds ``--provider`` and ``--threads``."""
     parser.add_argument(
         "--provider",
         action="append",
@@ -96,7 +106,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    """``--precision``, of a bundle that holds several."""
+    """Adds ``--precision``: which one of a bundle that holds several."""
     parser.add_argument(
         "--precision", metavar="NAME", help="of a bundle that holds several; default: by the device"
     )

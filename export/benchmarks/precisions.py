@@ -78,12 +78,12 @@ def table(reports: dict[str, Report], folder: Path) -> str:
             continue
         bundle = open_bundle(folder / precision)
         for network in NETWORKS:
-            entry = bundle.manifest[network]
+            entry = bundle.manifest.network(network)
             seconds = times.get(precision, {}).get(network)
             latency = f"{seconds * 1e3:8.1f}" if seconds else f"{'-':>8}"
-            file = str(folder / precision / entry["file"])
+            file = str(folder / precision / entry.file)
             lines.append(
-                f"{file:44}{entry['bytes'] / 1e6:7.1f}  {precision:13}"
+                f"{file:44}{entry.bytes / 1e6:7.1f}  {precision:13}"
                 f"{terminal.mark(True)} {parity:42}{latency}"
             )
     return "\n".join(lines)

@@ -1,1 +1,98 @@
 """PyTorch to Core ML: conversion, the interpreter that runs its programs anywhere, and advice."""
+
+from dataclasses import replace
+
+from pocketsam.errors import UsageError
+from pocketsam.export.metrics import CLOSE, EIGHT_BITS, FP16, FP32, Tolerance
+from pocketsam.export.options import Options
+from pocketsam.export.target import Converter, Precision, Target
+
+
+def _open_converter() -> Converter:
+    from pocketsam.export.to_coreml import convert
+
+    return convert
+
+
+DEPLOYMENT_TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
+DEFAULT_DEPLOYMENT_TARGET = "iOS16"
+"""Where none is asked for and the precision allows it."""
+
+
+def deployment_target(options: Options) -> str:
+    """Returns the deployment target that an export will have.
+
+    Raises:
+        UsageError: unknown, or too old for the precision.
+    """
+    oldest = TARGET.precision(options.precision).oldest_system or DEFAULT_DEPLOYMENT_TARGET
+    wanted = options.deployment_target or max(oldest, DEFAULT_DEPLOYMENT_TARGET)
+    if wanted not in DEPLOYMENT_TARGETS:
+        raise UsageError(
+            f"unknown deployment target {wanted!r}; known are {', '.join(DEPLOYMENT_TARGETS)}"
+        )
+    if DEPLOYMENT_TARGETS.index(wanted) < DEPLOYMENT_TARGETS.index(oldest):
+        raise UsageError(f"Core ML {options.precision} needs {oldest}, not {wanted}")
+    return wanted
+
+
+def _check(options: Options) -> None:
+    deployment_target(options)
+
+
+TARGET = Target(
+    name="coreml",
+    extra="coreml",
+    suffix=".mlpackage",
+    packages=("coremltools",),
+    precisions=(  # all but fp32 are calibrated: float16 must hold their values
+        Precision(
+            name="fp32",
+            tolerance=replace(FP32, error=1e-4),
+            grade="equivalent",
+            oldest_system="iOS15",
+        ),
+        Precision(name="fp16", tolerance=FP16, grade="close", calibrated=True, oldest_system="iOS15"),
+        Precision(
+            name="int8-weights",
+            tolerance=EIGHT_BITS,
+            grade="close",
+            calibrated=True,
+            oldest_system="iOS16",
+        ),
+        Precision(
+            name="palette8",
+            tolerance=replace(EIGHT_BITS, mask_iou=0.95),
+            grade="close",
+            calibrated=True,
+            oldest_system="iOS16",
+        ),
+        Precision(
+            name="palette6",
+            tolerance=CLOSE,
+            grade="lossy",
+            calibrated=True,
+            oldest_system="iOS16",
+        ),
+        # What was reached, with some room: a file that falls below it is broken.
+        Precision(
+            name="palette4",
+            tolerance=Tolerance(error=8.0, snr_db=2.0, cosine=0.8, mask_iou=0.3),
+            grade="lossy",
+            calibrated=True,
+            oldest_system="iOS16",
+        ),
+        Precision(
+            name="int8",
+            tolerance=Tolerance(error=15.0, snr_db=5.0, cosine=0.9, mask_iou=0.5),
+            grade="lossy",
+            calibrated=True,
+            oldest_system="iOS17",
+        ),
+    ),
+    options=("max_points", "input", "deployment_target", "timeout"),
+    usage="Usage.swift",
+    next_step="drag both .mlpackage and Usage.swift of {path} into Xcode\n      pocketsam info {path}",
+    open_converter=_open_converter,
+    check=_check,
+)

@@ -1,5 +1,5 @@
 """PyTorch to Core ML's ML programs, and back to something that runs: on a Mac Core ML itself, elsewhere
-``mil_reference``.
+the interpreter.
 """
 
 import io
@@ -8,17 +8,18 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
-from pocketsam.errors import ConversionError
+from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.child import run_child
 from pocketsam.export.options import Options
+from pocketsam.export.target import Arrays, Call, Converted
+from pocketsam.export.to_coreml import deployment_target
 from pocketsam.export.to_coreml.channels_first import channels_first, to_reference_layout
 from pocketsam.export.to_coreml.interpreter import (
     INTERMEDIATES_KEY,
@@ -33,24 +34,8 @@ from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends import coreml
 from pocketsam.runtime.backends.networks import pad_points, prompt_by_prompt
+from pocketsam.runtime.manifest import TensorInfo
 
-SUFFIX = ".mlpackage"
-OLDEST = {
-    "fp32": "iOS15",
-    "fp16": "iOS15",
-    "int8-weights": "iOS16",
-    "palette8": "iOS16",
-    "palette6": "iOS16",
-    "palette4": "iOS16",
-    "int8": "iOS17",
-}
-"""The oldest deployment target of each precision: what its operations came with."""
-PRECISIONS = tuple(OLDEST)
-CALIBRATED = PRECISIONS[1:]
-"""Precisions that are measured on photographs: all but fp32, for float16's sake."""
-USUAL = "iOS16"
-"""Deployment target where none is asked for and the precision allows it."""
-DEPLOYMENT_TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
 FLOAT16_MAX = 65504.0
 HEADROOM = 8.0
 """float16 operations keep their values below ``FLOAT16_MAX`` over this; others stay in float32."""
@@ -70,41 +55,21 @@ DESCRIPTIONS = {
     "is the object",
 }
 
-Arrays = dict[str, NDArray[Any]]
-Call = Callable[[Arrays], Arrays]
-
-
-def deployment_target(options: Options) -> str:
-    """The target that an export will have.
-
-    Raises:
-        ConversionError: unknown, or too old for the precision.
-    """
-    oldest = OLDEST[options.precision]
-    wanted = options.deployment_target or max(oldest, USUAL)
-    if wanted not in DEPLOYMENT_TARGETS:
-        raise ConversionError(
-            f"unknown deployment target {wanted!r}; known are {', '.join(DEPLOYMENT_TARGETS)}"
-        )
-    if DEPLOYMENT_TARGETS.index(wanted) < DEPLOYMENT_TARGETS.index(oldest):
-        raise ConversionError(f"Core ML {options.precision} needs {oldest}, not {wanted}")
-    return wanted
-
 
 def convert(
     network: TracedNetwork,
     path: Path,
     options: Options,
-    samples: Sequence[Arrays],
+    calibration: Sequence[Case],
     about: dict[str, str],
-) -> dict[str, Any]:
-    """Writes one half as an ``.mlpackage``.
+) -> Converted:
+    """Writes one network as an ``.mlpackage``.
 
     Args:
-        part: the half.
-        path: where to.
+        network: the encoder or the decoder.
+        path: the package to write.
         options: precision, deployment target.
-        samples: inputs of the half, of photographs: ranges and headroom are measured on them.
+        calibration: photographs with PyTorch's answers; float16's ranges are measured on them.
         about: the package's metadata.
 
     Returns:
@@ -118,29 +83,28 @@ def convert(
         _trace(network, Path(job["traced"]))
         float16: dict[str, Any] | None = None
         if options.precision != "fp32":
-            float16 = _float16_program(job, samples, options)
+            float16 = _float16_program(job, samples_of(network, calibration), options)
         else:
             _run(job, options)
     program, intermediates = load_package(path)
-    entry: dict[str, Any] = {
+    details = {
         "deployment_target": job["deployment_target"],
-        "stages": list(intermediates),
-        "inputs": [_describe(name, shape) for name, shape in program.inputs.items()],
-        "outputs": [_describe(name, program.shapes[name]) for name in program.outputs],
         "operations": program.count_operations(),
         "leaving_neural_engine": fallbacks(program, options.precision),
     }
-    if isinstance(network, StaticDecoder):
-        entry["points"] = network.points
-    if float16 is not None:
-        entry["float16"] = float16
-    return entry
+    return Converted(
+        inputs=tuple(TensorInfo(name, shape, "float32") for name, shape in program.inputs.items()),
+        outputs=tuple(TensorInfo(name, program.shapes[name], "float32") for name in program.outputs),
+        intermediates=tuple(intermediates),
+        max_points=network.max_points if isinstance(network, StaticDecoder) else None,
+        details=details if float16 is None else details | {"float16": float16},
+    )
 
 
 def _float16_program(
     job: dict[str, Any], samples: Sequence[Arrays], options: Options
 ) -> dict[str, Any]:
-    """Converts with the operations in float32 whose values float16 would not hold; says which.
+    """Converts with those operations in float32 whose values float16 would not hold; says which.
 
     The ranges that int8 activations need come from the same run over the samples.
     """
@@ -163,7 +127,7 @@ def _float16_program(
 
 
 def measure_ranges(program: MilProgram, samples: Iterable[Arrays]) -> dict[str, dict[str, float]]:
-    """``rmin`` and ``rmax`` of every floating-point tensor over the samples, computed in float32."""
+    """Returns ``rmin`` and ``rmax`` of every floating-point tensor over the samples, in float32."""
     ranges: dict[str, dict[str, float]] = {}
 
     def note(name: str, value: torch.Tensor) -> None:
@@ -171,9 +135,9 @@ def measure_ranges(program: MilProgram, samples: Iterable[Arrays]) -> dict[str, 
         old = ranges.setdefault(name, {"rmin": low, "rmax": high})
         old["rmin"], old["rmax"] = min(old["rmin"], low), max(old["rmax"], high)
 
-    places = program.inputs.get(c.POINT_LABELS)
+    labels = program.inputs.get(c.POINT_LABELS)
     for sample in samples:
-        feeds = sample if places is None else pad_points(sample, places[1])
+        feeds = sample if labels is None else pad_points(sample, labels[1])
         for name in program.inputs:
             note(name, torch.from_numpy(feeds[name]))
         program(feeds, observe=note, rounding=False)
@@ -185,36 +149,35 @@ def _largest(span: dict[str, float]) -> float:
 
 
 def _beyond(program: MilProgram, ranges: dict[str, dict[str, float]]) -> list[tuple[str, int]]:
-    """The operations that read or write values too large for float16; see ``number_operations``."""
+    """Returns the operations that read or write values too large for float16, numbered."""
     large = {name for name, span in ranges.items() if _largest(span) > FLOAT16_MAX / HEADROOM}
-    places = number_operations(program.operations)
+    numbers = number_operations(program.operations)
     return [
-        places[id(op)]
+        numbers[id(op)]
         for op in program.operations
-        if id(op) in places
+        if id(op) in numbers
         and any(var.name in large for var in (*flat_inputs(op.inputs.values()), *op.outputs))
     ]
 
 
 def load(
-    path: Path,
+    source: Path,
     name: str,
     intermediates: Sequence[str] = (),
     providers: str | Sequence[str] = "cpu",
     threads: int | None = None,
 ) -> Call:
-    """One callable, dict of arrays in, dict of arrays out.
-
-    On macOS the outputs are Core ML's own; elsewhere, and for the stages, ``mil_reference``'s.
+    """Opens a package in Core ML on macOS; elsewhere, and for intermediate outputs, in the interpreter.
 
     Args:
-        path: an ``.mlpackage``.
+        source: an ``.mlpackage``.
         name: what errors call it.
-        stages: also return these, as far as the package has them.
+        intermediates: names of intermediate outputs to return as well; those that the package does not
+            have are left out.
         providers: on macOS, as for ``open_coreml``.
         threads: unused.
     """
-    program, holders = load_package(path)
+    program, holders = load_package(source)
     wanted = {
         intermediate: holders[intermediate] for intermediate in intermediates if intermediate in holders
     }
@@ -227,54 +190,50 @@ def load(
             for intermediate, name in wanted.items()
         }
 
-    half = simulate
+    network: Call = simulate
     if coreml.available() and not intermediates:
-        half = coreml.open_coreml(path, name, providers)
-    points = program.inputs.get(c.POINT_LABELS)
-    return half if points is None else prompt_by_prompt(half, points[1])
+        network = coreml.open_coreml(source, name, providers)
+    labels = program.inputs.get(c.POINT_LABELS)
+    return network if labels is None else prompt_by_prompt(network, labels[1])
 
 
 def runner() -> str:
-    """What ``load`` runs a package with, for certificates."""
+    """Names what ``load`` runs a package with, for certificates."""
     simulated = f"pocketsam's MIL interpreter (torch {version('torch')})"
     return f"Core ML on macOS; stages: {simulated}" if coreml.available() else simulated
 
 
 def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
-    """The halves as Core ML gets them: static shapes, channels first."""
+    """Returns both networks with static shapes and channels first."""
     model = channels_first(model)
-    encoder = PixelEncoder(model) if options.image_input else Encoder(model)
-    return {"encoder": encoder, "decoder": StaticDecoder(model, options.points)}
-
-
-def _describe(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    return {"name": name, "shape": list(shape), "dtype": "float32"}
+    encoder = PixelEncoder(model) if options.input == "image" else Encoder(model)
+    return {"encoder": encoder, "decoder": StaticDecoder(model, options.max_points)}
 
 
 def _describe_job(
     network: TracedNetwork, folder: Path, path: Path, options: Options, about: dict[str, str]
 ) -> dict[str, Any]:
-    """What ``coreml_worker`` is told; names and numbers only."""
-    half = "encoder" if c.IMAGE_EMBEDDINGS in network.outputs else "decoder"
+    """Returns what the worker reads; names and numbers only."""
+    kind = "encoder" if c.IMAGE_EMBEDDINGS in network.outputs else "decoder"
     return {
         "traced": str(folder / "traced.pt"),
         "output": str(path),
         "inputs": {name: list(value.shape) for name, value in network.example().items()},
         "image_input": c.IMAGE,
         "outputs": list(network.outputs),
-        "stages": {
+        "intermediates": {
             intermediate: "stage_" + intermediate.replace(".", "_")
             for intermediate in network.intermediates()
         },
-        "stages_key": INTERMEDIATES_KEY,
+        "intermediates_key": INTERMEDIATES_KEY,
         "precision": options.precision,
         "deployment_target": deployment_target(options),
         "fp32_operations": [],
         "ranges": {},
-        "half": half,
+        "network": kind,
         "author": "pocketsam",
         "license": "Apache-2.0 (the code and the architecture; the weights have their own)",
-        "description": f"MobileSAM, the {half}, {options.precision}, {network.model.image_size} px",
+        "description": f"MobileSAM, the {kind}, {options.precision}, {network.model.image_size} px",
         "version": version("pocketsam"),
         "metadata": {f"com.github.pocketsam.{key}": value for key, value in about.items()},
         "feature_descriptions": DESCRIPTIONS,

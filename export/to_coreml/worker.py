@@ -1,6 +1,6 @@
-"""From a traced half to an ``.mlpackage``, in a process of its own: ``python -m … JOB.json``.
+"""From a traced network to an ``.mlpackage``, in a process of its own: ``python -m … JOB.json``.
 
-``to_coreml`` writes the job and starts this; see ``_describe_job`` there for its fields.
+``convert`` writes the job and starts this; see ``_describe_job`` there for its fields.
 """
 
 import json
@@ -20,28 +20,28 @@ from pocketsam.export.to_coreml.interpreter import number_operations
 WEIGHT_THRESHOLD = 20_000
 """Tensors with fewer elements stay in float16: the stem, depthwise kernels, norms. They save little."""
 DECODER_THRESHOLD = 70_000
-"""Likewise of the decoder in 8 bits: with seeded weights its projections of 256 x 256 and smaller cost
-a worst mask IoU of 0.963 instead of 0.974, for 3 MB."""
+"""The same limit for the decoder in 8 bits: with seeded weights its projections of 256 x 256 and
+smaller cost a worst mask IoU of 0.963 instead of 0.974, for 3 MB."""
 
 
 def main(path: str) -> None:
-    """Converts, compresses, takes the stages out of the outputs, saves."""
+    """Converts, compresses, takes the intermediate outputs out of the outputs, saves."""
     job = json.loads(Path(path).read_text())
     model = compress(convert(job), job)
     save(model, job)
 
 
 def convert(job: dict[str, Any]) -> Any:
-    """The traced half as an ML program, fp32 or fp16, its stages among the outputs."""
-    skipped = {tuple(place) for place in job["fp32_operations"]}
-    places: dict[int, tuple[str, int]] = {}
+    """Returns the traced network as an ML program, fp32 or fp16, with its intermediate outputs."""
+    skipped = {tuple(number) for number in job["fp32_operations"]}
+    numbers: dict[int, tuple[str, int]] = {}
 
     def in_float16(op: Any) -> bool:
-        if not places:  # before the pass changes anything; names change after it, the order does not
-            places.update(number_operations(op.enclosing_block.operations))
-        return places.get(id(op)) not in skipped
+        if not numbers:  # before the pass changes anything; names change after it, the order does not
+            numbers.update(number_operations(op.enclosing_block.operations))
+        return numbers.get(id(op)) not in skipped
 
-    half = ct.transform.FP16ComputePrecision(op_selector=in_float16)
+    float16 = ct.transform.FP16ComputePrecision(op_selector=in_float16)
     inputs = [
         ct.ImageType(name=name, shape=shape, color_layout=ct.colorlayout.RGB)
         if name == job["image_input"]
@@ -49,13 +49,13 @@ def convert(job: dict[str, Any]) -> Any:
         for name, shape in job["inputs"].items()
     ]
     load: Any = torch.jit.load
-    names = [*job["outputs"], *job["stages"].values()]
+    names = [*job["outputs"], *job["intermediates"].values()]
     return ct.convert(
         load(job["traced"]),
         inputs=inputs,
         outputs=[ct.TensorType(name=name, dtype=np.float32) for name in names],
         convert_to="mlprogram",
-        compute_precision=ct.precision.FLOAT32 if job["precision"] == "fp32" else half,
+        compute_precision=ct.precision.FLOAT32 if job["precision"] == "fp32" else float16,
         minimum_deployment_target=ct.target[job["deployment_target"]],
         skip_model_load=True,
     )
@@ -67,10 +67,10 @@ def compress(model: Any, job: dict[str, Any]) -> Any:
     if precision in ("int8-weights", "int8"):
         config: Any = cto.OpLinearQuantizerConfig(
             mode="linear_symmetric",
-            weight_threshold=DECODER_THRESHOLD if job["half"] == "decoder" else WEIGHT_THRESHOLD,
+            weight_threshold=DECODER_THRESHOLD if job["network"] == "decoder" else WEIGHT_THRESHOLD,
         )
         # The decoder's few tokens do not bear 8-bit activations: mask IoU 0.06 on the trained weights.
-        if precision == "int8" and job["half"] == "encoder":
+        if precision == "int8" and job["network"] == "encoder":
             activations = cto.OptimizationConfig(cto.OpLinearQuantizerConfig(mode="linear_symmetric"))
             # coremltools gathers the ranges by predicting, which only a Mac can; ours come from
             # mil_reference, which executes the same program
@@ -92,13 +92,13 @@ def compress(model: Any, job: dict[str, Any]) -> Any:
 def save(model: Any, job: dict[str, Any]) -> None:
     """Writes the package: the same job gives the same bytes."""
     spec = model.get_spec()
-    intermediates = strip_intermediates(spec, job["outputs"], job["stages"])
+    intermediates = strip_intermediates(spec, job["outputs"], job["intermediates"])
     description = spec.description
     metadata = description.metadata
     metadata.author, metadata.license = job["author"], job["license"]
     metadata.shortDescription, metadata.versionString = job["description"], job["version"]
     metadata.userDefined.clear()
-    metadata.userDefined.update(job["metadata"] | {job["stages_key"]: json.dumps(intermediates)})
+    metadata.userDefined.update(job["metadata"] | {job["intermediates_key"]: json.dumps(intermediates)})
     for feature in (*description.input, *description.output):
         feature.shortDescription = job["feature_descriptions"][feature.name]
     package = Path(job["output"])

@@ -1,1 +1,38 @@
 """PyTorch to ONNX: conversion, its passes, and smaller weights."""
+
+from pocketsam.export.metrics import CLOSE, EIGHT_BITS, FP16, FP32, Tolerance
+from pocketsam.export.target import Converter, Precision, Target
+
+
+def _open_converter() -> Converter:
+    from pocketsam.export.to_onnx import convert
+
+    return convert
+
+
+TARGET = Target(
+    name="onnx",
+    extra="export",
+    suffix=".onnx",
+    packages=("onnx", "onnxscript", "onnxsim", "onnxruntime"),
+    precisions=(
+        Precision(name="fp32", tolerance=FP32, grade="equivalent"),
+        Precision(name="fp16", tolerance=FP16, grade="close", calibrated=True),
+        Precision(
+            name="int8",
+            tolerance=CLOSE,
+            grade="close",
+            calibrated=True,
+            options=("min_miou", "min_speedup"),
+        ),
+        Precision(name="int8-weights", tolerance=EIGHT_BITS, grade="close"),
+        Precision(
+            name="int4-weights",
+            tolerance=Tolerance(error=8.0, snr_db=2.0, cosine=0.8, mask_iou=0.3),
+            grade="lossy",
+        ),
+    ),
+    options=("disabled_passes",),
+    next_step="pocketsam segment {path} PHOTO --point X,Y --output out",
+    open_converter=_open_converter,
+)

@@ -1,11 +1,11 @@
 """PyTorch to ONNX, and back to something that runs.
 
-``convert`` writes one half, ``load`` opens one. Opset 20 is the first with a Gelu operator.
+``convert`` writes one network, ``load`` opens one. Opset 20 is the first with a Gelu operator.
 """
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +19,31 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam import terminal
 from pocketsam.errors import ConversionError
+from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
-from pocketsam.export.to_onnx import int8 as onnx_int8
-from pocketsam.export.to_onnx import weights as onnx_weights
+from pocketsam.export.target import Call, Converted
+from pocketsam.export.to_onnx import int8, weights
 from pocketsam.export.to_onnx.passes import FastDecoder, optimise
 from pocketsam.export.traced import Decoder, Encoder, Tapped, TracedNetwork
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import open_session
+from pocketsam.runtime.manifest import TensorInfo
 
 OPSET = 20
-CALIBRATED = ("fp16", "int8")
-"""Precisions that are measured on photographs."""
-SUFFIX = ".onnx"
 
 Arrays = dict[str, NDArray[Any]]
 OPTIONS = Options()
 
 
 def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
-    """The halves as ONNX gets them: fast, and with any number of prompts and points."""
+    """Returns both networks in the form that is fast in ONNX, for any number of prompts and points."""
     model = optimise(model, options.disabled_passes)
     return {"encoder": Encoder(model), "decoder": FastDecoder(model)}
 
 
 def runner() -> str:
-    """What ``load`` runs a file with, for certificates."""
+    """Names what ``load`` runs a file with, for certificates."""
     return f"onnxruntime {ort.__version__}"
 
 
@@ -52,21 +51,21 @@ def convert(
     network: TracedNetwork,
     path: Path,
     options: Options = OPTIONS,
-    samples: Sequence[Arrays] = (),
+    calibration: Sequence[Case] = (),
     about: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """Writes one half as a self-contained ONNX file.
+) -> Converted:
+    """Writes one network as a self-contained ONNX file.
 
     Args:
-        part: the half.
-        path: where to.
+        network: the encoder or the decoder.
+        path: the file to write.
         options: precision, and what int8 must reach.
-        samples: inputs of the half, of photographs, for the precisions in ``CALIBRATED``.
+        calibration: photographs with PyTorch's answers, for fp16 and int8.
         about: unused; an ONNX file carries no metadata of ours, the manifest does.
 
     Returns:
-        What the manifest says of it: opset, whether it was simplified, stages, inputs and outputs,
-        and what was measured for the precision.
+        What the manifest says of it; its details are the opset, whether it was simplified, and what was
+        measured for the precision.
 
     Raises:
         ConversionError: the exporter failed, its result does not run, or int8 is too slow.
@@ -78,61 +77,61 @@ def convert(
         _append_upscaling(exported, network.model.image_size)
     model, simplified = _simplify(exported, network)
     _strip(model, network)
-    onnx_weights.share_bias_tables(model)
-    model, measured = _in_precision(model, network, options, samples)
+    weights.share_bias_tables(model)
+    model, measured = _in_precision(model, network, options, calibration)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
-    return measured | {
-        "opset": model.opset_import[0].version,
-        "simplified": simplified,
-        "stages": network.intermediates(),
-        "inputs": [_describe(value) for value in model.graph.input],
-        "outputs": [_describe(value) for value in model.graph.output],
-    }
+    return Converted(
+        inputs=tuple(_describe(value) for value in model.graph.input),
+        outputs=tuple(_describe(value) for value in model.graph.output),
+        intermediates=tuple(network.intermediates()),
+        details=measured | {"opset": model.opset_import[0].version, "simplified": simplified},
+    )
 
 
 def _in_precision(
-    model: onnx.ModelProto, network: TracedNetwork, options: Options, samples: Sequence[Arrays]
+    model: onnx.ModelProto, network: TracedNetwork, options: Options, calibration: Sequence[Case]
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The model in the precision of the options, and what the manifest says of that."""
+    """Returns the model in the precision of the options, and what the manifest says of that."""
     if options.precision == "fp32":
         return model, {}
     if options.precision == "fp16":
-        half, measured = onnx_weights.to_float16(model, samples)
-        return half, {"float16": measured}
+        smaller, measured = weights.to_float16(model, samples_of(network, calibration))
+        return smaller, {"float16": measured}
     if options.precision == "int8" and isinstance(network, Encoder):
         limits = options.min_miou, options.min_speedup
-        mixed, measured = onnx_int8.quantize_encoder(model, network, samples, *limits, terminal.say)
-        return onnx_weights.store_weights(mixed, 8), {"int8": measured}
+        mixed, measured = int8.quantize_encoder(model, network, calibration, *limits, terminal.say)
+        return weights.store_weights(mixed, 8), {"int8": measured}
     # The decoder's few tokens do not bear 8-bit activations; its weights do.
-    return onnx_weights.store_weights(model, 4 if options.precision == "int4-weights" else 8), {}
+    return weights.store_weights(model, 4 if options.precision == "int4-weights" else 8), {}
 
 
 def load(
-    data: bytes,
+    source: bytes,
     name: str,
     intermediates: Sequence[str] = (),
     providers: str | Sequence[str] = "cpu",
     threads: int | None = None,
-) -> Callable[[Arrays], Arrays]:
-    """One callable, dict of arrays in, dict of arrays out.
+) -> Call:
+    """Opens a file in onnxruntime.
 
     Args:
-        data: an ONNX file.
+        source: an ONNX file.
         name: what errors call it.
-        stages: also return these tensors from inside the graph, as far as it has them.
+        intermediates: names of tensors inside the graph to return besides the outputs; those that it
+            does not have are left out.
         providers, threads: as for the runtime's ``Segmenter``.
     """
     if intermediates:
-        model = onnx.load_from_string(data)
+        model = onnx.load_from_string(source)
         there = {output for node in model.graph.node for output in node.output}
         model.graph.output.extend(
             onnx.ValueInfoProto(name=intermediate)  # onnxruntime knows its type
             for intermediate in intermediates
             if intermediate in there
         )
-        data = model.SerializeToString()
-    session = open_session(data, name, providers, threads)
+        source = model.SerializeToString()
+    session = open_session(source, name, providers, threads)
     outputs = [output.name for output in session.get_outputs()]
     inputs = {entry.name for entry in session.get_inputs()}
 
@@ -145,14 +144,14 @@ def load(
 
 
 def trace_static(network: TracedNetwork) -> onnx.ModelProto:
-    """A half as ONNX with the shapes of its example, for converters that start from ONNX."""
+    """Returns a network as ONNX with its example's shapes, for converters that start from ONNX."""
     model, _ = _simplify(_trace(network, static=True), network)
     del model.graph.output[len(network.outputs) :]
     return model
 
 
 def trace_plain(network: TracedNetwork, path: Path) -> None:
-    """A half as ``torch.onnx.export`` leaves it, to compare with."""
+    """Writes a network as ``torch.onnx.export`` leaves it, to compare with."""
     example = network.example()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -267,7 +266,7 @@ def _append_upscaling(model: onnx.ModelProto, image_size: int) -> None:
 
 
 def _simplify(model: onnx.ModelProto, network: TracedNetwork) -> tuple[onnx.ModelProto, bool]:
-    """onnxsim's result if it loads, runs and agrees; otherwise the model as it came.
+    """Returns onnxsim's result if it loads, runs and agrees; otherwise the model as it came.
 
     onnxsim has written operators that the opset lacks, so its word is not taken for it.
     """
@@ -293,7 +292,7 @@ def _run_bytes(model: onnx.ModelProto, feeds: Arrays) -> Arrays:
 
 
 def _strip(model: onnx.ModelProto, network: TracedNetwork) -> None:
-    """Takes out the stages' status as outputs, and everything that tells of this machine or moment."""
+    """Makes intermediate outputs internal, and removes what tells of this machine or moment."""
     wanted = [*((c.MASKS,) if isinstance(network, Decoder) else ()), *network.outputs]
     outputs = {value.name: value for value in model.graph.output}
     del model.graph.output[:]
@@ -313,8 +312,7 @@ def _strip(model: onnx.ModelProto, network: TracedNetwork) -> None:
         value.doc_string = ""
 
 
-def _describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
+def _describe(value: onnx.ValueInfoProto) -> TensorInfo:
     tensor = value.type.tensor_type
-    shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return {"name": value.name, "shape": shape, "dtype": str(dtype)}
+    shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+    return TensorInfo(value.name, shape, str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)))

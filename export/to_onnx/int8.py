@@ -16,12 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pocketsam import constants
 from pocketsam.errors import ConversionError, ParityError
-from pocketsam.export.metrics import mask_ious
-from pocketsam.export.to_onnx.passes import FastDecoder
-from pocketsam.export.traced import TracedNetwork, run
-from pocketsam.models.sam import Sam
+from pocketsam.export.cases import Case, Encode, measure_encoder
+from pocketsam.export.traced import TracedNetwork
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import open_session
 
@@ -31,6 +28,8 @@ PREFIXES = ("part.model.image_encoder.", "part.model.")
 
 Arrays = dict[str, NDArray[Any]]
 Progress = Callable[[str], None]
+MeanIou = Callable[[Encode], float]
+"""An encoder to the mean IoU of its masks with PyTorch's."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def quantize(model: onnx.ModelProto, chosen: Sequence[Layer]) -> onnx.ModelProto
     constants = {tensor.name: tensor for tensor in graph.initializer}
     wanted = {layer.output for layer in chosen}
     nodes: list[onnx.NodeProto] = []
-    gone: set[str] = set()
+    replaced: set[str] = set()
     for node in graph.node:
         if node.output[0] not in wanted or node.op_type != "Gemm":
             nodes.append(node)
@@ -105,7 +104,7 @@ def quantize(model: onnx.ModelProto, chosen: Sequence[Layer]) -> onnx.ModelProto
             helper.make_node("Mul", [f"{base}_float", f"{base}_scales"], [f"{base}_product"]),
             helper.make_node("Add", [f"{base}_product", node.input[2]], [base]),
         ]
-        gone.add(node.input[1])
+        replaced.add(node.input[1])
     del graph.node[:]
     graph.node.extend(nodes)
     for number, node in enumerate(graph.node):
@@ -117,41 +116,8 @@ def quantize(model: onnx.ModelProto, chosen: Sequence[Layer]) -> onnx.ModelProto
     return new
 
 
-class Masks:
-    """Mean IoU of an encoder's masks with those of the float32 encoder, on photographs.
-
-    Args:
-        encode: the float32 encoder: ``pixel_values`` to ``image_embeddings``.
-        decode: embedding and number of the sample to mask logits ``[P, h, w]``, one mask a prompt.
-        samples: the encoder's inputs, one dict per photograph.
-    """
-
-    def __init__(
-        self,
-        encode: Callable[[Arrays], Arrays],
-        decode: Callable[[NDArray[np.float32], int], NDArray[np.float32]],
-        samples: Sequence[Arrays],
-    ) -> None:
-        self.decode, self.samples = decode, samples
-        self.wanted = [decode(embedding(encode(s)), i) > 0 for i, s in enumerate(samples)]
-
-    def miou(self, encode: Callable[[Arrays], Arrays]) -> float:
-        """The mean over all prompts of all photographs."""
-        ious = []
-        for number, sample in enumerate(self.samples):
-            found, wanted = self.decode(embedding(encode(sample)), number) > 0, self.wanted[number]
-            ious += list(mask_ious(found, wanted))
-        return float(np.mean(ious))
-
-
-def embedding(outputs: Arrays) -> NDArray[np.float32]:
-    """The only output of an encoder."""
-    (value,) = outputs.values()
-    return value
-
-
 def runner(model: onnx.ModelProto) -> Callable[[Arrays], Arrays]:
-    """A model in onnxruntime, dict of arrays in and out."""
+    """Opens a model in onnxruntime."""
     session = open_session(model.SerializeToString(), "8-bit model")
     names = [output.name for output in session.get_outputs()]
     inputs = [entry.name for entry in session.get_inputs()]
@@ -185,8 +151,14 @@ def layer_gain(layer: Layer, rounds: int = 5) -> float:
     return min(times[0]) - min(times[1])
 
 
+def encoder_of(model: onnx.ModelProto) -> Encode:
+    """Opens an encoder in onnxruntime as ``cases.measure_encoder`` takes it."""
+    call = runner(model)
+    return lambda pixels: call({c.PIXEL_VALUES: pixels})[c.IMAGE_EMBEDDINGS]
+
+
 def sweep(
-    model: onnx.ModelProto, layers: Sequence[Layer], masks: Masks, say: Progress
+    model: onnx.ModelProto, layers: Sequence[Layer], measure: MeanIou, say: Progress
 ) -> list[dict[str, Any]]:
     """What 8 bits cost and save of each layer alone: ``layer``, ``miou_lost``, ``seconds_saved``."""
     gains: dict[tuple[int, int, int], float] = {}
@@ -195,14 +167,14 @@ def sweep(
         shape = (layer.rows, layer.inputs, layer.outputs)
         if shape not in gains:
             gains[shape] = layer_gain(layer)
-        lost = 1 - masks.miou(runner(quantize(model, [layer])))
+        lost = 1 - measure(encoder_of(quantize(model, [layer])))
         rows.append({"layer": layer.name, "miou_lost": lost, "seconds_saved": gains[shape]})
         say(f"int8 {number + 1}/{len(layers)}: {layer.name} costs {lost:.4f} of mIoU")
     return rows
 
 
 def search(
-    model: onnx.ModelProto, masks: Masks, min_miou: float, say: Progress = lambda _: None
+    model: onnx.ModelProto, measure: MeanIou, min_miou: float, say: Progress = lambda _: None
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The most 8-bit layers whose masks have a mean IoU of ``min_miou`` with float32's.
 
@@ -221,10 +193,10 @@ def search(
         raise ConversionError("the graph has no linear layer that could be stored in 8 bits")
     chosen, kept, rows = list(layers), [], []
     best = quantize(model, chosen)
-    miou = masks.miou(runner(best))
+    miou = measure(encoder_of(best))
     say(f"int8: all {len(layers)} linear layers: mIoU {miou:.4f}")
     if miou < min_miou:
-        rows = sweep(model, layers, masks, say)
+        rows = sweep(model, layers, measure, say)
         useful = [(r, x) for r, x in zip(rows, layers, strict=True) if r["seconds_saved"] > 0]
         useful.sort(key=lambda pair: pair[0]["miou_lost"] / pair[0]["seconds_saved"])
         order = [layer for _, layer in useful]
@@ -233,7 +205,7 @@ def search(
         while low < high:
             count = (low + high + 1) // 2
             candidate = quantize(model, order[:count])
-            tried[count] = (masks.miou(runner(candidate)), candidate)
+            tried[count] = (measure(encoder_of(candidate)), candidate)
             say(f"int8: the {count} cheapest: mIoU {tried[count][0]:.4f}")
             low, high = (count, high) if tried[count][0] >= min_miou else (low, count - 1)
         if not low:
@@ -264,45 +236,10 @@ def speedup(old: onnx.ModelProto, new: onnx.ModelProto, feeds: Arrays, rounds: i
     return float(np.median(ratios))
 
 
-GRID = 4
-"""Points a side that ``photo_masks`` asks at."""
-
-
-def photo_masks(model: Sam, samples: Sequence[Arrays], encode: Callable[[Arrays], Arrays]) -> Masks:
-    """``Masks`` of a grid of clicks on each photograph, the mask that scores best with float32.
-
-    Args:
-        model: whose decoder answers, in PyTorch.
-        samples: ``parity.encoder_feeds`` of each photograph.
-        encode: the float32 encoder.
-    """
-    decoder = FastDecoder(model)
-    best: dict[int, NDArray[np.intp]] = {}
-
-    def decode(image_embeddings: NDArray[np.float32], number: int) -> NDArray[np.float32]:
-        steps = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID
-        height, width = samples[number][c.RESIZED_SIZE]
-        points = np.stack(np.meshgrid(steps * width, steps * height), axis=-1).reshape(-1, 1, 2)
-        feeds = {name: value[:1].numpy() for name, value in decoder.example(1, 2).items()}
-        feeds |= {
-            c.IMAGE_EMBEDDINGS: image_embeddings,
-            c.POINT_COORDS: np.concatenate([points, np.zeros_like(points)], axis=1),
-            c.POINT_LABELS: np.tile(
-                np.array([[1, constants.LABEL_PAD_POINT]], np.float32), (len(points), 1)
-            ),
-        }
-        answers, _ = run(decoder, feeds)
-        scores, masks = answers[c.IOU_PREDICTIONS][:, 1:], answers[c.LOW_RES_MASKS][:, 1:]
-        chosen = best.setdefault(number, scores.argmax(axis=1))  # the first to ask is float32
-        return masks[np.arange(len(masks)), chosen]
-
-    return Masks(encode, decode, samples)
-
-
 def quantize_encoder(
     model: onnx.ModelProto,
     network: TracedNetwork,
-    samples: Sequence[Arrays],
+    calibration: Sequence[Case],
     min_miou: float,
     min_speedup: float,
     say: Progress,
@@ -313,10 +250,14 @@ def quantize_encoder(
         ParityError: ``min_miou`` is out of reach.
         ConversionError: the result is not ``min_speedup`` times as fast as float32.
     """
-    if not samples:
+    if not calibration:
         raise ConversionError("int8 needs photographs to measure its masks on")
-    best, report = search(model, photo_masks(network.model, samples, runner(model)), min_miou, say)
-    report["speedup"] = speedup(model, best, samples[0])
+
+    def measure(encode: Encode) -> float:
+        return measure_encoder(network.model, calibration, encode).mean
+
+    best, report = search(model, measure, min_miou, say)
+    report["speedup"] = speedup(model, best, calibration[0].feeds)
     say(f"int8: mIoU {report['miou']:.4f}, {report['speedup']:.2f} times as fast as float32 here")
     if report["speedup"] < min_speedup:
         raise ConversionError(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketsam.errors import PocketSamError
+from pocketsam.errors import UsageError
 from pocketsam.export.traced import Decoder
 from pocketsam.models.layers import LayerNorm2d
 from pocketsam.models.mask_decoder import MaskDecoder
@@ -166,7 +166,7 @@ class Pass:
     """One change of form.
 
     Attributes:
-        name: for ``--without-pass``.
+        name: for ``--disabled-passes``.
         what: what it does, in a line.
         apply: changes a network in place.
     """
@@ -191,11 +191,11 @@ def optimise(model: Sam, without: Collection[str] = ()) -> Sam:
         without: names of passes to leave out.
 
     Raises:
-        PocketSamError: an unknown pass.
+        UsageError: an unknown pass.
     """
     known = {one.name for one in PASSES}
     if unknown := sorted(set(without) - known):
-        raise PocketSamError(f"unknown pass {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise UsageError(f"unknown pass {unknown[0]!r}; known are {', '.join(sorted(known))}")
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     fast = copy.deepcopy(model, memo)
     with torch.no_grad():

@@ -1,1 +1,35 @@
 """PyTorch to TFLite, by way of ONNX: conversion and smaller weights."""
+
+from pocketsam.export.metrics import CLOSE, EIGHT_BITS, FP16, FP32, Tolerance
+from pocketsam.export.target import Converter, Precision, Target
+
+
+def _open_converter() -> Converter:
+    from pocketsam.export.to_tflite import convert
+
+    return convert
+
+
+TARGET = Target(
+    name="tflite",
+    extra="tflite",
+    suffix=".tflite",
+    packages=("onnx", "onnxscript", "onnxsim", "ai-edge-litert", "litert-quantizer"),
+    precisions=(
+        Precision(name="fp32", tolerance=FP32, grade="equivalent"),
+        Precision(name="fp16", tolerance=FP16, grade="close"),
+        Precision(name="int8-weights", tolerance=EIGHT_BITS, grade="close"),
+        Precision(name="int8-dynamic", tolerance=CLOSE, grade="close"),
+        Precision(
+            name="int8",
+            tolerance=Tolerance(error=4.0, snr_db=8.0, cosine=0.9, mask_iou=0.5),
+            grade="lossy",
+            calibrated=True,
+        ),
+    ),
+    options=("max_points", "timeout"),
+    usage="Usage.kt",
+    next_step="copy {path}/*.tflite into app/src/main/assets and {path}/Usage.kt beside your code\n"
+    "      pocketsam segment {path} PHOTO --point X,Y --output out",
+    open_converter=_open_converter,
+)

@@ -1,7 +1,7 @@
 """PyTorch to TFLite: through ONNX, onnx2tf (flatbuffer_direct, no TensorFlow), litert-quantizer.
 
 onnx2tf needs Python 3.12 and pins all its packages exactly, so it lives in an environment of its own
-and is called as a program. ``docs/tflite.md`` compares the roads to int8.
+and is called as a program. ``docs/tflite.md`` compares the converters to int8.
 """
 
 import errno
@@ -9,50 +9,45 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from pocketsam.errors import ConversionError, PocketSamError
+from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.options import Options
+from pocketsam.export.target import Arrays, Call, Converted
 from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST, SIGNATURE, open_tflite
 from pocketsam.runtime.backends.networks import pad_points, prompt_by_prompt
+from pocketsam.runtime.manifest import TensorInfo
 
-SUFFIX = ".tflite"
-CALIBRATED = ("int8",)
-"""Precisions that are measured on photographs."""
 ONNX2TF = "2.6.9"
 """The Makefile reads it here."""
 ROOM = 8
 """Times the size of the ONNX file that a conversion takes in temporary files: six were seen."""
 ONNX2TF_VARIABLE = "POCKETSAM_ONNX2TF"
 
-Arrays = dict[str, NDArray[Any]]
-Call = Callable[[Arrays], Arrays]
-
 
 def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
-    """The halves as TFLite gets them: static shapes."""
-    return {"encoder": Encoder(model), "decoder": StaticDecoder(model, options.points)}
+    """Returns both networks with static shapes."""
+    return {"encoder": Encoder(model), "decoder": StaticDecoder(model, options.max_points)}
 
 
 def runner() -> str:
-    """What ``load`` runs a file with, for certificates."""
+    """Names what ``load`` runs a file with, for certificates."""
     return f"LiteRT (ai-edge-litert {version('ai-edge-litert')}), CPU"
 
 
 def find_onnx2tf() -> str:
-    """The converter's program: ``POCKETSAM_ONNX2TF``, ``.venv-tflite`` here, or the one on PATH.
+    """Finds the converter's program: ``POCKETSAM_ONNX2TF``, ``.venv-tflite`` here, or the one on PATH.
 
     Raises:
         PocketSamError: there is none; the error says how to get it.
@@ -76,16 +71,16 @@ def convert(
     network: TracedNetwork,
     path: Path,
     options: Options,
-    samples: Sequence[Arrays],
+    calibration: Sequence[Case],
     about: dict[str, str],
-) -> dict[str, Any]:
-    """Writes one half as a TFLite file with one signature, named by the contract.
+) -> Converted:
+    """Writes one network as a TFLite file with one signature, named by the contract.
 
     Args:
-        part: the half.
-        path: where to.
+        network: the encoder or the decoder.
+        path: the file to write.
         options: the precision.
-        samples: inputs of the half, of photographs: what static int8 is calibrated on.
+        calibration: photographs with PyTorch's answers, for static int8.
         about: unused; a TFLite file carries no metadata of ours, the manifest does.
 
     Returns:
@@ -99,20 +94,17 @@ def convert(
     with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
         work = Path(folder)
         model = to_onnx.trace_static(network)
-        onnx.save(model, work / "half.onnx")
+        onnx.save(model, work / "network.onnx")
         kept = [name for name in network.inputs if name not in CHANNELS_LAST]
-        command = [program, "-i", str(work / "half.onnx"), "-o", str(work / "out"), "-v", "error"]
+        command = [program, "-i", str(work / "network.onnx"), "-o", str(work / "out"), "-v", "error"]
         command += ["-tb", "flatbuffer_direct", "-coion", "-osd", *(["-kat", *kept] if kept else [])]
-        _check_room(work, (work / "half.onnx").stat().st_size)
+        _check_room(work, (work / "network.onnx").stat().st_size)
         run_child(command, "onnx2tf", options.timeout, own_environment())
-        float_file = work / "out/half_float32.tflite"
+        float_file = work / "out/network_float32.tflite"
         if not float_file.is_file():
             raise ConversionError(f"onnx2tf ended without writing {float_file.name}")
-        _write_precision(network, float_file, path, options, samples)
-    entry: dict[str, Any] = {"signature": SIGNATURE}
-    if isinstance(network, StaticDecoder):
-        entry["points"] = network.points
-    return entry | _describe(path, network)
+        _write_precision(network, float_file, path, options, samples_of(network, calibration))
+    return _describe(path, network)
 
 
 def _check_room(work: Path, size: int) -> None:
@@ -133,7 +125,9 @@ def _write_precision(
     if options.precision == "int8":
         arrays = {}
         for number, sample in enumerate(samples):
-            feeds = pad_points(sample, network.points) if isinstance(network, StaticDecoder) else sample
+            feeds = (
+                pad_points(sample, network.max_points) if isinstance(network, StaticDecoder) else sample
+            )
             for name in network.inputs:
                 value = feeds[name].transpose(0, 2, 3, 1) if name in CHANNELS_LAST else feeds[name]
                 arrays[f"{number}/{name}"] = value
@@ -141,14 +135,14 @@ def _write_precision(
     # The decoder's few tokens do not bear 8-bit activations; its weights do.
     is_decoder = isinstance(network, StaticDecoder)
     precision = "int8-weights" if options.precision == "int8" and is_decoder else options.precision
-    half = "decoder" if is_decoder else "encoder"
-    command = [sys.executable, "-m", "pocketsam.export.to_tflite.worker", precision, half]
+    kind = "decoder" if is_decoder else "encoder"
+    command = [sys.executable, "-m", "pocketsam.export.to_tflite.worker", precision, kind]
     command += [str(float_file), str(path), str(sample_file)]
     run_child(command, "litert-quantizer", options.timeout)
 
 
-def _describe(path: Path, network: TracedNetwork) -> dict[str, Any]:
-    """Inputs and outputs of the file; raises ConversionError unless they are the contract's."""
+def _describe(path: Path, network: TracedNetwork) -> Converted:
+    """Returns what the file holds; raises ConversionError unless it is what the contract says."""
     from ai_edge_litert.interpreter import Interpreter
 
     example = network.example()
@@ -157,44 +151,49 @@ def _describe(path: Path, network: TracedNetwork) -> dict[str, Any]:
     wanted[c.IMAGE_EMBEDDINGS] = [1, 256, side // 4, side // 4]
     wanted |= {c.LOW_RES_MASKS: [1, 4, side, side], c.IOU_PREDICTIONS: [1, 4]}
     runner = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
-    entry: dict[str, Any] = {}
+    tensors: dict[str, list[TensorInfo]] = {}
     for key, names, details in (
         ("inputs", network.inputs, runner.get_input_details()),
         ("outputs", network.outputs, runner.get_output_details()),
     ):
         if set(details) != set(names):
             raise ConversionError(f"{path.name}: {key} {sorted(details)}, wanted {sorted(names)}")
-        entry[key] = []
+        tensors[key] = []
         for name in names:
-            shape = wanted[name]
-            tensor: dict[str, Any] = {"name": name}
+            shape, layout = wanted[name], None
             if len(shape) == 4:
-                tensor["layout"] = "NHWC" if name in CHANNELS_LAST else "NCHW"
+                layout = "NHWC" if name in CHANNELS_LAST else "NCHW"
             if name in CHANNELS_LAST:
                 shape = [shape[0], *shape[2:], shape[1]]
             found = [int(n) for n in details[name]["shape"]]
             if found != shape:
                 raise ConversionError(f"{path.name}: {name} has the shape {found}, wanted {shape}")
-            entry[key].append(tensor | {"shape": shape, "dtype": str(np.dtype(details[name]["dtype"]))})
-    return entry
+            dtype = str(np.dtype(details[name]["dtype"]))
+            tensors[key].append(TensorInfo(name, tuple(shape), dtype, layout))
+    return Converted(
+        inputs=tuple(tensors["inputs"]),
+        outputs=tuple(tensors["outputs"]),
+        max_points=network.max_points if isinstance(network, StaticDecoder) else None,
+        signature=SIGNATURE,
+    )
 
 
 def load(
-    data: bytes,
+    source: bytes,
     name: str,
     intermediates: Sequence[str] = (),
     providers: str | Sequence[str] = "cpu",
     threads: int | None = None,
 ) -> Call:
-    """One callable, dict of arrays in, dict of arrays out, in LiteRT; it has no stages.
+    """Opens a file in LiteRT.
 
     Args:
-        data: a TFLite file.
+        source: a TFLite file.
         name: what errors call it.
-        stages: unused.
+        intermediates: unused: a TFLite file names none.
         providers, threads: as for the runtime's ``Segmenter``.
     """
-    half = open_tflite(data, name, providers, threads)
-    if c.POINT_LABELS not in half.shapes:
-        return half
-    return prompt_by_prompt(half, half.shapes[c.POINT_LABELS][1])
+    network = open_tflite(source, name, providers, threads)
+    if c.POINT_LABELS not in network.shapes:
+        return network
+    return prompt_by_prompt(network, network.shapes[c.POINT_LABELS][1])

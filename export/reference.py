@@ -1,0 +1,62 @@
+"""A checkpoint and everything that PyTorch says of it, computed once for all targets and precisions."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from pocketsam.export.cases import Case, compute_cases
+from pocketsam.export.golden import golden_arrays
+from pocketsam.export.photos import CALIBRATION, load_photos
+from pocketsam.export.target import Arrays
+from pocketsam.models.checkpoint import Loaded, load_model
+
+Progress = Callable[[str], None]
+
+
+class Reference:
+    """A loaded checkpoint with the reference's answers; each is computed when it is first read.
+
+    Args:
+        checkpoint: as for ``load_model``.
+        image_size: side of the canvas in pixels, a multiple of 64.
+        images: files or folders to verify on; empty: scikit-image's photographs.
+        calibration: files or folders that ranges are measured on; empty: others of scikit-image's.
+        progress: called with a line about each step.
+
+    Raises:
+        CheckpointError, ImageError: what could not be read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        image_size: int,
+        *,
+        images: Sequence[str] = (),
+        calibration: Sequence[str] = (),
+        progress: Progress = lambda _: None,
+    ) -> None:
+        # read now, so that a wrong path costs no work
+        self._photos = load_photos(images)
+        self._calibration_photos = load_photos(calibration, CALIBRATION)
+        self._progress = progress
+        progress(f"loading {checkpoint}")
+        self.loaded: Loaded = load_model(checkpoint, image_size)
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """The photographs to verify on, with PyTorch's answers."""
+        return compute_cases(self.loaded.model, self._photos, progress=self._say)
+
+    @cached_property
+    def calibration(self) -> list[Case]:
+        """The photographs to calibrate on, with PyTorch's answers; no intermediate outputs."""
+        photos = self._calibration_photos
+        return compute_cases(self.loaded.model, photos, detailed=0, progress=self._say)
+
+    @cached_property
+    def golden(self) -> Arrays:
+        """What ``golden.npz`` holds."""
+        return golden_arrays(self.loaded.model)
+
+    def _say(self, name: str) -> None:
+        self._progress(f"computing PyTorch's answers on {name}")

@@ -1,0 +1,139 @@
+"""What is known of a target: each target's package holds one literal of these classes.
+
+Adding a target: a package ``export/to_NAME/`` whose ``__init__`` holds the literal and imports nothing
+heavy, and one line of ``targets.TARGETS``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from pocketsam.export.metrics import Tolerance
+from pocketsam.export.options import Options
+from pocketsam.runtime.manifest import TensorInfo
+
+if TYPE_CHECKING:
+    from pocketsam.export.cases import Case
+    from pocketsam.export.traced import TracedNetwork
+    from pocketsam.models.sam import Sam
+
+Arrays = dict[str, NDArray[Any]]
+Call = Callable[[Arrays], Arrays]
+"""A network that runs: dict of arrays in, dict of arrays out."""
+
+Grade = Literal["equivalent", "close", "lossy"]
+"""``equivalent``: round-off. ``close``: masks a person cannot tell apart. ``lossy``: masks differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What a converter says of a file that it wrote; the attributes are those of ``NetworkFile``."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    intermediates: tuple[str, ...] = ()
+    max_points: int | None = None
+    signature: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Converter(Protocol):
+    """What the module behind a target offers; a module with these four functions is one."""
+
+    def traced_networks(self, model: "Sam", options: Options) -> "dict[str, TracedNetwork]":
+        """Returns ``encoder`` and ``decoder`` in the form that the target wants to trace."""
+
+    def convert(
+        self,
+        network: "TracedNetwork",
+        path: Path,
+        options: Options,
+        calibration: "Sequence[Case]",
+        about: dict[str, str],
+    ) -> Converted:
+        """Writes one network to ``path``; returns what the manifest says of it.
+
+        Args:
+            network: one of ``traced_networks``.
+            path: the file or directory to write.
+            options: precision, and what else the target lets one choose.
+            calibration: photographs with PyTorch's answers; empty unless the precision is calibrated.
+            about: metadata for files that carry any.
+        """
+
+    def load(
+        self,
+        source: Any,
+        name: str,
+        intermediates: Sequence[str] = (),
+        providers: str | Sequence[str] = "cpu",
+        threads: int | None = None,
+    ) -> Call:
+        """Opens what ``convert`` wrote.
+
+        Args:
+            source: the file's bytes, or the path of a directory.
+            name: what errors call it.
+            intermediates: tensors inside the file to return besides its outputs.
+            providers, threads: as for the runtime's ``Segmenter``.
+        """
+
+    def runner(self) -> str:
+        """Names what ``load`` runs a file with, and its version, for certificates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """One precision of a target.
+
+    Attributes:
+        name: as ``--precision`` takes it.
+        tolerance: how far its outputs may be from PyTorch's.
+        grade: what its masks are worth.
+        calibrated: whether it is measured on photographs.
+        options: names of ``Options`` fields that it reads, besides the target's.
+        oldest_system: the oldest system whose runtime has its operations, such as ``iOS16``.
+    """
+
+    name: str
+    tolerance: Tolerance
+    grade: Grade
+    calibrated: bool = False
+    options: tuple[str, ...] = ()
+    oldest_system: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A format that a bundle can be written in.
+
+    Attributes:
+        name: as ``--target`` takes it.
+        extra: the extra of pocketsam that brings its packages.
+        suffix: of its files.
+        packages: names on PyPI of what makes and checks them; the manifest has their versions.
+        precisions: the first one is the most exact.
+        options: names of ``Options`` fields that it reads.
+        usage: template of the example that is written beside the files; None: there is the runtime.
+        next_step: what to do with a bundle at ``{path}``, shown after ``make export-NAME``.
+        open_converter: imports and returns the module that does the work.
+        check: raises UsageError where the values of options do not go together.
+    """
+
+    name: str
+    extra: str
+    suffix: str
+    packages: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    options: tuple[str, ...] = ()
+    usage: str | None = None
+    next_step: str
+    open_converter: Callable[[], Converter]
+    check: Callable[[Options], None] = lambda _: None
+
+    def precision(self, name: str) -> Precision:
+        """Returns a precision by name; raises KeyError if the target does not have it."""
+        return {precision.name: precision for precision in self.precisions}[name]
