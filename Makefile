@@ -61,14 +61,14 @@ demo: install ## export, verify and segment a photograph with it
 	$(RUN) segment demo/bundle demo/photo.png --point 225,110 --output demo
 
 export-coreml: install ## Core ML in every precision, verified; CHECKPOINT=file.pt, else our weights
-	$(BIN)/python -m pocketsam.export.benchmarks.precisions coreml build/coreml --checkpoint $(CHECKPOINT)
+	$(BIN)/python -m pocketsam.export.benchmarks.precisions coreml --output build --checkpoint $(CHECKPOINT)
 
 export-tflite: install tflite-env ## TFLite in every precision, verified; CHECKPOINT= likewise
-	$(BIN)/python -m pocketsam.export.benchmarks.precisions tflite build/tflite --checkpoint $(CHECKPOINT)
+	$(BIN)/python -m pocketsam.export.benchmarks.precisions tflite --output build --checkpoint $(CHECKPOINT)
 
 parity: install tflite-env ## every target and precision against PyTorch, at 512 pixels
-	@status=0; for target in onnx coreml tflite; do $(BIN)/python -m pocketsam.export.benchmarks.precisions $$target \
-		build/parity/$$target --checkpoint $(CHECKPOINT) --image-size 512 || status=$$?; done; exit $$status
+	$(BIN)/python -m pocketsam.export.benchmarks.precisions onnx coreml tflite --output build/parity \
+		--checkpoint $(CHECKPOINT) --image-size 512
 
 tflite-env: .venv-tflite/installed ## make .venv-tflite, where onnx2tf lives
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from pocketsam.errors import UsageError
 from pocketsam.terminal import extra_needed
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def export(
     """
     from pocketsam.export.options import Options
     from pocketsam.export.targets import check_options, find_target, open_converter
+    from pocketsam.runtime.manifest import IMAGE_SIZES
 
     chosen = find_target(target)
     choices = {
@@ -107,9 +109,12 @@ def export(
         from pocketsam.models.checkpoint import default_image_size
     open_converter(chosen)
     source = os.fspath(checkpoint)
+    size = default_image_size(source) if image_size is None else image_size
+    if type(size) is not int or size not in IMAGE_SIZES:
+        raise UsageError(f"image_size is {size!r}; it must be a multiple of 64, from 64 to 4096")
     reference = Reference(
         source,
-        default_image_size(source) if image_size is None else image_size,
+        size,
         images=[os.fspath(path) for path in images],
         calibration=[os.fspath(path) for path in calibration],
         progress=progress,

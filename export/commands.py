@@ -14,11 +14,11 @@ from pocketsam.runtime.commands import info as runtime_commands
 CHECKPOINT_HELP = (
     ".pt or .safetensors file; `default`: the trained weights in this package; `seeded`: untrained"
 )
-PRECISIONS = sorted({p.name for target in TARGETS.values() for p in target.precisions})
 
 
 def add_export(subparsers: terminal.Subparsers) -> None:
     """Adds ``export``."""
+    precisions = sorted({p.name for target in TARGETS.values() for p in target.precisions})
     parser = subparsers.add_parser("export", help="turn a checkpoint into a verified bundle")
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the bundle")
@@ -26,12 +26,12 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         "--target", choices=sorted(TARGETS), default="onnx", help="format (default: onnx)"
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="one of the target's (default: fp32)"
+        "--precision", choices=precisions, default="fp32", help="one of the target's (default: fp32)"
     )
     parser.add_argument(
         "--also",
         action="append",
-        choices=PRECISIONS,
+        choices=precisions,
         default=[],
         help="a further precision in the same bundle, repeatable; the runtime takes what suits",
     )

@@ -1,16 +1,21 @@
 """What the tests share: the reference implementation, seeded networks and bundles made from them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+
+# Two workers on two cores: more threads than that wait for each other, five times as long as they work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pocketsam.export.pipeline import export_bundle
+from pocketsam.export import export
 from pocketsam.models.sam import Sam, seeded
 
 SMALL = 256
@@ -77,7 +82,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray) -> lis
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A verified bundle of ``seeded:11`` for the small canvas. Tests must not change it."""
     path = tmp_path_factory.mktemp("small") / "bundle"
-    export_bundle("seeded:11", path, image_size=SMALL)
+    export("seeded:11", path, image_size=SMALL)
     return path
 
 
@@ -85,7 +90,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unverified bundle of ``seeded:11`` at 1024, for tests that hold it against the reference."""
     path = tmp_path_factory.mktemp("full") / "bundle"
-    export_bundle("seeded:11", path, verify=False)
+    export("seeded:11", path, verify=False)
     return path
 
 

@@ -1,4 +1,4 @@
-"""One network in one engine, in a process of its own: ``python benchmark_worker.py SPEC.json``.
+"""One network in one engine, in a process of its own: ``python engine_worker.py SPEC.json``.
 
 A program rather than a module of the package: it runs in whatever environment has the engine, and needs
 numpy beside it. So each engine has its own memory, threads and start-up time. It answers
@@ -140,7 +140,9 @@ def open_torch(spec: Spec) -> Opened:
     from pocketsam.models.checkpoint import load_model
 
     torch.set_num_threads(spec["threads"])
-    network = REFERENCE_TYPES[spec["part"]](load_model(spec["file"], spec["image_size"]).model).eval()
+    network = REFERENCE_TYPES[spec["network"]](
+        load_model(spec["file"], spec["image_size"]).model
+    ).eval()
     form = torch.compile(network) if spec["compile"] else network
 
     def call(*tensors: Any) -> Arrays:
@@ -207,8 +209,8 @@ def main(path: str) -> None:
         call(*fed)
         return time.perf_counter() - start
 
-    told = {"load_s": loaded, "first_s": seconds(), "peak_bytes": peak_bytes()}
-    print(json.dumps(told), file=answers)
+    start = {"load_s": loaded, "first_s": seconds(), "peak_bytes": peak_bytes()}
+    print(json.dumps(start), file=answers)
     for line in sys.stdin:
         word, *files = line.split()
         if word == "answer":

@@ -17,52 +17,56 @@ from numpy.typing import NDArray
 
 from pocketsam import terminal
 from pocketsam.errors import ConversionError, PocketSamError
-from pocketsam.export import parity
-from pocketsam.export.cases import Embed, Verdict, answers, judge, work_folder
+from pocketsam.export.benchmarks.work import open_work
+from pocketsam.export.cases import Accuracy, Encode, measure_encoder
 from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.options import Options
-from pocketsam.export.photos import CALIBRATION, load_photos
+from pocketsam.export.reference import Reference
 from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.export.to_tflite import convert as to_tflite
 from pocketsam.export.traced import Encoder
 from pocketsam.models.checkpoint import DEFAULT
-from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.commands.bench import time_interleaved
 
 WORKER = Path(__file__).with_name("tensorflow_worker.py")
-ROUNDS, LIMIT, THREADS = 15, 3600.0, 2
+ROUNDS, TIMEOUT, THREADS = 15, 3600.0, 2
 
 
 class Converters:
-    """Converts one encoder by every road.
+    """Converts one encoder by every converter.
 
     Attributes:
-        files: road to file; the first is the float one.
-        failed: road to why there is none.
+        files: name of the converter to file; the first is the float one.
+        failed: name of the converter to why there is no file.
     """
 
-    def __init__(self, model: Sam, environment: Path, work: Path) -> None:
-        self.network, self.environment, self.work = Encoder(model), environment, work
+    def __init__(self, reference: Reference, environment: Path, work: Path) -> None:
+        self.network = Encoder(reference.loaded.model)
+        self.calibration, self.environment, self.work = reference.calibration, environment, work
         self.files: dict[str, Path] = {}
         self.failed: dict[str, str] = {}
-        photos = load_photos(bundled=CALIBRATION)
-        self.samples = [parity.encoder_feeds(photo, model.image_size) for _, photo in photos]
-        self.program = [str(environment / "bin/onnx2tf"), "-i", str(work / "half.onnx"), "-v", "error"]
+        self.program = [
+            str(environment / "bin/onnx2tf"),
+            "-i",
+            str(work / "network.onnx"),
+            "-v",
+            "error",
+        ]
 
     def convert(self) -> None:
         """Fills ``files`` and ``failed``."""
         for precision in ("fp32", "int8-weights", "int8-dynamic", "int8"):
             name = "fp32" if precision == "fp32" else f"litert-quantizer, `{precision}`"
             self._attempt(name, self.work / f"{precision}.tflite", self._our_own, precision)
-        onnx.save(to_onnx.trace_static(self.network), self.work / "half.onnx")
-        photos = np.concatenate([sample[c.PIXEL_VALUES] for sample in self.samples])
+        onnx.save(to_onnx.trace_static(self.network), self.work / "network.onnx")
+        photos = np.concatenate([case.feeds[c.PIXEL_VALUES] for case in self.calibration])
         np.save(self.work / "photos.npy", photos.transpose(0, 2, 3, 1))
         self._onnx2tf()
         self._tensorflow()
 
     def _our_own(self, path: Path, precision: str) -> None:
-        to_tflite.convert(self.network, path, Options(precision), self.samples, {})
+        to_tflite.convert(self.network, path, Options(precision), self.calibration, {})
 
     def _onnx2tf(self) -> None:
         """A run each for the two kinds, since one that fails takes the other's file with it."""
@@ -76,7 +80,7 @@ class Converters:
             folder = self.work / name.replace(" ", "_")
             for file in files:
                 command = [*self.program, "-o", str(folder), *flags]
-                path = folder / f"half_{file}.tflite"
+                path = folder / f"network_{file}.tflite"
                 self._attempt(f"onnx2tf, {file.replace('_', ' ')}", path, self._child, *command)
 
     def _tensorflow(self) -> None:
@@ -92,8 +96,8 @@ class Converters:
             self._attempt(f"TensorFlow, {kind}", path, self._child, python, str(WORKER), *arguments)
 
     def _child(self, path: Path, *command: str) -> None:
-        if not path.is_file():  # an earlier road or run may have written it
-            run_child(command, Path(command[0]).name, LIMIT, own_environment())
+        if not path.is_file():  # an earlier converter or run may have written it
+            run_child(command, Path(command[0]).name, TIMEOUT, own_environment())
 
     def _attempt(self, name: str, path: Path, how: Callable[..., None], *arguments: str) -> None:
         terminal.say(name)
@@ -106,8 +110,8 @@ class Converters:
             self.failed[name] = str(error)
 
 
-def open_encoder(path: Path) -> Embed:
-    """A TFLite encoder whatever its names: one input [1, S, S, 3], one output, NHWC or NCHW."""
+def open_encoder(path: Path) -> Encode:
+    """Opens a TFLite encoder whatever its names: one input [1, S, S, 3], one output, NHWC or NCHW."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=THREADS)
@@ -124,24 +128,26 @@ def open_encoder(path: Path) -> Embed:
     return call
 
 
-def table(model: Sam, converters: Converters) -> str:
-    """A line for each road that was taken, one for each that failed."""
-    photos = [answers(model, photo) for _, photo in load_photos()]
-    figures: dict[str, Verdict] = {}
+def table(reference: Reference, converters: Converters) -> str:
+    """Returns a line for each converter, and why for each that failed."""
+    cases = reference.cases
+    figures: dict[str, Accuracy] = {}
     stages: dict[str, Callable[[], object]] = {}
     for name, path in converters.files.items():
         terminal.say(f"comparing {name}")
         try:
             encoder = open_encoder(path)
-            figures[name] = judge(model, photos, encoder)
+            figures[name] = measure_encoder(reference.loaded.model, cases, encoder)
         except (RuntimeError, ValueError) as error:
             converters.failed[name] = f"LiteRT refuses the file: {str(error).splitlines()[0]}"
             continue
-        stages[name] = partial(encoder, photos[0].pixels)
+        stages[name] = partial(encoder, cases[0].feeds[c.PIXEL_VALUES])
     times = time_interleaved(stages, ROUNDS, 1)
     floor = min(times["fp32"])
-    cases = sum(len(photo.cases) for photo in photos)
-    lines = [f"| road | MB | mask IoU, worst of {cases} | mean | SNR dB | ms | least ms | ÷ fp32 |"]
+    count = sum(len(case.prompts) for case in cases)
+    lines = [
+        f"| converter | MB | mask IoU, worst of {count} | mean | SNR dB | ms | least ms | ÷ fp32 |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, found in figures.items():
         median, least = float(np.median(times[name])), min(times[name])
@@ -163,10 +169,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=terminal.image_size, metavar="S")
     args = parser.parse_args(argv)
     try:
-        model, work = work_folder(args.checkpoint, args.image_size, args.folder)
-        converters = Converters(model, args.environment.resolve(), work)
+        reference, work = open_work(args.checkpoint, args.image_size, args.folder)
+        converters = Converters(reference, args.environment.resolve(), work)
         converters.convert()
-        print(table(model, converters))
+        print(table(reference, converters))
     except PocketSamError as error:
         print(f"pocketsam: error: {error}", file=sys.stderr)
         return error.exit_code

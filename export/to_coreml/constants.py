@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pocketsam.export.to_coreml.operations import DTYPES, op, tensor
+from pocketsam.export.to_coreml.registry import DTYPES, op, tensor
 
 Array = NDArray[Any]
 

@@ -18,14 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketsam.errors import ConversionError
-from pocketsam.export.to_coreml import constants  # noqa: F401  registers its operations
+from pocketsam.export.to_coreml import (  # noqa: F401  they register their operations
+    constants,
+    elementwise_operations,
+    layer_operations,
+    shape_operations,
+)
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)  # else it names every library of a Mac
 import coremltools as ct  # noqa: E402
 from coremltools.converters.mil.frontend.milproto.load import load as parse  # noqa: E402
 from coremltools.converters.mil.mil import Program, types  # noqa: E402
 
-from pocketsam.export.to_coreml.operations import OPS  # noqa: E402
+from pocketsam.export.to_coreml.registry import OPS  # noqa: E402
 
 Arrays = dict[str, NDArray[Any]]
 Observer = Callable[[str, Tensor], None]

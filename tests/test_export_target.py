@@ -1,0 +1,119 @@
+"""A new target is one literal and one line of TARGETS; options that it does not read are refused."""
+
+import json
+
+import pytest
+from toy_target import TARGET
+
+from pocketsam.cli import main
+from pocketsam.errors import MissingExtraError, UsageError
+from pocketsam.export import export
+from pocketsam.export.options import OPTION_NAMES, Options
+from pocketsam.export.pipeline import verify_bundle
+from pocketsam.export.targets import TARGETS, check_options, open_converter
+from pocketsam.runtime.manifest import MANIFEST_NAME
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setitem(TARGETS, "toy", TARGET)
+    return TARGET
+
+
+def test_a_new_target_exports_and_verifies(toy, tmp_path, pictures, capsys):
+    bundle = tmp_path / "bundle"
+    arguments = ["export", "seeded:3", "--target", "toy", "--also", "rounded", "--image-size", "64"]
+    assert (
+        main([*arguments, "--images", pictures[0], "--max-points", "5", "--output", str(bundle)]) == 0
+    )
+    assert "encoder image_encoder.patch_embed" in capsys.readouterr().out
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    assert manifest["target"] == "toy"
+    assert manifest["decoder"]["points"] == 5
+    assert manifest["encoder"]["kind"] == "encoder"
+    assert "safetensors" in manifest["tools"]
+    assert manifest["parity"]["passed"]
+    assert len(manifest["parity"]["rows"]) == 17 + 10 + 4
+    inner = json.loads((bundle / "rounded" / MANIFEST_NAME).read_text())
+    assert inner["parity"]["tolerance"]["mask_iou"] == 0.7
+    report = verify_bundle(bundle, "seeded:3", images=pictures)
+    assert not report.failed
+    assert report.runner.startswith("torch ")
+    assert verify_bundle(bundle, "seeded:4", images=pictures).failed
+
+
+def test_every_target_is_described_by_its_own_package():
+    for name, target in TARGETS.items():
+        assert target.name == name
+        assert target.open_converter.__module__ == f"pocketsam.export.to_{name}"
+        assert target.precisions[0].grade == "equivalent"
+        assert len({precision.name for precision in target.precisions}) == len(target.precisions)
+        readers = {*target.options, *(o for p in target.precisions for o in p.options)}
+        assert readers <= set(OPTION_NAMES)
+
+
+def test_every_option_is_read_by_some_target():
+    read = {o for t in TARGETS.values() for o in t.options}
+    read |= {o for t in TARGETS.values() for p in t.precisions for o in p.options}
+    assert read == set(OPTION_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("target", "precisions", "given", "message"),
+    [
+        ("onnx", ["int3"], [], "onnx has no precision 'int3'; it has fp32, fp16"),
+        ("onnx", ["fp32", "fp32"], [], "a precision twice"),
+        ("onnx", ["fp32"], ["max_points"], "nothing with --max-points: only coreml, tflite reads"),
+        ("onnx", ["fp32", "fp16"], ["min_miou"], "onnx fp32/fp16 .*--min-miou: only onnx int8 reads"),
+        ("tflite", ["int8"], ["min_miou"], "tflite int8 does nothing"),
+    ],
+)
+def test_options_that_would_do_nothing(target, precisions, given, message):
+    with pytest.raises(UsageError, match=message):
+        check_options(TARGETS[target], precisions, given)
+
+
+def test_options_that_some_precision_reads():
+    check_options(TARGETS["onnx"], ["fp32", "int8"], ["min_miou", "min_speedup"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_points": 0},
+        {"max_points": -1},
+        {"max_points": 10**9},
+        {"timeout": 0.0},
+        {"timeout": float("nan")},
+        {"min_miou": 1.5},
+        {"min_miou": float("nan")},
+        {"min_speedup": -1.0},
+        {"input": "picture"},
+    ],
+)
+def test_values_out_of_range(wrong):
+    (name,) = wrong
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is .*; it must be"):
+        Options(**wrong)
+
+
+@pytest.mark.parametrize("size", [0, -64, 100, 8192, 64.0])
+def test_a_canvas_that_cannot_be(size, tmp_path):
+    with pytest.raises(UsageError, match="image_size"):
+        export("seeded", tmp_path / "bundle", image_size=size)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_and_a_bug_of_ours_are_told_apart():
+    def lacks(name):
+        def open_it():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return open_it
+
+    import dataclasses
+
+    with pytest.raises(MissingExtraError, match=r"nowhere is not installed.*pocketsam\[export\]"):
+        open_converter(dataclasses.replace(TARGET, open_converter=lacks("nowhere")))
+    with pytest.raises(ModuleNotFoundError, match=r"pocketsam\.export\.gone"):
+        open_converter(dataclasses.replace(TARGET, open_converter=lacks("pocketsam.export.gone")))

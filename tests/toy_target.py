@@ -1,0 +1,89 @@
+"""A target of a few lines: weights in a safetensors file, run by PyTorch. Shows what a target needs.
+
+``export/to_NAME/`` has the same: one literal, and the four functions of ``Converter``. Run as a program
+it is the ``pocketsam`` command with ``--target toy``.
+"""
+
+import sys
+
+import torch
+from safetensors.torch import load, save_file
+
+from pocketsam.export.metrics import FP32, Tolerance
+from pocketsam.export.target import Converted, Precision, Target
+from pocketsam.export.targets import TARGETS
+from pocketsam.export.traced import REFERENCE_TYPES, Decoder, run
+from pocketsam.models.sam import build
+from pocketsam.runtime.manifest import TensorInfo
+
+
+def traced_networks(model, options):
+    return {name: kind(model) for name, kind in REFERENCE_TYPES.items()}
+
+
+def convert(network, path, options, calibration, about):
+    state = {key: value.contiguous() for key, value in network.model.state_dict().items()}
+    if options.precision == "rounded":
+        state = {key: value.bfloat16().float() for key, value in state.items()}
+    kind = "decoder" if isinstance(network, Decoder) else "encoder"
+    save_file(state, path, {"image_size": str(network.model.image_size), "kind": kind})
+    example = network.example()
+    inputs = tuple(TensorInfo(name, tuple(x.shape), "float32") for name, x in example.items())
+    outputs = tuple(TensorInfo(name, (), "float32") for name in network.outputs)
+    details = {"image_size": network.model.image_size, "kind": kind}
+    return Converted(
+        inputs=inputs,
+        outputs=outputs,
+        intermediates=tuple(network.intermediates()),
+        max_points=options.max_points,
+        details=details,
+    )
+
+
+def load_network(source, name, intermediates=(), providers="cpu", threads=None):
+    state = load(source)
+    embedded = source[8 : 8 + int.from_bytes(source[:8], "little")]
+    size = int(embedded.split(b'"image_size":"')[1].split(b'"')[0])
+    kind = "decoder" if b'"kind":"decoder"' in embedded else "encoder"
+    model = build(image_size=size)
+    model.load_state_dict(state)
+    network = REFERENCE_TYPES[kind](model.eval())
+
+    def call(feeds):
+        outputs, inside = run(network, feeds)
+        return outputs | {key: inside[key] for key in intermediates}
+
+    return call
+
+
+class Converter:
+    traced_networks = staticmethod(traced_networks)
+    convert = staticmethod(convert)
+    load = staticmethod(load_network)
+    runner = staticmethod(lambda: f"torch {torch.__version__}")
+
+
+TARGET = Target(
+    name="toy",
+    extra="export",
+    suffix=".safetensors",
+    packages=("safetensors",),
+    precisions=(
+        Precision(name="fp32", tolerance=FP32, grade="equivalent"),
+        Precision(
+            name="rounded",
+            tolerance=Tolerance(error=2.0, snr_db=10.0, cosine=0.9, mask_iou=0.7),
+            grade="lossy",
+            options=("min_miou",),
+        ),
+    ),
+    options=("max_points",),
+    next_step="smile",
+    open_converter=Converter,
+)
+
+if __name__ == "__main__":
+    from pocketsam.cli import main
+
+    TARGETS["toy"] = TARGET
+    sys.exit(main())
