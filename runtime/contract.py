@@ -1,13 +1,9 @@
-"""What a bundle promises: file names, tensor names, preprocessing. Writer and reader share this page.
+"""Names of the tensors in a bundle's networks. Writer and reader share this page.
 
 The decoder's tensors are those of the reference implementation's ``SamOnnxModel``, with an axis B for
 independent prompts where the reference has 1. S is the image size (the side of the square canvas), N
 the number of points of a prompt, (H, W) the size of the original image.
 """
-
-SCHEMA_VERSION = 1
-MANIFEST_NAME = "manifest.json"
-GOLDEN_NAME = "golden.npz"
 
 PIXEL_VALUES = "pixel_values"  # [1, 3, S, S] RGB, normalised, zero-padded right and bottom
 IMAGE = "image"  # [1, 3, S, S] RGB 0..255, instead of pixel_values; what lies outside is ignored

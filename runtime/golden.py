@@ -53,7 +53,7 @@ def check_golden(
     segmenter = Segmenter(bundle_dir, providers, threads)
     results = []
     try:
-        tolerance = float(bundle.manifest["golden"]["tolerance"])
+        tolerance = bundle.manifest.golden.tolerance
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
             segmenter.set_image(golden["image"])
             for name in (POINT_PROMPT, BOX_PROMPT):

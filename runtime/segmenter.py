@@ -26,6 +26,7 @@ from pocketsam.runtime.everything.generator import everything
 from pocketsam.runtime.everything.grid import Parameters
 from pocketsam.runtime.image import as_pixels, encoder_feeds
 from pocketsam.runtime.machine import cpu_flags
+from pocketsam.runtime.manifest import Manifest
 from pocketsam.runtime.masks import Upscaler
 
 DECODER_BATCH = 8
@@ -58,14 +59,14 @@ class Segmenter:
         precision: str | None = None,
     ) -> None:
         bundle = choose_bundle(bundle_dir, precision, asks_for_gpu(providers), cpu_flags())
-        self.manifest: dict[str, Any] = bundle.manifest
+        self.manifest: Manifest = bundle.manifest
         self.image_size: int = bundle.image_size
         self._inputs = bundle.inputs("encoder")
         self._encoder, self._decoder = (
             open_network(bundle, network, providers, threads) for network in NETWORKS
         )
         self._open_split_decoder = partial(open_split_decoder, bundle, providers, threads)
-        self.encoder_sha256: str = bundle.manifest["encoder"]["sha256"]
+        self.encoder_sha256: str = bundle.manifest.encoder.sha256
         self._embedding: Any = None  # an array, or on a GPU an OrtValue in its memory
         self._image_sha256: Callable[[], str] = str
         self._upscaler: Upscaler | None = None

@@ -1,5 +1,6 @@
 """Bundles are written whole or not at all, whatever happens in between."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -9,28 +10,28 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SMALL, run_pocketsam
+from toy_target import TARGET
 
 from pocketsam.errors import (
     BundleError,
     CheckpointError,
     IntegrityError,
     ParityError,
-    PocketSamError,
+    UsageError,
 )
 from pocketsam.export import bundle as writer
-from pocketsam.export import pipeline
-from pocketsam.export.metrics import TOLERANCES, Tolerance
-from pocketsam.export.options import Options
-from pocketsam.export.pipeline import export_bundle
-from pocketsam.export.to_onnx import convert as to_onnx
+from pocketsam.export import export
+from pocketsam.export.metrics import Tolerance
+from pocketsam.export.targets import TARGETS
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.bundle import choose_bundle, open_bundle
-from pocketsam.runtime.contract import MANIFEST_NAME
 from pocketsam.runtime.golden import check_golden
+from pocketsam.runtime.manifest import MANIFEST_NAME
 
 
 def contents(folder):
@@ -59,17 +60,18 @@ def test_the_manifest_describes_the_files(bundle):
 
 
 def test_the_same_input_gives_the_same_bytes(bundle, tmp_path):
-    pipeline.export_bundle("seeded:11", tmp_path / "again", image_size=SMALL)
+    export("seeded:11", tmp_path / "again", image_size=SMALL)
     assert contents(tmp_path / "again") == contents(bundle)
 
 
 def test_golden_vectors_hold_and_notice_other_weights(bundle, tmp_path):
     assert all(result.ok for result in check_golden(bundle))
-    pipeline.export_bundle("seeded:12", tmp_path / "other", image_size=SMALL, verify=False)
+    export("seeded:12", tmp_path / "other", image_size=SMALL, verify=False)
     os.replace(bundle_copy(bundle, tmp_path) / "golden.npz", tmp_path / "other" / "golden.npz")
-    manifest = json.loads((tmp_path / "other" / MANIFEST_NAME).read_text())
-    manifest["golden"] = open_bundle(bundle).manifest["golden"]
-    writer.write_manifest(tmp_path / "other", manifest)
+    manifest = open_bundle(tmp_path / "other").manifest
+    writer.write_manifest(
+        tmp_path / "other", dataclasses.replace(manifest, golden=open_bundle(bundle).manifest.golden)
+    )
     assert not any(result.ok for result in check_golden(tmp_path / "other"))
 
 
@@ -81,103 +83,113 @@ def bundle_copy(bundle, tmp_path):
     return copy
 
 
-def test_a_bundle_that_fails_parity_does_not_stay(tmp_path, monkeypatch):
+@pytest.fixture
+def toy(monkeypatch):
+    """A target that converts in no time; what is tested here is the same for all."""
+    monkeypatch.setitem(TARGETS, "toy", TARGET)
+
+
+def export_toy(path, **options):
+    return export("seeded", path, **{"target": "toy", "image_size": 64, "verify": False} | options)
+
+
+def test_a_bundle_that_fails_parity_does_not_stay(tmp_path, monkeypatch, pictures):
     impossible = Tolerance(error=0.0, snr_db=1e9, cosine=1.0, mask_iou=1.0)
-    monkeypatch.setitem(TOLERANCES, ("onnx", "fp32"), impossible)
-    with pytest.raises(ParityError, match="patch_embed"):
-        pipeline.export_bundle("seeded", tmp_path / "bundle", image_size=64)
+    strict = dataclasses.replace(TARGET.precision("fp32"), tolerance=impossible)
+    monkeypatch.setitem(TARGETS, "toy", dataclasses.replace(TARGET, precisions=(strict,)))
+    with pytest.raises(ParityError, match="patch_embed") as caught:
+        export_toy(tmp_path / "bundle", verify=True, images=pictures)
+    assert caught.value.report.failed
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_bundle_is_replaced_only_when_asked(bundle, tmp_path):
+def test_an_existing_bundle_is_replaced_only_when_asked(toy, bundle, tmp_path):
     copy = bundle_copy(bundle, tmp_path)
     with pytest.raises(BundleError, match="--force"):
-        pipeline.export_bundle("seeded", copy, image_size=64, verify=False)
+        export_toy(copy)
     assert contents(copy) == contents(bundle)
-    pipeline.export_bundle("seeded", copy, image_size=64, verify=False, replace=True)
+    export_toy(copy, force=True)
     assert open_bundle(copy).image_size == 64
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-def test_a_failed_export_keeps_the_old_bundle(bundle, tmp_path, monkeypatch):
+def test_a_failed_export_keeps_the_old_bundle(toy, bundle, tmp_path, monkeypatch):
     copy = bundle_copy(bundle, tmp_path)
 
     def fails(*_):
-        raise OSError(28, "No space left on device", "decoder.onnx")
+        raise OSError(28, "No space left on device", "decoder.safetensors")
 
-    monkeypatch.setattr(to_onnx, "_describe", fails)
-    with pytest.raises(BundleError, match="No space left"):
-        pipeline.export_bundle("seeded", copy, image_size=64, verify=False, replace=True)
+    monkeypatch.setattr("pocketsam.export.pipeline.write_usage", fails)
+    with pytest.raises(BundleError, match=r"decoder\.safetensors: No space left"):
+        export_toy(copy, force=True)
     assert contents(copy) == contents(bundle)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path):
+def test_a_directory_of_something_else_is_left_alone(toy, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"miaow")
-    for replace in (False, True):
+    for force in (False, True):
         with pytest.raises(BundleError, match="not a bundle"):
-            pipeline.export_bundle("seeded", tmp_path / "photos", verify=False, replace=replace)
+            export_toy(tmp_path / "photos", force=force)
     assert contents(tmp_path / "photos") == {"cat.png": b"miaow"}
 
 
-@pytest.mark.parametrize("target", ["onnx", "coreml"])
+COMMAND = [sys.executable, Path(__file__).with_name("toy_target.py"), "export", "seeded"]
+COMMAND += ["--image-size", "64", "--no-verify"]
+
+
+def limit_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["toy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "coreml"))],
+)
 def test_a_file_that_grows_too_large_leaves_nothing(target, tmp_path):
     """A full disk, played by the system's limit on file sizes: the real write fails."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
-
-    arguments = [
-        "export",
-        "seeded",
-        "--image-size",
-        "64",
-        "--target",
-        target,
-        "--output",
-        tmp_path / "bundle",
-        "--no-verify",
-    ]
-    done = run_pocketsam(*arguments, preexec_fn=limit)
+    command = [*COMMAND, "--target", target, "--output", tmp_path / "bundle"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit_files)
     assert done.returncode == 1
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_kill_leaves_no_bundle_and_the_next_export_cleans_up(tmp_path):
-    target = tmp_path / "bundle"
-    command = [sys.executable, "-m", "pocketsam", "export", "seeded", "--image-size", "64"]
-    process = subprocess.Popen([*command, "--output", target], stderr=subprocess.DEVNULL)
+def test_a_kill_leaves_no_bundle_and_the_next_export_cleans_up(toy, tmp_path):
+    bundle = tmp_path / "bundle"
+    command = [*COMMAND, "--target", "toy", "--output", bundle]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".bundle.*.partial/encoder.onnx")):
+    while not list(tmp_path.glob(".bundle.*.partial/encoder.safetensors")):
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not target.exists()
+    assert not bundle.exists()
     assert len(list(tmp_path.iterdir())) == 1
 
-    pipeline.export_bundle("seeded", target, image_size=64, verify=False)
+    export_toy(bundle)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_a_bundle_moved_aside_by_a_killed_export_comes_back(bundle, tmp_path):
     bundle_copy(bundle, tmp_path).rename(tmp_path / ".bundle.abc.old.partial")
-    with pytest.raises(BundleError, match="--force"), writer.staged(tmp_path / "bundle", replace=False):
+    place = tmp_path / "bundle"
+    with pytest.raises(BundleError, match="--force"), writer.staged_bundle(place, force=False):
         raise AssertionError("not reached")
-    assert contents(tmp_path / "bundle") == contents(bundle)
+    assert contents(place) == contents(bundle)
 
 
-def test_bad_arguments_cost_nothing(tmp_path):
+def test_bad_arguments_cost_nothing(toy, tmp_path):
     with pytest.raises(CheckpointError, match="nowhere"):
-        pipeline.export_bundle("nowhere.pt", tmp_path / "bundle", verify=False)
-    with pytest.raises(PocketSamError, match="tflight"):
-        pipeline.export_bundle("seeded", tmp_path / "bundle", target="tflight")
-    with pytest.raises(PocketSamError, match="int3"):
-        pipeline.export_bundle("seeded", tmp_path / "bundle", options=Options("int3"))
+        export("nowhere.pt", tmp_path / "bundle", target="toy")
+    with pytest.raises(UsageError, match="tflight"):
+        export_toy(tmp_path / "bundle", target="tflight")
+    with pytest.raises(UsageError, match="int3"):
+        export_toy(tmp_path / "bundle", precision="int3")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +197,7 @@ def test_bad_arguments_cost_nothing(tmp_path):
 def several(tmp_path_factory, pictures):
     path = tmp_path_factory.mktemp("several") / "bundle"
     also = ("fp16", "int8-weights")
-    export_bundle("seeded:11", path, image_size=64, photos=pictures, calibration=pictures, also=also)
+    export("seeded:11", path, image_size=64, images=pictures, calibration=pictures, also=also)
     return path
 
 
@@ -193,10 +205,10 @@ def test_a_bundle_of_several_precisions(several, photo):
     """Each is verified, and opened as asked for or as the device wants."""
     assert sorted(p.name for p in several.iterdir() if p.is_dir()) == ["fp16", "int8-weights"]
     for name in ("fp16", "int8-weights"):
-        assert open_bundle(several / name).manifest["parity"]["rows"]
-    assert choose_bundle(several).manifest["precision"] == "fp32"
-    assert choose_bundle(several, gpu=True).manifest["precision"] == "fp16"
-    assert choose_bundle(several, flags=["asimddp"]).manifest["precision"] == "fp32"  # holds no int8
+        assert open_bundle(several / name).manifest.parity["rows"]
+    assert choose_bundle(several).manifest.precision == "fp32"
+    assert choose_bundle(several, gpu=True).manifest.precision == "fp16"
+    assert choose_bundle(several, flags=["asimddp"]).manifest.precision == "fp32"  # holds no int8
     embeddings = []
     for name in (None, "fp32", "fp16"):
         segmenter = Segmenter(several, precision=name)
@@ -223,8 +235,8 @@ def test_a_precision_that_is_not_there(several, tmp_path):
 
 
 def test_the_same_precision_twice(tmp_path):
-    with pytest.raises(PocketSamError, match="a precision twice: fp32, fp32"):
-        export_bundle("seeded:11", tmp_path / "bundle", image_size=64, also=("fp32",))
-    with pytest.raises(PocketSamError, match="onnx has no precision 'palette4'"):
-        export_bundle("seeded:11", tmp_path / "bundle", image_size=64, also=("palette4",))
+    with pytest.raises(UsageError, match="a precision twice: fp32, fp32"):
+        export("seeded:11", tmp_path / "bundle", image_size=64, also=("fp32",))
+    with pytest.raises(UsageError, match="onnx has no precision 'palette4'"):
+        export("seeded:11", tmp_path / "bundle", image_size=64, also=("palette4",))
     assert not (tmp_path / "bundle").exists()

@@ -8,24 +8,23 @@ import pytest
 from conftest import SMALL
 
 from pocketsam.errors import ConversionError, ParityError
+from pocketsam.export import export
+from pocketsam.export.cases import compute_cases, encoder_feeds, measure_encoder
 from pocketsam.export.options import Options
-from pocketsam.export.parity import encoder_feeds
-from pocketsam.export.pipeline import export_bundle
 from pocketsam.export.to_onnx import int8 as onnx_int8
 from pocketsam.export.to_onnx import weights as onnx_weights
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.contract import MANIFEST_NAME, PIXEL_VALUES
+from pocketsam.runtime.contract import PIXEL_VALUES
 from pocketsam.runtime.golden import check_golden
+from pocketsam.runtime.manifest import MANIFEST_NAME
 
 SHARES = {"fp16": 0.52, "int8": 0.3, "int8-weights": 0.3, "int4-weights": 0.26}
 """Of the float32 encoder's bytes."""
 
 
-def export(path, pictures, **options):
-    report = export_bundle(
-        DEFAULT, path, "onnx", Options(**options), SMALL, photos=pictures, calibration=pictures
-    )
+def export_onnx(path, pictures, **options):
+    report = export(DEFAULT, path, image_size=SMALL, images=pictures, calibration=pictures, **options)
     return report, json.loads((path / MANIFEST_NAME).read_text())
 
 
@@ -33,7 +32,7 @@ def export(path, pictures, **options):
 def whole(tmp_path_factory, pictures):
     """Trained weights in float32."""
     path = tmp_path_factory.mktemp("whole") / "bundle"
-    export(path, pictures)
+    export_onnx(path, pictures)
     return path
 
 
@@ -51,7 +50,8 @@ def encoder(whole):
     ],
 )
 def test_precisions(precision, whole, pictures, tmp_path):
-    report, manifest = export(tmp_path / "bundle", pictures, precision=precision, min_speedup=0.0)
+    options = {"min_speedup": 0.0} if precision == "int8" else {}
+    report, manifest = export_onnx(tmp_path / "bundle", pictures, precision=precision, **options)
     assert not report.failed
     size = json.loads((whole / MANIFEST_NAME).read_text())["encoder"]["bytes"]
     assert manifest["encoder"]["bytes"] < SHARES[precision] * size
@@ -90,6 +90,10 @@ def test_weights_keep_to_seven_bits(encoder):
     assert 2 * 255 * onnx_int8.LARGEST < 2**15
 
 
+def mean_iou(model, cases):
+    return lambda encode: measure_encoder(model, cases, encode).mean
+
+
 def test_the_search_leaves_the_costly_layers_in_float(encoder, photo, monkeypatch):
     """One layer is made costly (weights rounded to nothing): it alone must stay in float32."""
     layers = onnx_int8.linear_layers(encoder)[:6]
@@ -107,9 +111,9 @@ def test_the_search_leaves_the_costly_layers_in_float(encoder, photo, monkeypatc
 
     monkeypatch.setattr(onnx_int8, "quantize", quantize)
     model = load_model(DEFAULT, SMALL).model
-    masks = onnx_int8.photo_masks(model, [encoder_feeds(photo, SMALL)], onnx_int8.runner(encoder))
+    cases = compute_cases(model, [("cat", photo)], detailed=0)
     lines = []
-    _, report = onnx_int8.search(encoder, masks, 0.95, lines.append)
+    _, report = onnx_int8.search(encoder, mean_iou(model, cases), 0.95, lines.append)
     assert report["kept_in_float32"] == [layers[2].name]
     assert report["miou"] >= 0.95
     assert len(report["sweep"]) == 6
@@ -122,18 +126,18 @@ def test_more_than_can_be_reached(encoder, photo, monkeypatch):
     layers = onnx_int8.linear_layers(encoder)[:2]
     monkeypatch.setattr(onnx_int8, "linear_layers", lambda _: layers)
     model = load_model(DEFAULT, SMALL).model
-    masks = onnx_int8.photo_masks(model, [encoder_feeds(photo, SMALL)], onnx_int8.runner(encoder))
+    cases = compute_cases(model, [("cat", photo)], detailed=0)
     with pytest.raises(
         ParityError, match=r"no mixture reaches .* 1\.01; the best found has (0\.9|1\.0)"
     ):
-        onnx_int8.search(encoder, masks, 1.01)
+        onnx_int8.search(encoder, mean_iou(model, cases), 1.01)
 
 
 def test_a_file_that_would_be_too_slow(pictures, tmp_path):
     with pytest.raises(
         ConversionError, match=r"times as fast as float32 on this machine, and at least 50 "
     ):
-        export(tmp_path / "bundle", pictures, precision="int8", min_miou=0.0, min_speedup=50.0)
+        export_onnx(tmp_path / "bundle", pictures, precision="int8", min_miou=0.0, min_speedup=50.0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from conftest import run_pocketsam
 
-from pocketsam.errors import BundleError, ConversionError, IntegrityError, PocketSamError, PromptError
+from pocketsam.errors import BundleError, ConversionError, IntegrityError, PromptError, UsageError
+from pocketsam.export import export
 from pocketsam.export.bundle import describe_file
-from pocketsam.export.options import Options
-from pocketsam.export.pipeline import export_bundle, verify_bundle
-from pocketsam.export.targets import TARGETS
+from pocketsam.export.pipeline import verify_bundle
 from pocketsam.export.to_coreml import convert as to_coreml
 from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.models.sam import seeded
@@ -21,8 +20,8 @@ from pocketsam.runtime import Segmenter
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.networks import prompt_by_prompt
 from pocketsam.runtime.bundle import hash_tree
-from pocketsam.runtime.contract import MANIFEST_NAME
 from pocketsam.runtime.image import preprocess, preprocess_raw
+from pocketsam.runtime.manifest import MANIFEST_NAME
 
 ct = pytest.importorskip("coremltools")
 
@@ -30,17 +29,16 @@ SIZE = 128
 SOURCE = "seeded:5"
 
 
-def export(path, pictures, options, source=SOURCE):
-    report = export_bundle(
-        source, path, "coreml", options, SIZE, photos=pictures, calibration=pictures, replace=True
-    )
+def export_coreml(path, pictures, source=SOURCE, **options):
+    more = {"images": pictures, "calibration": pictures, "force": True}
+    report = export(source, path, target="coreml", image_size=SIZE, **more, **options)
     return report, json.loads((path / MANIFEST_NAME).read_text())
 
 
 @pytest.fixture(scope="module")
 def coreml(tmp_path_factory, pictures):
     path = tmp_path_factory.mktemp("coreml") / "bundle"
-    export(path, pictures, Options("fp32"))
+    export_coreml(path, pictures)
     return path
 
 
@@ -86,7 +84,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
     ],
 )
 def test_precisions(precision, pictures, coreml, tmp_path):
-    report, manifest = export(tmp_path / "bundle", pictures, Options(precision))
+    report, manifest = export_coreml(tmp_path / "bundle", pictures, precision=precision)
     assert not report.failed
     whole = json.loads((coreml / MANIFEST_NAME).read_text())["encoder"]["bytes"]
     share = {"fp16": 0.52, "palette6": 0.24, "palette4": 0.18}.get(precision, 0.31)
@@ -103,8 +101,8 @@ def test_precisions(precision, pictures, coreml, tmp_path):
 
 @pytest.mark.slow
 def test_palettes_in_groups_on_ios18(pictures, tmp_path):
-    report, manifest = export(
-        tmp_path / "bundle", pictures, Options("palette4", deployment_target="iOS18")
+    report, manifest = export_coreml(
+        tmp_path / "bundle", pictures, precision="palette4", deployment_target="iOS18"
     )
     assert not report.failed
     assert manifest["encoder"]["deployment_target"] == "iOS18"
@@ -115,7 +113,7 @@ def test_palettes_in_groups_on_ios18(pictures, tmp_path):
     ["fp32", *(pytest.param(name, marks=pytest.mark.slow) for name in to_coreml.PRECISIONS[1:])],
 )
 def test_a_picture_as_input(precision, pictures, tmp_path):
-    report, manifest = export(tmp_path / "bundle", pictures, Options(precision, image_input=True))
+    report, manifest = export_coreml(tmp_path / "bundle", pictures, precision=precision, input="image")
     assert not report.failed
     assert [tensor["name"] for tensor in manifest["encoder"]["inputs"]] == ["image", "resized_size"]
     spec = ct.models.MLModel(
@@ -162,7 +160,7 @@ def damaged(bundle, tmp_path, change):
     model = ct.models.MLModel(str(package), skip_model_load=True)
     change(package, model.get_spec())
     manifest = json.loads((copy / MANIFEST_NAME).read_text())
-    manifest["encoder"] |= describe_file(package)
+    manifest["encoder"] |= describe_file(package).to_json()
     (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
     return copy
 
@@ -293,7 +291,7 @@ def test_values_beyond_float16_stay_in_float32(pictures, tmp_path):
         norm.bias *= 3e4
     path = tmp_path / "loud.pt"
     torch.save(model.state_dict(), path)
-    report, manifest = export(tmp_path / "bundle", pictures, Options("fp16"), str(path))
+    report, manifest = export_coreml(tmp_path / "bundle", pictures, str(path), precision="fp16")
     assert not report.failed
     about = manifest["encoder"]["float16"]
     assert about["largest"] > 65504
@@ -305,32 +303,30 @@ def test_values_beyond_float16_stay_in_float32(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options("int8", deployment_target="iOS16"), "int8 needs iOS17, not iOS16"),
-        (Options("int8-weights", deployment_target="iOS15"), "needs iOS16"),
-        (Options("fp16", deployment_target="iOS9"), "unknown deployment target 'iOS9'"),
-        (Options("int3"), "coreml has no precision 'int3'"),
+        ({"precision": "int8", "deployment_target": "iOS16"}, "int8 needs iOS17, not iOS16"),
+        ({"precision": "int8-weights", "deployment_target": "iOS15"}, "needs iOS16"),
+        ({"precision": "fp16", "deployment_target": "iOS9"}, "unknown deployment target 'iOS9'"),
+        ({"precision": "int3"}, "coreml has no precision 'int3'"),
     ],
 )
 def test_what_cannot_be_asked_for(options, message, tmp_path, pictures):
-    with pytest.raises(PocketSamError, match=message):
-        export(tmp_path / "bundle", pictures, options)
+    with pytest.raises(UsageError, match=message):
+        export_coreml(tmp_path / "bundle", pictures, **options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_options_of_another_target(tmp_path):
-    for options in (Options(image_input=True), Options(deployment_target="iOS17")):
-        with pytest.raises(PocketSamError, match=r"onnx has no .* Core ML's"):
-            export_bundle(SOURCE, tmp_path / "bundle", "onnx", options, SIZE)
+    for options in ({"input": "image"}, {"deployment_target": "iOS17"}, {"max_points": 16}):
+        with pytest.raises(
+            UsageError, match=r"onnx fp32 does nothing with --.*: only .*coreml.* reads"
+        ):
+            export(SOURCE, tmp_path / "bundle", image_size=SIZE, **options)
 
 
 def test_a_converter_that_takes_too_long(tmp_path, pictures):
     with pytest.raises(ConversionError, match=r"took longer than 0\.2 s.*its log: ") as caught:
-        export(tmp_path / "bundle", pictures, Options("fp32", timeout=0.2))
+        export_coreml(tmp_path / "bundle", pictures, timeout=0.2)
     log = str(caught.value).split("its log: ")[1]
-    assert "coreml_worker" in Path(log).read_text()
+    assert "to_coreml.worker" in Path(log).read_text()
     Path(log).unlink()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_lists_of_precisions_agree():
-    assert TARGETS["coreml"][2] == to_coreml.PRECISIONS

@@ -4,22 +4,22 @@ import json
 import resource
 import shlex
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import run_pocketsam
+from test_runtime_manifest import TFLITE
 
-from pocketsam import constants
 from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError
-from pocketsam.export.options import Options
-from pocketsam.export.pipeline import export_bundle
+from pocketsam.export import export
 from pocketsam.export.to_tflite import convert as to_tflite
 from pocketsam.export.usage import render
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.backends.litert import open_tflite
-from pocketsam.runtime.contract import MANIFEST_NAME
 from pocketsam.runtime.golden import check_golden
+from pocketsam.runtime.manifest import MANIFEST_NAME, Manifest
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("litert_quantizer")
@@ -32,17 +32,16 @@ except PocketSamError:
 needs_converter = pytest.mark.skipif(not HAVE_CONVERTER, reason="no onnx2tf: run `make tflite-env`")
 
 
-def export(path, pictures, options):
-    report = export_bundle(
-        "seeded:11", path, "tflite", options, SIZE, photos=pictures, calibration=pictures
-    )
+def export_tflite(path, pictures, **options):
+    more = {"images": pictures, "calibration": pictures}
+    report = export("seeded:11", path, target="tflite", image_size=SIZE, **more, **options)
     return report, json.loads((path / MANIFEST_NAME).read_text())
 
 
 @pytest.fixture(scope="module")
 def tflite(tmp_path_factory, pictures):
     path = tmp_path_factory.mktemp("tflite") / "bundle"
-    export(path, pictures, Options("fp32"))
+    export_tflite(path, pictures)
     return path
 
 
@@ -96,7 +95,7 @@ def test_the_segmenter_gives_onnx_masks(tflite, bundle, photo):
     ],
 )
 def test_precisions(precision, tflite, pictures, tmp_path):
-    report, manifest = export(tmp_path / "bundle", pictures, Options(precision))
+    report, manifest = export_tflite(tmp_path / "bundle", pictures, precision=precision)
     assert not report.failed
     whole = json.loads((tflite / MANIFEST_NAME).read_text())["encoder"]["bytes"]
     assert manifest["encoder"]["bytes"] < (0.55 if precision == "fp16" else 0.45) * whole
@@ -106,7 +105,7 @@ def test_precisions(precision, tflite, pictures, tmp_path):
 def test_no_converter(monkeypatch, tmp_path, pictures):
     monkeypatch.setenv("POCKETSAM_ONNX2TF", "/nowhere/onnx2tf")
     with pytest.raises(PocketSamError, match=r"POCKETSAM_ONNX2TF=/nowhere/onnx2tf: no such program"):
-        export(tmp_path / "bundle", pictures, Options("fp32"))
+        export_tflite(tmp_path / "bundle", pictures)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,13 +115,13 @@ def test_a_converter_that_crashes(monkeypatch, tmp_path, pictures):
     program.chmod(0o755)
     monkeypatch.setenv("POCKETSAM_ONNX2TF", str(program))
     with pytest.raises(ConversionError, match=r"onnx2tf failed with exit code 7, .*is lost; its log"):
-        export(tmp_path / "bundle", pictures, Options("fp32"))
+        export_tflite(tmp_path / "bundle", pictures)
     program.write_text("#!/bin/sh\nexit 0\n")
     with pytest.raises(ConversionError, match="ended without writing"):
-        export(tmp_path / "bundle", pictures, Options("fp32"))
+        export_tflite(tmp_path / "bundle", pictures)
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(ConversionError, match="took longer than 1 s"):
-        export(tmp_path / "bundle", pictures, Options("fp32", timeout=1))
+        export_tflite(tmp_path / "bundle", pictures, timeout=1)
     assert [path.name for path in tmp_path.iterdir()] == ["onnx2tf"]
 
 
@@ -131,7 +130,7 @@ def test_a_disk_that_is_full_before_onnx2tf(monkeypatch, tmp_path, pictures):
     monkeypatch.setenv(to_tflite.ONNX2TF_VARIABLE, "true")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=30_000_000))
     with pytest.raises(ConversionError, match=r"No space left on device: 30 MB are free.*TMPDIR"):
-        export(tmp_path / "bundle", pictures, Options("fp32"))
+        export_tflite(tmp_path / "bundle", pictures)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,7 +146,7 @@ def test_a_disk_that_fills_up_in_onnx2tf(monkeypatch, tmp_path, pictures):
     with pytest.raises(
         ConversionError, match=r"onnx2tf failed .*: OSError.*No space left on device; its"
     ):
-        export(tmp_path / "bundle", pictures, Options("fp32"))
+        export_tflite(tmp_path / "bundle", pictures)
     assert list(tmp_path.iterdir()) == [program]
 
 
@@ -161,7 +160,7 @@ def test_a_disk_that_fills_up_in_the_quantizer(precision, monkeypatch, tmp_path,
     monkeypatch.setattr(sys, "executable", str(wrapper))
     wanted = r"litert-quantizer failed .*File too large.*; its log"
     with pytest.raises(ConversionError, match=wanted) as caught:
-        export(tmp_path / "bundle", pictures, Options(precision))
+        export_tflite(tmp_path / "bundle", pictures, precision=precision)
     assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == [wrapper]
 
@@ -200,35 +199,20 @@ def test_files_that_are_no_tflite():
         open_tflite(b"nonsense", "the file", threads=0)
 
 
-MANIFEST = {
-    "target": "coreml",
-    "precision": "fp16",
-    "image_size": 512,
-    "mask_threshold": 0.0,
-    "model": {"checkpoint": "mobile_sam.pt"},
-    "preprocessing": {
-        "mean": (123.675, 116.28, 103.53),
-        "std": constants.PIXEL_STD,
-        "input": "image",
-    },
-    "encoder": {"signature": "serving_default"},
-    "decoder": {"points": 12},
-}
-
-
 @pytest.mark.parametrize("kind", ["image", "pixel_values"])
 @pytest.mark.parametrize(("name", "language"), [("Usage.swift", "swift"), ("Usage.kt", "kotlin")])
 def test_code_for_the_phone_parses(name, language, kind):
     tree_sitter = pytest.importorskip("tree_sitter")
     grammar = pytest.importorskip(f"tree_sitter_{language}")
-    manifest = MANIFEST | {"preprocessing": MANIFEST["preprocessing"] | {"input": kind}}
+    value = TFLITE | {"preprocessing": TFLITE["preprocessing"] | {"input": kind}}
+    manifest = Manifest.from_json(value, Path("manifest.json"))
     text = render(name, manifest)
     parser = tree_sitter.Parser(tree_sitter.Language(grammar.language()))
     tree = parser.parse(text.encode())
     broken = [n for n in descend(tree.root_node) if n.is_error or n.is_missing]
     assert not broken, [(n.start_point, n.text[:60]) for n in broken]
-    assert "512" in text
-    assert "12 points" in text
+    assert "256" in text
+    assert "16 points" in text
     if (name, kind) != ("Usage.swift", "image"):
         assert "58.395" in text
 

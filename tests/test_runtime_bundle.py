@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from test_runtime_manifest import ONNX
 
 from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.runtime.bundle import open_bundle
-from pocketsam.runtime.contract import MANIFEST_NAME, SCHEMA_VERSION
+from pocketsam.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -22,8 +23,7 @@ def fake(tmp_path):
     """A directory with the form of a bundle, and bytes that no onnxruntime would load."""
     folder = tmp_path / "bundle"
     folder.mkdir()
-    manifest = {"schema_version": 1, "target": "onnx", "precision": "fp32", "image_size": 256}
-    manifest["model"] = {"trained": True}
+    manifest = deepcopy(ONNX)
     for part, name in (
         ("encoder", "encoder.onnx"),
         ("decoder", "decoder.onnx"),
@@ -31,13 +31,15 @@ def fake(tmp_path):
     ):
         data = f"bytes of the {part}".encode()
         (folder / name).write_bytes(data)
-        manifest[part] = {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest[part] |= {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
     return folder
 
 
 def edit(folder, **changes):
-    manifest = json.loads((folder / MANIFEST_NAME).read_text()) | changes
+    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    for key, value in changes.items():
+        manifest[key] = manifest[key] | value if isinstance(value, dict) else value
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
 
 
@@ -50,7 +52,7 @@ def test_a_good_bundle_is_read(fake):
 @pytest.mark.parametrize("part", ["encoder", "decoder", "golden"])
 def test_any_change_of_a_file_is_found(fake, part):
     bundle = open_bundle(fake)
-    path = fake / bundle.manifest[part]["file"]
+    path = fake / json.loads((fake / MANIFEST_NAME).read_text())[part]["file"]
     data = path.read_bytes()
     for changed in (data[:-1], data + b"x", data[:-1] + b"x", b""):
         path.write_bytes(changed)
@@ -64,7 +66,7 @@ def test_any_change_of_a_file_is_found(fake, part):
 @pytest.mark.parametrize("part", ["encoder", "decoder", "golden"])
 def test_every_flipped_bit_and_every_cut_is_found(fake, part):
     bundle = open_bundle(fake)
-    path = fake / bundle.manifest[part]["file"]
+    path = fake / json.loads((fake / MANIFEST_NAME).read_text())[part]["file"]
     good = path.read_bytes()
     damaged = [good[:end] for end in range(len(good))]
     damaged += [
@@ -147,78 +149,17 @@ def test_a_schema_of_the_far_future_names_both_versions(fake):
     assert caught.value.exit_code == 1
 
 
-@pytest.mark.parametrize("version", ["1", True, 0, -1, 1.0, None])
-def test_a_schema_version_that_is_none(fake, version):
-    edit(fake, schema_version=version)
-    with pytest.raises(IntegrityError, match="schema_version"):
-        open_bundle(fake)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"target": None},
-        {"precision": 3},
-        {"model": "sam"},
-        {"model": {"trained": 1}},
-        {"image_size": "256"},
-        {"image_size": 100},
-        {"image_size": -64},
-        {"image_size": True},
-        {"encoder": None},
-        {"decoder": []},
-        {"encoder": {"file": "encoder.onnx", "sha256": "", "bytes": "5"}},
-        {"golden": {"file": "golden.npz"}},
-    ],
+FIELDS = (
+    *(("target",), ("precision",), ("model",), ("model", "trained"), ("image_size",)),
+    *((part,) for part in ("encoder", "decoder", "golden")),
+    *((part, key) for part in ("encoder", "decoder", "golden") for key in ("file", "sha256", "bytes")),
 )
-def test_missing_and_mistyped_fields(fake, change):
-    edit(fake, **change)
-    with pytest.raises(IntegrityError, match=next(iter(change))):
-        open_bundle(fake)
-
-
-FIELDS = {
-    ("target",): str,
-    ("precision",): str,
-    ("model",): dict,
-    ("model", "trained"): bool,
-    ("image_size",): int,
-    **{(part,): dict for part in ("encoder", "decoder", "golden")},
-    **{(part, "file"): str for part in ("encoder", "decoder", "golden")},
-    **{(part, "sha256"): str for part in ("encoder", "decoder", "golden")},
-    **{(part, "bytes"): int for part in ("encoder", "decoder", "golden")},
-}
-
-
-@pytest.mark.parametrize("field", FIELDS, ids=".".join)
-def test_every_field_is_wanted_and_has_its_type(fake, field):
-    good = open_bundle(fake).manifest
-    missing = deepcopy(good)
-    del reduce(dict.__getitem__, field[:-1], missing)[field[-1]]
-    damaged = [missing]
-    for value in ("x", 64, 64.0, True, None, [], {}):
-        if type(value) is not FIELDS[field]:
-            damaged.append(deepcopy(good))
-            reduce(dict.__getitem__, field[:-1], damaged[-1])[field[-1]] = value
-    assert len(damaged) == 7
-    for manifest in damaged:
-        (fake / MANIFEST_NAME).write_text(json.dumps(manifest))
-        says = rf"{'.'.join(field)} is missing or not of type {FIELDS[field].__name__}"
-        with pytest.raises(IntegrityError, match=says):
-            open_bundle(fake)
-
-
-@pytest.mark.parametrize("size", [0, -64, 1, 100, 1023])
-def test_an_image_size_that_no_network_has(fake, size):
-    edit(fake, image_size=size)
-    with pytest.raises(IntegrityError, match=f"image_size {size} is no multiple of 64"):
-        open_bundle(fake)
 
 
 @pytest.mark.parametrize("name", ["../none", "/none", "none/none", "../../none", "encoder.onnx/"])
 def test_a_name_is_judged_before_anything_is_opened(fake, name):
     edit(fake, encoder={"file": name, "bytes": 6, "sha256": "0" * 64})
-    with pytest.raises(IntegrityError, match=r"encoder file .* leaves the bundle"):
+    with pytest.raises(IntegrityError, match=r"encoder\.file .* leaves the bundle"):
         open_bundle(fake).read("encoder")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from pocketsam.runtime import Segmenter, from_rle, load_image
-from pocketsam.runtime.contract import MANIFEST_NAME
+from pocketsam.runtime.manifest import MANIFEST_NAME
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from conftest import run_pocketsam
 from PIL import Image
 
 from pocketsam.errors import ImageError, IntegrityError, PromptError
-from pocketsam.export.pipeline import export_bundle
+from pocketsam.export import export
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.embedding import read_embedding
 from pocketsam.runtime.image import load_image
@@ -39,7 +39,7 @@ def test_what_does_not_belong(bundle, photo, saved, tmp_path):
     with pytest.raises(IntegrityError, match=r"cat\.npz: embedding of another image"):
         segmenter.set_embedding(saved, photo[:, ::-1])
     assert not segmenter.is_image_set
-    export_bundle("seeded:12", tmp_path / "other", image_size=256, verify=False)
+    export("seeded:12", tmp_path / "other", image_size=256, verify=False)
     with pytest.raises(IntegrityError, match=r"cat\.npz: embedding of another encoder"):
         Segmenter(tmp_path / "other").set_embedding(saved)
 

@@ -11,8 +11,8 @@ from scipy import ndimage
 from skimage import data
 
 from pocketsam.errors import PromptError
+from pocketsam.export import export
 from pocketsam.export.metrics import mask_ious
-from pocketsam.export.pipeline import export_bundle
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.everything.candidates import _grown, is_suppressed
@@ -68,7 +68,7 @@ def generator(trained, mobile_sam):
 
 
 def open_default(folder, image_size):
-    export_bundle(DEFAULT, folder / "bundle", image_size=image_size, verify=False)
+    export(DEFAULT, folder / "bundle", image_size=image_size, verify=False)
     return Segmenter(folder / "bundle")
 
 

@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from skimage import data
 from pocketsam.errors import BundleError, ImageError, PocketSamError, PromptError, ProviderError
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.backends.networks import open_split_decoder
-from pocketsam.runtime.bundle import open_bundle
-from pocketsam.runtime.contract import MANIFEST_NAME
+from pocketsam.runtime.bundle import Bundle, open_bundle
+from pocketsam.runtime.contract import SPLIT_TENSORS
+from pocketsam.runtime.manifest import MANIFEST_NAME
 
 
 @pytest.fixture(scope="module")
@@ -381,9 +383,10 @@ def test_without_protobuf_the_decoder_stays_whole(bundle, monkeypatch):
     assert open_split_decoder(opened) is None
 
 
-def test_a_decoder_is_whole_on_a_gpu_and_without_stages(bundle):
+def test_a_decoder_is_whole_on_a_gpu_and_without_intermediate_outputs(bundle):
     opened = open_bundle(bundle)
     assert open_split_decoder(opened, "cuda") is None
-    for stages in ([], None, 5, [["mask_decoder"]]):
-        opened.manifest["decoder"]["stages"] = stages
-        assert open_split_decoder(opened) is None
+    for names in ((), ("mask_decoder",), SPLIT_TENSORS[1:]):
+        decoder = replace(opened.manifest.decoder, intermediates=names)
+        other = Bundle(opened.path, replace(opened.manifest, decoder=decoder))
+        assert open_split_decoder(other) is None

@@ -43,7 +43,7 @@ def open_network(
         ProviderError: a provider is missing here, or the target has no such provider.
         MissingExtraError: the target's runtime is not installed.
     """
-    target = bundle.manifest["target"]
+    target = bundle.manifest.target
     if target == "onnx":
         return _open_onnx(bundle, network, providers, threads)
     name = f"{bundle.path}: {network}"
@@ -129,9 +129,8 @@ def open_split_decoder(
     Raises:
         as ``open_network``.
     """
-    stages = bundle.manifest["decoder"].get("stages")
-    can = isinstance(stages, list) and all(name in stages for name in c.SPLIT_TENSORS)
-    if not can or bundle.manifest["target"] != "onnx" or asks_for_gpu(providers):
+    can = set(c.SPLIT_TENSORS).issubset(bundle.manifest.decoder.intermediates)
+    if not can or bundle.manifest.target != "onnx" or asks_for_gpu(providers):
         return None
     try:
         return SplitDecoder(bundle.read("decoder"), f"{bundle.path}: decoder", providers, threads)

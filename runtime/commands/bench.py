@@ -90,7 +90,7 @@ def bench(
         "cold_load_s": cold,
         "stages": figures,
         "gemm": {"side": GEMM_SIDE, "gflop_per_s": gflops, **gemm},
-        "encoder_floor": _floor(open_bundle(bundle_dir).manifest, figures, gflops),
+        "encoder_floor": _floor(open_bundle(bundle_dir).manifest.encoder.macs, figures, gflops),
         "peak_rss_bytes": peak,
     }
     if second is not None:
@@ -117,7 +117,7 @@ def cold_load(
     dropped = hasattr(os, "posix_fadvise")
     for network in ("encoder", "decoder"):
         if dropped:
-            descriptor = os.open(bundle.path / bundle.manifest[network]["file"], os.O_RDONLY)
+            descriptor = os.open(bundle.path / bundle.manifest.network(network).file, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
         start = time.perf_counter()
@@ -204,9 +204,8 @@ def summarise(samples: list[float]) -> dict[str, float]:
 
 
 def _floor(
-    manifest: dict[str, Any], figures: dict[str, dict[str, float]], gflops: float
+    macs: int | None, figures: dict[str, dict[str, float]], gflops: float
 ) -> dict[str, float] | None:
-    macs = manifest["encoder"].get("macs")
     if macs is None:
         return None
     seconds = 2 * macs / gflops / 1e9

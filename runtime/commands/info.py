@@ -14,6 +14,7 @@ from pocketsam.runtime.commands.everything import add_everything
 from pocketsam.runtime.commands.roofline import add_roofline
 from pocketsam.runtime.commands.segment import add_segment
 from pocketsam.runtime.compare.comparison import add_compare
+from pocketsam.runtime.manifest import NetworkFile
 
 
 def add_info(subparsers: terminal.Subparsers) -> None:
@@ -32,37 +33,34 @@ def run_info(args: argparse.Namespace) -> None:
     for network in (*NETWORKS, "golden"):
         bundle.source(network)
     if args.json:
-        terminal.print_json(bundle.manifest)
+        terminal.print_json(bundle.manifest.to_json())
         return
+    _print_manifest(bundle)
     try:
-        _print_manifest(bundle)
+        print_parity(bundle.manifest.parity)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise IntegrityError(f"{bundle.path}: damaged manifest: {error!r}") from None
+        raise IntegrityError(f"{bundle.path}: damaged parity report: {error!r}") from None
 
 
 def _print_manifest(bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    model = manifest["model"]
-    trained = "" if model["trained"] else ", untrained weights"
-    print(f"{bundle.path}: {manifest['target']} {manifest['precision']}, {bundle.image_size} px")
-    if manifest.get("also"):
-        print(f"  also holds {', '.join(manifest['also'])}, each a bundle in a directory of that name")
-    print(f"  from {model['checkpoint']} (sha256 {model['checkpoint_sha256']}{trained})")
-    for network in NETWORKS:
-        _print_network(network, manifest[network])
-    print(f"  made with {', '.join(f'{name} {number}' for name, number in manifest['tools'].items())}")
-    print_parity(manifest["parity"])
+    manifest, model = bundle.manifest, bundle.manifest.model
+    trained = "" if model.trained else ", untrained weights"
+    print(f"{bundle.path}: {manifest.target} {manifest.precision}, {manifest.image_size} px")
+    if manifest.also:
+        print(f"  also holds {', '.join(manifest.also)}, each a bundle in a directory of that name")
+    print(f"  from {model.checkpoint} (sha256 {model.checkpoint_sha256}{trained})")
+    for name in NETWORKS:
+        _print_network(name, manifest.network(name))
+    print(f"  made with {', '.join(f'{name} {number}' for name, number in manifest.tools.items())}")
 
 
-def _print_network(network: str, entry: dict[str, Any]) -> None:
-    macs = f"{entry['macs'] / 1e9:.2f} GMAC, " if entry["macs"] else ""
-    print(
-        f"  {network}: {entry['file']}, {entry['bytes'] / 1e6:.1f} MB, {macs}sha256 {entry['sha256']}"
-    )
-    for direction in ("inputs", "outputs"):
-        for tensor in entry[direction]:
-            shape = ", ".join(map(str, tensor["shape"]))
-            print(f"    {direction[:-1]:6} {tensor['name']} [{shape}] {tensor['dtype']}")
+def _print_network(name: str, network: NetworkFile) -> None:
+    macs = f"{network.macs / 1e9:.2f} GMAC, " if network.macs else ""
+    print(f"  {name}: {network.file}, {network.bytes / 1e6:.1f} MB, {macs}sha256 {network.sha256}")
+    for direction, tensors in (("input", network.inputs), ("output", network.outputs)):
+        for tensor in tensors:
+            shape = ", ".join(map(str, tensor.shape))
+            print(f"    {direction:6} {tensor.name} [{shape}] {tensor.dtype}")
 
 
 def print_parity(parity: dict[str, Any] | None) -> None:

@@ -84,7 +84,7 @@ class Results:
         """What the masks come from."""
         return {
             "image_size": self.segmenter.image_size,
-            "checkpoint_sha256": self.segmenter.manifest["model"].get("checkpoint_sha256"),
+            "checkpoint_sha256": self.segmenter.manifest.model.checkpoint_sha256,
         }
 
 

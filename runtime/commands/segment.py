@@ -132,6 +132,6 @@ def find_objects(segmenter: Segmenter, points: list[Point], boxes: list[Box]) ->
 def open_segmenter(args: argparse.Namespace) -> Segmenter:
     """The bundle of a command, with a word where its masks mean nothing."""
     segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads, args.precision)
-    if not segmenter.manifest["model"]["trained"]:
+    if not segmenter.manifest.model.trained:
         terminal.say("note: this bundle holds untrained weights; its masks mean nothing")
     return segmenter

@@ -1,0 +1,312 @@
+"""The manifest of a bundle: all that ``manifest.json`` may hold, with types, defaults and checks.
+
+The exporter builds a ``Manifest`` and writes ``to_json()``. ``from_json`` refuses a missing field, a
+wrong type and a value out of range.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pocketsam.errors import BundleError, IntegrityError
+from pocketsam.runtime.json_fields import Fields, Json
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+GOLDEN_NAME = "golden.npz"
+IMAGE_SIZES = range(64, 4096 + 1, 64)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The checkpoint that a bundle was made from.
+
+    Attributes:
+        architecture: the network's name, such as ``mobile_sam``.
+        checkpoint: the checkpoint's file name, or another name that the loader knows.
+        checkpoint_sha256: hash of the checkpoint's file; of seeded weights, of the tensors.
+        trained: False for random weights, which give masks without meaning.
+    """
+
+    architecture: str
+    checkpoint: str
+    checkpoint_sha256: str
+    trained: bool
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> "ModelInfo":
+        """Returns the model that the JSON describes."""
+        return cls(
+            architecture=fields.required("architecture", str),
+            checkpoint=fields.required("checkpoint", str),
+            checkpoint_sha256=fields.required("checkpoint_sha256", str),
+            trained=fields.required("trained", bool),
+        )
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photograph becomes the encoder's input.
+
+    Attributes:
+        input: name of the encoder's input: ``pixel_values`` (normalised) or ``image`` (0..255).
+        color, layout: order of the channels and of the axes.
+        resize, filter, padding: how the picture gets onto the square canvas, in words.
+        mean, std: of red, green and blue in 0..255.
+    """
+
+    input: str
+    color: str
+    layout: str
+    resize: str
+    filter: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: str
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> "Preprocessing":
+        """Returns the preprocessing that the JSON describes."""
+        texts = ("input", "color", "layout", "resize", "filter", "padding")
+        return cls(
+            **{key: fields.required(key, str) for key in texts},  # type: ignore[arg-type]
+            mean=fields.channels("mean"),
+            std=fields.channels("std"),
+        )
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a network.
+
+    Attributes:
+        shape: sizes; a string where the size is free, such as ``B`` for the number of prompts.
+        dtype: numpy's name of the type.
+        layout: ``NCHW`` or ``NHWC`` where the target has both.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    layout: str | None = None
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> "TensorInfo":
+        """Returns the tensor that the JSON describes."""
+        return cls(
+            name=fields.required("name", str),
+            shape=fields.shape("shape"),
+            dtype=fields.required("dtype", str),
+            layout=fields.optional("layout", str),
+        )
+
+    def to_json(self) -> Json:
+        """Returns the manifest's entry of the tensor."""
+        layout = {} if self.layout is None else {"layout": self.layout}
+        return {"name": self.name, **layout, "shape": list(self.shape), "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """A file of a bundle, or a directory such as an ``.mlpackage``.
+
+    Attributes:
+        file: its name in the bundle.
+        sha256: its hash in hexadecimal; of a directory, see ``bundle.hash_tree``.
+        bytes: its size.
+    """
+
+    file: str
+    sha256: str
+    bytes: int
+
+    def to_json(self) -> Json:
+        """Returns the manifest's entry of the file."""
+        return {"file": self.file, "sha256": self.sha256, "bytes": self.bytes}
+
+
+@dataclass(frozen=True)
+class GoldenFile(BundleFile):
+    """The golden vectors.
+
+    Attributes:
+        tolerance: largest allowed |Δ|: of scores, and of logits in standard deviations of the logits.
+    """
+
+    tolerance: float
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> "GoldenFile":
+        """Returns the golden file that the JSON describes."""
+        return cls(**_read_file(fields), tolerance=fields.number("tolerance"))
+
+    def to_json(self) -> Json:
+        """Returns the manifest's entry of the golden vectors."""
+        return super().to_json() | {"tolerance": self.tolerance}
+
+
+@dataclass(frozen=True)
+class NetworkFile(BundleFile):
+    """The encoder or the decoder.
+
+    Attributes:
+        inputs: what the network takes.
+        outputs: what it returns.
+        macs: multiply-accumulates of one run; of the decoder, for one prompt. None: not counted.
+        intermediates: PyTorch's names of tensors inside the file that parity compares as well
+            (key ``stages``). A TFLite file has none.
+        max_points: points per prompt in a decoder with static shapes (key ``points``), else None.
+        signature: name of the signature in a TFLite file.
+        details: what else the converter reports, such as ``opset`` or ``float16``; nothing reads it.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    macs: int | None = None
+    intermediates: tuple[str, ...] = ()
+    max_points: int | None = None
+    signature: str | None = None
+    details: Json = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> "NetworkFile":
+        """Returns the network that the JSON describes."""
+        return cls(
+            **_read_file(fields),
+            inputs=tuple(map(TensorInfo.from_json, fields.objects("inputs"))),
+            outputs=tuple(map(TensorInfo.from_json, fields.objects("outputs"))),
+            macs=fields.optional("macs", int),
+            intermediates=fields.texts("stages"),
+            max_points=fields.optional("points", int),
+            signature=fields.optional("signature", str),
+            details=fields.unread(),
+        )
+
+    def to_json(self) -> Json:
+        """Returns the manifest's entry of the network."""
+        optional = {"macs": self.macs, "signature": self.signature, "points": self.max_points}
+        entry = super().to_json() | {key: v for key, v in optional.items() if v is not None}
+        entry |= self.details
+        if self.intermediates:
+            entry["stages"] = list(self.intermediates)
+        entry["inputs"] = [tensor.to_json() for tensor in self.inputs]
+        entry["outputs"] = [tensor.to_json() for tensor in self.outputs]
+        return entry
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` says. The attributes stand in the order of its keys.
+
+    Attributes:
+        schema_version: version of this page; a reader refuses a newer one.
+        model: the checkpoint.
+        target: ``onnx``, ``coreml`` or ``tflite``.
+        precision: ``fp32``, or another that the target offers.
+        image_size: side of the square canvas in pixels, one of ``IMAGE_SIZES``.
+        preprocessing: how a photograph becomes the encoder's input.
+        prompt_labels: meaning of the point labels, by name.
+        mask_threshold: logits above it are mask.
+        tools: versions of what wrote the bundle.
+        encoder, decoder: the networks.
+        golden: the golden vectors.
+        parity: the report of the verification with PyTorch; None if the bundle was not verified.
+        also: further precisions, each a bundle in a directory of that name inside this one.
+    """
+
+    schema_version: int
+    model: ModelInfo
+    target: str
+    precision: str
+    image_size: int
+    preprocessing: Preprocessing
+    prompt_labels: Mapping[str, int]
+    mask_threshold: float
+    tools: Mapping[str, str]
+    encoder: NetworkFile
+    decoder: NetworkFile
+    golden: GoldenFile
+    parity: Json | None = None
+    also: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, value: object, where: Path) -> "Manifest":
+        """Returns the manifest that parsed JSON describes.
+
+        Keys that this version does not know are kept in a network's ``details``, and ignored elsewhere.
+
+        Args:
+            value: what ``json.loads`` returned.
+            where: the manifest's path, for errors.
+
+        Raises:
+            IntegrityError: a field is missing, or of a wrong type, or out of range.
+            BundleError: a newer schema.
+        """
+        fields = Fields(value, where, "")
+        version = _check_version(fields.get("schema_version"), where)
+        size = fields.required("image_size", int)
+        if size not in IMAGE_SIZES:
+            first, last = IMAGE_SIZES[0], IMAGE_SIZES[-1]
+            raise IntegrityError(
+                f"{where}: image_size {size} is no multiple of 64, from {first} to {last}"
+            )
+        return cls(
+            schema_version=version,
+            model=ModelInfo.from_json(fields.nested("model")),
+            target=fields.required("target", str),
+            precision=fields.required("precision", str),
+            image_size=size,
+            preprocessing=Preprocessing.from_json(fields.nested("preprocessing")),
+            prompt_labels=fields.mapping("prompt_labels", int),
+            mask_threshold=fields.number("mask_threshold"),
+            tools=fields.mapping("tools", str),
+            encoder=NetworkFile.from_json(fields.nested("encoder")),
+            decoder=NetworkFile.from_json(fields.nested("decoder")),
+            golden=GoldenFile.from_json(fields.nested("golden")),
+            parity=fields.optional("parity", dict),
+            also=tuple(fields.plain_name("also", name) for name in fields.texts("also")),
+        )
+
+    def to_json(self) -> Json:
+        """Returns the manifest as ``json.dumps`` takes it, the keys in the order of the attributes."""
+        return {
+            "schema_version": self.schema_version,
+            "model": dict(vars(self.model)),
+            "target": self.target,
+            "precision": self.precision,
+            "image_size": self.image_size,
+            "preprocessing": vars(self.preprocessing)
+            | {"mean": list(self.preprocessing.mean), "std": list(self.preprocessing.std)},
+            "prompt_labels": dict(self.prompt_labels),
+            "mask_threshold": self.mask_threshold,
+            "tools": dict(self.tools),
+            "encoder": self.encoder.to_json(),
+            "decoder": self.decoder.to_json(),
+            "golden": self.golden.to_json(),
+            "parity": self.parity,
+            "also": list(self.also),
+        }
+
+    def network(self, name: str) -> NetworkFile:
+        """Returns the entry of ``encoder`` or ``decoder``."""
+        return {"encoder": self.encoder, "decoder": self.decoder}[name]
+
+
+def _check_version(version: object, where: Path) -> int:
+    if type(version) is not int or version < 1:
+        raise IntegrityError(f"{where}: has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{where}: schema version {version}, and this pocketsam reads up to {SCHEMA_VERSION}; "
+            "upgrade pocketsam"
+        )
+    return version
+
+
+def _read_file(fields: Fields) -> Json:
+    return {
+        "file": fields.plain_name("file", fields.required("file", str)),
+        "sha256": fields.required("sha256", str),
+        "bytes": fields.required("bytes", int),
+    }
