@@ -13,38 +13,38 @@ from pocketsam.runtime.manifest import MANIFEST_NAME, BundleFile, Manifest
 
 
 @contextlib.contextmanager
-def staged(destination: Path, replace: bool) -> Iterator[Path]:
-    """Gives a directory to fill; on leaving without an error it becomes the bundle ``destination``.
+def staged_bundle(output: Path, force: bool) -> Iterator[Path]:
+    """Gives a directory to fill; on leaving without an error it becomes the bundle ``output``.
 
-    As ``files.staged_directory``; what a killed export left is removed first.
+    See ``files.staged_directory``; what a killed export left is removed first.
 
     Args:
-        destination: may exist only if it is a bundle and ``replace`` is true.
-        replace: whether an old bundle gives way.
+        output: may exist only if it is a bundle and ``force`` is true, or an empty directory.
+        force: whether an old bundle gives way.
 
     Raises:
-        BundleError: the destination is taken, or cannot be written.
+        BundleError: the output is taken, or cannot be written.
     """
-    destination = destination.resolve()
+    output = output.resolve()
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(destination)
-        _check_free(destination, replace)
-        with staged_directory(destination) as work:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(output)
+        _check_free(output, force)
+        with staged_directory(output) as work:
             yield work
     except OSError as error:
-        raise BundleError(f"{error.filename or destination}: {error.strerror or error}") from error
+        raise BundleError(f"{error.filename or output}: {error.strerror or error}") from error
 
 
-def _check_free(destination: Path, replace: bool) -> None:
-    if not destination.exists() and not destination.is_symlink():
+def _check_free(output: Path, force: bool) -> None:
+    if not output.exists() and not output.is_symlink():
         return
-    if not (destination / MANIFEST_NAME).is_file():
-        if destination.is_dir() and not any(destination.iterdir()):
+    if not (output / MANIFEST_NAME).is_file():
+        if output.is_dir() and not any(output.iterdir()):
             return
-        raise BundleError(f"{destination}: exists and is not a bundle; choose another place")
-    if not replace:
-        raise BundleError(f"{destination}: exists; --force replaces it")
+        raise BundleError(f"{output}: exists and is not a bundle; choose another place")
+    if not force:
+        raise BundleError(f"{output}: exists; --force replaces it")
 
 
 def describe_file(path: Path) -> BundleFile:

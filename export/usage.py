@@ -8,10 +8,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from pocketsam.export.target import Target
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.manifest import Manifest
 
-FILES = {"coreml": "Usage.swift", "tflite": "Usage.kt"}
 TENSORS = (
     c.PIXEL_VALUES,
     c.IMAGE,
@@ -26,15 +26,14 @@ TENSORS = (
 )
 
 
-def write_usage(directory: Path, manifest: Manifest) -> None:
-    """Writes the example of a bundle's target beside its files; ONNX has none: there is the runtime."""
-    name = FILES.get(manifest.target)
-    if name is not None:
-        (directory / name).write_text(render(name, manifest), encoding="utf-8")
+def write_usage(directory: Path, target: Target, manifest: Manifest) -> None:
+    """Writes the target's example beside a bundle's files, if the target has one."""
+    if target.usage is not None:
+        (directory / target.usage).write_text(render(target.usage, manifest), encoding="utf-8")
 
 
 def render(name: str, manifest: Manifest) -> str:
-    """The text of ``name`` for a manifest."""
+    """Returns the text of ``name`` for a manifest."""
     preprocessing, size = manifest.preprocessing, manifest.image_size
     values = {tensor: tensor for tensor in TENSORS} | {
         "checkpoint": Path(manifest.model.checkpoint).name,

@@ -1,19 +1,23 @@
-"""Every precision of a target from one checkpoint, and a table of it: ``make export-coreml``,
-``make export-tflite``, ``make parity``. Run as ``python -m pocketsam.export.benchmarks.precisions``.
+"""Every precision of some targets from one checkpoint, and a table of each target.
+
+``make export-coreml``, ``make export-tflite`` and ``make parity`` run it.
 """
 
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pocketsam import terminal
-from pocketsam.errors import PocketSamError
+from pocketsam.errors import ParityError, PocketSamError
 from pocketsam.export.options import Options
-from pocketsam.export.parity import Report, ReportedParityError
-from pocketsam.export.pipeline import export_bundle
-from pocketsam.export.targets import TARGETS
+from pocketsam.export.parity import Report
+from pocketsam.export.pipeline import write_bundle
+from pocketsam.export.reference import Reference
+from pocketsam.export.target import Target
+from pocketsam.export.targets import TARGETS, find_precision
 from pocketsam.models.checkpoint import DEFAULT, default_image_size
 from pocketsam.runtime.bundle import NETWORKS, open_bundle
 from pocketsam.runtime.commands.bench import bundle_stages, drawn_image, summarise, time_interleaved
@@ -22,34 +26,39 @@ RUNS = 5
 
 
 def export_all(
-    checkpoint: str, target: str, folder: Path, image_size: int, precisions: tuple[str, ...]
+    reference: Reference, target: Target, folder: Path, precisions: list[str]
 ) -> dict[str, Report]:
-    """Exports each precision to ``folder/precision``; also reports those that failed parity."""
+    """Writes each precision to ``folder/PRECISION``; the reports of those that failed are there too."""
     reports = {}
     for precision in precisions:
+        find_precision(target, precision)
         start = time.monotonic()
-        say = lambda line, p=precision: terminal.say(f"{target} {p}: {line}")  # noqa: E731
         try:
-            report = export_bundle(
-                checkpoint,
+            report = write_bundle(
+                reference,
                 folder / precision,
                 target,
                 Options(precision),
-                image_size,
-                replace=True,
-                progress=say,
+                force=True,
+                progress=partial(_say, f"{target.name} {precision}"),
             )
-            assert report is not None  # it is None only without verification
-        except ReportedParityError as error:
+        except ParityError as error:
+            if error.report is None:
+                raise
             report = error.report
-            terminal.say(f"{target} {precision}: {error}")
+            terminal.say(f"{target.name} {precision}: {error}")
+        assert report is not None  # it is None only without verification
         reports[precision] = report
-        terminal.say(f"{target} {precision}: {time.monotonic() - start:.0f} s")
+        terminal.say(f"{target.name} {precision}: {time.monotonic() - start:.0f} s")
     return reports
 
 
+def _say(what: str, line: str) -> None:
+    terminal.say(f"{what}: {line}")
+
+
 def latencies(bundles: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """Median seconds of each half of bundles that run on this machine, in interleaved rounds."""
+    """Returns median seconds of each network of bundles that run here, in interleaved rounds."""
     stages: dict[str, Any] = {}
     pixels = drawn_image()
     for name, path in bundles.items():
@@ -58,42 +67,54 @@ def latencies(bundles: dict[str, Path]) -> dict[str, dict[str, float]]:
         except PocketSamError as error:
             terminal.say(f"no latency for {path}: {error}")
     stages = {name: stage for name, stage in stages.items() if name.endswith(NETWORKS)}
-    times = time_interleaved(stages, RUNS, 1)
     found: dict[str, dict[str, float]] = {}
-    for key, samples in times.items():
+    for key, samples in time_interleaved(stages, RUNS, 1).items():
         name, network = key.split("/")
         found.setdefault(name, {})[network] = summarise(samples)["p50"]
     return found
 
 
-def table(reports: dict[str, Report], folder: Path) -> str:
-    """file, size, precision, parity, latency: one line for each half that was written."""
+def table(target: Target, reports: dict[str, Report], folder: Path) -> str:
+    """Returns a line for each network: file, size, precision, grade, parity, latency."""
     written = {name: folder / name for name, report in reports.items() if not report.failed}
     times = latencies(written)
-    lines = [f"{'file':44}{'MB':>7}  {'precision':13}{'parity, worst case':44}{'ms':>8}"]
+    lines = [f"{'file':44}{'MB':>7}  {'precision':13}{'grade':11}{'parity, worst case':34}{'ms':>8}"]
     for precision, report in reports.items():
+        label = f"{precision:13}{target.precision(precision).grade:11}"
         parity = summary(report)
         if report.failed:
-            lines.append(f"{'(not written)':51}  {precision:13}{terminal.mark(False)} {parity}")
+            lines.append(f"{'(not written)':51}  {label}{terminal.mark(False)} {parity}")
             continue
-        bundle = open_bundle(folder / precision)
+        manifest = open_bundle(folder / precision).manifest
         for network in NETWORKS:
-            entry = bundle.manifest.network(network)
+            entry = manifest.network(network)
             seconds = times.get(precision, {}).get(network)
             latency = f"{seconds * 1e3:8.1f}" if seconds else f"{'-':>8}"
             file = str(folder / precision / entry.file)
-            lines.append(
-                f"{file:44}{entry.bytes / 1e6:7.1f}  {precision:13}"
-                f"{terminal.mark(True)} {parity:42}{latency}"
-            )
+            figures = f"{terminal.mark(True)} {parity:32}{latency}"
+            lines.append(f"{file:44}{entry.bytes / 1e6:7.1f}  {label}{figures}")
     return "\n".join(lines)
 
 
 def summary(report: Report) -> str:
-    """The two figures that matter most of a report: both halves chained, against PyTorch."""
+    """Returns the two figures that matter most: encoder and decoder chained, against PyTorch."""
     rows = {row.name: row for row in report.rows}
     iou = rows["end to end masks"].figures["iou"]
     return f"IoU {iou:.4f}, SNR {rows['end to end low_res_masks'].figures['snr_db']:.0f} dB"
+
+
+def run_target(
+    reference: Reference, target: Target, folder: Path, precisions: list[str] | None
+) -> bool:
+    """Exports to a target and prints its table; returns whether every precision passed."""
+    every = [precision.name for precision in target.precisions]
+    reports = export_all(reference, target, folder, precisions or every)
+    print(table(target, reports, folder))
+    failed = [name for name, report in reports.items() if report.failed]
+    passed = [name for name in ("fp16", *reports) if name in reports and name not in failed]
+    if passed:
+        print(f"\nnext: {target.next_step.format(path=folder / passed[0])}\n")
+    return not failed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,38 +122,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pocketsam.export.benchmarks.precisions", description=__doc__
     )
-    parser.add_argument("target", choices=sorted(TARGETS))
-    parser.add_argument("folder", type=Path, help="bundles go to FOLDER/PRECISION")
+    parser.add_argument("targets", nargs="+", choices=sorted(TARGETS), metavar="TARGET")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for DIR/TARGET/…")
     parser.add_argument("--checkpoint", default=DEFAULT)
     parser.add_argument("--image-size", type=terminal.image_size, metavar="S")
     parser.add_argument("--precision", action="append", help="only these; may be repeated")
     args = parser.parse_args(argv)
-    every = TARGETS[args.target][2]
+    size = args.image_size or default_image_size(args.checkpoint)
     try:
-        reports = export_all(
-            args.checkpoint,
-            args.target,
-            args.folder,
-            args.image_size or default_image_size(args.checkpoint),
-            tuple(args.precision or every),
-        )
-        print(table(reports, args.folder))
+        reference = Reference(args.checkpoint, size, progress=terminal.say)
+        passed = [
+            run_target(reference, TARGETS[name], args.output / name, args.precision)
+            for name in args.targets
+        ]
     except PocketSamError as error:
         print(f"pocketsam: error: {error}", file=sys.stderr)
         return error.exit_code
-    failed = [name for name, report in reports.items() if report.failed]
-    shown = next((name for name in ("fp16", *reports) if name in reports and name not in failed), None)
-    if shown:
-        print(f"\nnext: {NEXT[args.target].format(path=args.folder / shown)}")
-    return 3 if failed else 0
+    return 0 if all(passed) else 3
 
-
-NEXT = {
-    "onnx": "pocketsam segment {path} PHOTO --point X,Y --output out",
-    "coreml": "drag both .mlpackage and Usage.swift of {path} into Xcode\n      pocketsam info {path}",
-    "tflite": "copy {path}/*.tflite into app/src/main/assets and {path}/Usage.kt beside your code\n"
-    "      pocketsam segment {path} PHOTO --point X,Y --output out",
-}
 
 if __name__ == "__main__":
     sys.exit(main())
