@@ -1,1 +1,1 @@
-"""The network, in PyTorch, and its checkpoints. Imports nothing of export or runtime."""
+"""The networks in PyTorch, their checkpoints, and how they are trained and evaluated."""

@@ -1,4 +1,4 @@
-"""Checkpoints in: a file, strictly checked, becomes a network in eval mode."""
+"""Loads checkpoints: a file, strictly checked, becomes a network in eval mode."""
 
 import hashlib
 import os
@@ -17,17 +17,17 @@ from pocketsam.errors import CheckpointError
 from pocketsam.models.sam import Sam, architecture_of, build, seeded
 
 SEEDED = "seeded"
-"""Instead of a path: untrained weights of seed 0; ``seeded:7`` those of another seed."""
+"""In place of a path: untrained weights of seed 0. ``seeded:7`` means seed 7."""
 
 DEFAULT = "default"
-"""Instead of a path: the trained weights in this package; see ``MODEL_CARD.md``."""
+"""In place of a path: the trained weights in this package; see ``MODEL_CARD.md``."""
 DEFAULT_FILE = Path(__file__).parent / "mobile_sam_512.safetensors"
 DEFAULT_IMAGE_SIZE = 512
-"""What the trained weights in this package were trained at."""
+"""Side of the canvas, in pixels, that ``default`` was trained at."""
 
 
 def default_image_size(source: str) -> int:
-    """The canvas that a checkpoint was trained for: 512 for ``default``, SAM's 1024 for all others."""
+    """Returns the canvas, in pixels, to use a checkpoint at: 512 for ``default``, else SAM's 1024."""
     return DEFAULT_IMAGE_SIZE if source == DEFAULT else 1024
 
 
@@ -36,10 +36,10 @@ class Loaded:
     """A network and where its weights came from.
 
     Attributes:
-        model: in eval mode, float32, on the CPU.
+        model: the network in eval mode, float32, on the CPU.
         architecture: a key of ``sam.ARCHITECTURES``.
-        name: the file's name, or ``seeded:N``.
-        sha256: of the file; for seeded weights, of the tensors.
+        name: the name of the file, without its folder; or ``seeded:N``.
+        sha256: of the file, in hexadecimal digits; for seeded weights, of the tensors.
         trained: False for seeded weights.
     """
 
@@ -51,16 +51,17 @@ class Loaded:
 
 
 def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded:
-    """Builds MobileSAM, or SAM, whichever the checkpoint holds.
+    """Returns the network that a checkpoint holds: MobileSAM, SAM, or this project's teacher.
 
     Args:
         source: a ``.pt``/``.pth`` or ``.safetensors`` file with the official key names; ``default``,
-            the weights in this package; or ``seeded``, ``seeded:N``. Half-precision weights are widened
-            to float32.
-        image_size: side of the canvas, a multiple of 64.
+            the weights in this package; or ``seeded``, ``seeded:N``. Weights in float16 become float32.
+        image_size: side of the canvas in pixels, a multiple of 64.
 
     Raises:
-        CheckpointError: missing, unreadable or unsafe file; keys or shapes that do not fit; NaN.
+        CheckpointError: the file is missing, unreadable, or could run code; its keys or shapes do not
+            fit the network, or it holds NaN.
+        ValueError: ``image_size`` is not a positive multiple of 64.
     """
     name = os.fspath(source)
     if name == SEEDED or name.startswith(f"{SEEDED}:"):
@@ -74,7 +75,7 @@ def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded
     state = _read(name, data)
     architecture = architecture_of(state)
     model = build(architecture, image_size)
-    check_state(f"{name}: does not fit {architecture}", state, model.state_dict())
+    _check_state(f"{name}: does not fit {architecture}", state, model.state_dict())
     model.load_state_dict({key: tensor.to(torch.float32) for key, tensor in state.items()})
     digest = hashlib.sha256(data).hexdigest()
     return Loaded(model.eval(), architecture, Path(name).name, digest, trained=True)
@@ -92,7 +93,7 @@ def _load_seeded(name: str, image_size: int) -> Loaded:
 
 
 def _read(name: str, data: bytes) -> dict[str, Tensor]:
-    """A flat state dict from the bytes of a file."""
+    """Returns the state dict in a file's bytes."""
     suffix = Path(name).suffix.lower()
     try:
         if suffix == ".safetensors":
@@ -107,7 +108,7 @@ def _read(name: str, data: bytes) -> dict[str, Tensor]:
 def _read_torch(name: str) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about old pickles that it then refuses
+            warnings.simplefilter("ignore")  # torch warns of old pickles, then refuses them
             state: Any = torch.load(name, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = "it holds more than tensors, and loading it could run code"
@@ -122,8 +123,8 @@ def _read_torch(name: str) -> dict[str, Tensor]:
     return state
 
 
-def check_state(what: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Raises one CheckpointError with every missing, unexpected, misshapen or non-finite key."""
+def _check_state(message: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Raises one CheckpointError that lists every missing, unexpected, misshapen or non-finite key."""
     problems = [f"missing: {key}" for key in wanted if key not in state]
     problems += [f"unexpected: {key}" for key in state if key not in wanted]
     for key in wanted.keys() & state.keys():
@@ -134,4 +135,4 @@ def check_state(what: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) 
             problems.append(f"NaN or infinity in {key}")
     if problems:
         listed = "\n  ".join(sorted(problems))
-        raise CheckpointError(f"{what} ({len(problems)} keys):\n  {listed}")
+        raise CheckpointError(f"{message} ({len(problems)} keys):\n  {listed}")

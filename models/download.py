@@ -1,4 +1,4 @@
-"""Official checkpoints from their official addresses: resumable, verified, atomic. Needs no torch."""
+"""Downloads the official checkpoints: resumable, verified, whole or not at all. Needs no torch."""
 
 import hashlib
 import http.client
@@ -13,18 +13,19 @@ from typing import BinaryIO
 from pocketsam.errors import DownloadError
 
 CHUNK = 1 << 18
-HINT = "a file fetched by other means can be given to the commands as it is"
+"""Bytes read at a time."""
+_HINT = "a file fetched by other means can be given to the commands as it is"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the network, and what it must be once it has arrived.
+    """A file on the network, and what to check once it has arrived.
 
     Attributes:
         url: its official address.
-        file_name: the name it gets in a directory.
+        file_name: the name of the file that is written.
         size: in bytes.
-        sha256: in lower-case hexadecimal digits.
+        sha256: of the content, in lower-case hexadecimal digits.
     """
 
     url: str
@@ -71,31 +72,30 @@ def download(
     progress: Progress | None = None,
     timeout: float = 30.0,
 ) -> Path:
-    """Fetches a checkpoint; run again, it goes on where it stopped.
+    """Downloads a checkpoint; after an interruption, another call resumes.
 
-    What has arrived waits in ``DESTINATION.part`` and takes the final name only once its size and
-    sha256 are right.
+    The bytes go to ``DESTINATION.part``, which is renamed once its size and sha256 are right.
 
     Args:
         name: a key of ``CHECKPOINTS``.
-        destination: a file, or a directory in which the file gets its official name.
-        url: another address of the same file (http or https).
+        destination: a file; or a directory, for the official file name in it.
+        url: another http or https address of the same file.
         progress: called with (bytes so far, bytes in all).
         timeout: seconds without an answer after which to give up.
 
     Returns:
-        The file's path. If it is there already and right, nothing is fetched.
+        The path of the file. If it exists already with the right sha256, nothing is downloaded.
 
     Raises:
-        DownloadError: an unknown name, no network, another file in the place, damaged data, or a place
-            that cannot be written.
+        DownloadError: the name is unknown, the network fails, the data are damaged, ``destination``
+            is another file, or it cannot be written.
     """
     if name not in CHECKPOINTS:
         raise DownloadError(f"unknown checkpoint {name!r}; known are {', '.join(CHECKPOINTS)}")
     wanted = CHECKPOINTS[name]
     address = url or wanted.url
     if not address.lower().startswith(("http://", "https://")):
-        raise DownloadError(f"{address}: wants an http or https address")
+        raise DownloadError(f"{address}: must be an http or https address")
     path = Path(destination)
     if path.is_dir():
         path = path / wanted.file_name
@@ -108,13 +108,13 @@ def download(
         part = path.with_name(f"{path.name}.part")
         _fetch(address, part, wanted.size, progress, timeout)
         _accept(part, path, wanted)
-    except OSError as error:  # of the disk: those of the network are DownloadErrors by now
+    except OSError as error:  # from the disk; errors of the network are DownloadErrors by now
         raise DownloadError(f"{error.filename or path}: {error.strerror or error}") from None
     return path
 
 
 def _fetch(address: str, part: Path, size: int, progress: Progress | None, timeout: float) -> None:
-    """Appends to ``part`` what it still lacks, or starts over if the server knows no ranges."""
+    """Appends the missing bytes to ``part``, or starts over if the server knows no ranges."""
     done = part.stat().st_size if part.exists() else 0
     if done > size:
         part.unlink()
@@ -134,7 +134,7 @@ def _fetch(address: str, part: Path, size: int, progress: Progress | None, timeo
 
 
 def _open(address: str, done: int, timeout: float) -> tuple[http.client.HTTPResponse, int]:
-    """The server's answer, and the place in the file of its first byte: ``done``, or 0."""
+    """Returns the server's answer, and the offset of its first byte in the file: ``done``, or 0."""
     try:
         request = urllib.request.Request(address, headers={"User-Agent": "pocketsam"})
         if done:
@@ -145,7 +145,7 @@ def _open(address: str, done: int, timeout: float) -> tuple[http.client.HTTPResp
         if error.code == 416 and done:
             return _open(address, 0, timeout)
         raise DownloadError(
-            f"{address}: the server answers {error.code} {error.reason}; {HINT}"
+            f"{address}: the server answers {error.code} {error.reason}; {_HINT}"
         ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a malformed url
         raise DownloadError(_explain(address, error)) from None
@@ -161,7 +161,11 @@ def _open(address: str, done: int, timeout: float) -> tuple[http.client.HTTPResp
 def _copy(
     answer: http.client.HTTPResponse, file: BinaryIO, done: int, size: int, progress: Progress | None
 ) -> tuple[int, str]:
-    """Copies until the answer ends or ``size`` is passed: the bytes now in the file, why it ended."""
+    """Copies until the answer ends or ``size`` is exceeded.
+
+    Returns:
+        The number of bytes now in the file, and why the answer ended.
+    """
     ending = ""
     try:
         while done <= size and not ending:
@@ -177,7 +181,7 @@ def _copy(
 
 
 def _read(answer: http.client.HTTPResponse) -> tuple[bytes, str]:
-    """The next bytes, and why no more will follow: "" as long as they do."""
+    """Returns the next bytes, and why none will follow: "" as long as more may come."""
     try:
         data = answer.read(CHUNK)
     except http.client.IncompleteRead as cut:
@@ -190,12 +194,13 @@ def _read(answer: http.client.HTTPResponse) -> tuple[bytes, str]:
 
 
 def _accept(part: Path, path: Path, wanted: RemoteFile) -> None:
+    """Renames ``part`` to ``path`` if its sha256 is right; deletes it otherwise."""
     found, size = _sha256(part), part.stat().st_size
     if found != wanted.sha256:
         part.unlink()
         raise DownloadError(
-            f"{path.name}: {size} bytes with sha256 {found} arrived, and not {wanted.size} bytes with "
-            f"{wanted.sha256}; deleted"
+            f"{path.name}: {size} bytes with sha256 {found} arrived instead of {wanted.size} bytes "
+            f"with {wanted.sha256}; deleted"
         )
     part.replace(path)
 
@@ -206,7 +211,8 @@ def _sha256(path: Path) -> str:
 
 
 def _explain(address: str, error: Exception) -> str:
+    """Returns a message for an address that cannot be reached."""
     reason = getattr(error, "reason", None) or error
     if isinstance(reason, TimeoutError):
-        return f"{address}: no answer in time; run it again to resume; {HINT}"
-    return f"{address}: cannot be reached ({reason}). Offline? {HINT[0].upper()}{HINT[1:]}"
+        return f"{address}: no answer in time; run it again to resume; {_HINT}"
+    return f"{address}: cannot be reached ({reason}). Offline? {_HINT[0].upper()}{_HINT[1:]}"

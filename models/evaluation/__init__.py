@@ -1,1 +1,1 @@
-"""How good masks are: beside a teacher, the truth, and trivial baselines."""
+"""Measures masks against a teacher's and the truth, beside trivial baselines."""

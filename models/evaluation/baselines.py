@@ -1,4 +1,4 @@
-"""Answers to a click or a box that need no training: what a trained model must beat."""
+"""Masks for a click or a box that need no training: what a trained network must beat."""
 
 from typing import Any
 
@@ -7,16 +7,18 @@ from numpy.typing import NDArray
 
 from pocketsam.models.prompted import Mask
 
-RADIUS = 0.2
-"""Of the disk, as a share of the image's shorter side."""
+_RADIUS = 0.2
+"""Radius of the disk, as a share of the image's shorter side."""
 
 
 def at_clicks(pixels: NDArray[np.uint8], clicks: NDArray[np.float64]) -> dict[str, Mask]:
-    """A disk around each click, and Felzenszwalb's segment under it; ``[P, h, w]`` each.
+    """Returns masks ``[P, h, w]`` by name: a disk around each click, and the segment under it.
+
+    The segments are those of Felzenszwalb and Huttenlocher 2004, as scikit-image computes them.
 
     Args:
-        pixels: ``[h, w, 3]``.
-        clicks: ``[P, 2]`` (x, y).
+        pixels: ``[h, w, 3]`` RGB in 0..255.
+        clicks: ``[P, 2]``, (x, y) in pixels.
     """
     from skimage import segmentation
 
@@ -27,13 +29,18 @@ def at_clicks(pixels: NDArray[np.uint8], clicks: NDArray[np.float64]) -> dict[st
     labels = felzenszwalb(pixels, scale=400, sigma=0.8, min_size=max(1, height * width // 1000))
     columns, rows = clicks.round().astype(int).T
     return {
-        "disk": away <= RADIUS * min(height, width),
+        "disk": away <= _RADIUS * min(height, width),
         "Felzenszwalb's segment": labels == labels[rows, columns][:, None, None],
     }
 
 
 def filled_boxes(boxes: NDArray[np.float32], shape: tuple[int, ...]) -> Mask:
-    """``[P, h, w]`` of corners ``[P, 2, 2]``."""
+    """Returns masks ``[P, h, w]``, the boxes themselves.
+
+    Args:
+        boxes: ``[P, 2, 2]``, the corners (x, y) in pixels.
+        shape: starts with (h, w).
+    """
     y, x = np.mgrid[: shape[0], : shape[1]]
     (x0, y0), (x1, y1) = boxes.transpose(1, 2, 0)[..., None, None]
     filled: Mask = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)

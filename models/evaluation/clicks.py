@@ -1,4 +1,4 @@
-"""A fixed set of clicks on scikit-image's photographs, and a picture of the answers: ``make clicks``.
+"""Draws a checkpoint's masks at a fixed set of clicks on scikit-image's photographs: ``make clicks``.
 
 The clicks were chosen by looking at the photographs, before any mask was seen, and all are shown.
 """
@@ -12,9 +12,11 @@ from PIL import Image
 from skimage import data
 
 from pocketsam.models.checkpoint import DEFAULT, default_image_size, load_model
-from pocketsam.models.evaluation.evaluate import Example, Panel, answer, embed, point_prompts
+from pocketsam.models.evaluation.evaluate import Panel
+from pocketsam.models.evaluation.examples import Example
 from pocketsam.models.evaluation.gallery import draw_tile, paste_grid, save_picture
 from pocketsam.models.images import scaled
+from pocketsam.models.prompted import embed, point_prompts, predict
 
 CLICKS = (
     ("astronaut", 220, 110, "head"),
@@ -51,12 +53,12 @@ CLICKS = (
     ("clock", 200, 150, "clock"),
     ("moon", 120, 85, "crater"),
 )
-"""Photograph, x, y, and what a person would mean by it."""
-COLUMNS = 6
+"""Photograph, x and y in pixels, and what a person would mean by the click."""
+_COLUMNS = 6
 
 
-def answered(source: str) -> list[Panel]:
-    """A panel for each click, with the mask of a checkpoint under the name of what was meant."""
+def _panels(source: str) -> list[Panel]:
+    """Returns a panel for each click, with a checkpoint's mask under the name of what was meant."""
     size = default_image_size(source)
     model = load_model(source, size).model
     panels: list[Panel] = []
@@ -69,23 +71,23 @@ def answered(source: str) -> list[Panel]:
         for _, x, y, meant in clicks:
             click = (x * scale, y * scale)
             prompts = point_prompts(np.array([[click]]))
-            mask = answer(model, embedding, prompts, example.pixels.shape)[0]
+            mask = predict(model, embedding, prompts, example.pixels.shape)[0]
             panels.append(Panel(example, click, {meant: mask}))
     return panels
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description="Draw the answers to a fixed set of clicks.")
-    parser.add_argument("output", type=Path, help="a .jpg or .png")
-    parser.add_argument("--checkpoint", default=DEFAULT)
+    parser.add_argument("output", type=Path, help="a .jpg or .png file")
+    parser.add_argument("--checkpoint", default=DEFAULT, help="default: %(default)s")
     args = parser.parse_args()
     tiles = [
         draw_tile(panel, f"{number} {meant}", mask)
-        for number, panel in enumerate(answered(args.checkpoint), start=1)
+        for number, panel in enumerate(_panels(args.checkpoint), start=1)
         for meant, mask in panel.masks.items()
     ]
-    rows = [tiles[first : first + COLUMNS] for first in range(0, len(tiles), COLUMNS)]
+    rows = [tiles[first : first + _COLUMNS] for first in range(0, len(tiles), _COLUMNS)]
     save_picture(paste_grid(rows), args.output)
     print(f"wrote {args.output}: {len(tiles)} clicks")
 

@@ -1,10 +1,10 @@
-"""The paper's tables at toy scale: ``make study``, an hour on two cores.
+"""Repeats the comparisons of MobileSAM's paper at toy scale: ``make study``, an hour on two cores.
 
-Decoupled, semi-coupled and coupled distillation at equal compute, finetuning of the decoder, and batch
-size by iterations (MobileSAM, arXiv:2306.14289, tables 2 to 4), each with several seeds. The canvas is
-128 pixels, the images are generated scenes, the teacher is this package's own weights, trained on for
-that canvas; the students begin at random weights. Everything runs through ``distill`` and ``evaluate``,
-and every part that is there already is kept: a study that was killed goes on.
+It compares decoupled, semi-coupled and coupled distillation at equal compute, finetuning of the
+decoder, and batch size by iterations (arXiv:2306.14289, tables 2 to 4), each with several seeds. The
+canvas is 128 pixels, the images are generated scenes, the teacher is this package's own weights,
+trained on for that canvas; the students begin at random weights. Everything runs through ``distill``
+and ``evaluate``. A study that was killed keeps what is complete, and resumes.
 """
 
 import argparse
@@ -20,20 +20,21 @@ import torch
 from PIL import Image
 
 from pocketsam import terminal
+from pocketsam.files import make_folder, write_bytes, write_file
 from pocketsam.models.checkpoint import DEFAULT_FILE, Loaded, load_model
-from pocketsam.models.evaluation.evaluate import STUDENT, TEACHER, Example, miou, scene_examples
-from pocketsam.models.training import train_default
+from pocketsam.models.evaluation.evaluate import BOX, POINT, STUDENT, TEACHER, miou
+from pocketsam.models.evaluation.examples import Example, scene_examples
+from pocketsam.models.training import stages, train_default
 from pocketsam.models.training.distill import (
-    MODES,
     STUDENT_NAME,
-    Recipe,
     distill,
     freeze_others,
     loss_of,
     new_student,
 )
 from pocketsam.models.training.plots import draw_points
-from pocketsam.models.training.run import flush_denormals, has_bfloat16, write_bytes_whole
+from pocketsam.models.training.recipe import MODES, Recipe
+from pocketsam.models.training.run import flush_denormals, has_bfloat16
 from pocketsam.models.training.scenes import generate
 from pocketsam.models.training.textures import load_textures
 
@@ -44,7 +45,7 @@ PAPER = {
     "batch 8, 1x iterations": 0.7286,
     "batch 8, 2x iterations": 0.7447,
 }
-"""mIoU with SAM's masks, where the paper has a figure for it (1x are 50,000 iterations there)."""
+"""mIoU with SAM's masks in the paper, for the trials that it has too; 1x is 50,000 iterations there."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,14 @@ class Plan:
     """The size of the study.
 
     Attributes:
-        steps: of the decoupled run; the others take as long as it does.
-        finetune: share of that time which goes to the decoder where it is finetuned.
+        image_size: side of the canvas in pixels.
+        images: number of scenes to learn from.
+        held_back: number of scenes to measure on.
+        teacher_minutes: of the teacher's training.
+        batch: images for each step.
+        steps: of the decoupled run; the other methods get as many steps as take the same time.
+        finetune: share of that time for the decoder, in the trial that finetunes it.
+        seeds: of the runs; each trial has a run for each.
     """
 
     image_size: int = 128
@@ -67,14 +74,21 @@ class Plan:
 
 
 LEARNING_RATES = {"decoupled": 2e-3, "semi-coupled": 5e-4, "coupled": 5e-4, "finetune": 5e-4}
-"""For decoupled and coupled the better of 5e-4 and 2e-3, in runs of a third of the length with another
-seed; the other two were not tried with both.
+"""By mode. For decoupled and coupled, the better of 5e-4 and 2e-3 in runs of a third of the length with
+another seed; the other modes were not tried with both.
 """
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One row of a table: a recipe, and that of the run that it starts from, if any."""
+    """A row of the table.
+
+    Attributes:
+        group: the table's section.
+        name: of the row.
+        recipe: the distillation that is measured.
+        start: the distillation whose student it starts from, if any.
+    """
 
     group: str
     name: str
@@ -83,21 +97,22 @@ class Trial:
 
 
 def trials(plan: Plan, seconds: Mapping[str, float]) -> list[Trial]:
-    """What is trained for each seed.
+    """Returns what is trained for each seed.
 
     Args:
-        seconds: that a step of each mode takes.
+        plan: the size of the study.
+        seconds: for a step, by mode.
     """
 
     def recipe(mode: str, batch: int, steps: float) -> Recipe:
-        whole = max(1, round(steps))
+        count = max(1, round(steps))
         return Recipe(
             mode=mode,
             image_size=plan.image_size,
-            steps=whole,
+            steps=count,
             batch=batch,
             learning_rate=LEARNING_RATES[mode],
-            warmup=max(1, whole // 20),
+            warmup=max(1, count // 20),
         )
 
     def at(mode: str, share: float = 1.0) -> Recipe:
@@ -124,7 +139,10 @@ def trials(plan: Plan, seconds: Mapping[str, float]) -> list[Trial]:
 
 
 def seconds_per_step(teacher: Loaded, plan: Plan) -> dict[str, float]:
-    """Of each mode, forward and backward: the median of rounds in which all modes take their turn."""
+    """Returns the seconds of a step by mode, forward and backward.
+
+    They are the median of rounds in which all modes take turns.
+    """
     size, side = plan.image_size, plan.image_size // 16
     batch = (torch.randn(plan.batch, 3, size, size), torch.randn(plan.batch, 256, side, side))
     students = {}
@@ -144,25 +162,23 @@ def seconds_per_step(teacher: Loaded, plan: Plan) -> dict[str, float]:
 
 
 def paint_images(folder: Path, plan: Plan) -> list[Path]:
-    """Scenes as PNG files; those that are there are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Paints scenes into PNG files, and returns their paths; existing files are kept."""
+    make_folder(folder)
     textures = load_textures()
     paths = []
     for number in range(plan.images):
         path = folder / f"{number:05d}.png"
         if not path.exists():
-            part = path.with_suffix(".part")
-            Image.fromarray(generate(number, plan.image_size, textures).image).save(part, "PNG")
-            part.replace(path)
+            write_file(path, Image.fromarray(generate(number, plan.image_size, textures).image).save)
         terminal.show_progress(f"scenes: {number + 1} of {plan.images}", number + 1 == plan.images)
         paths.append(path)
     return paths
 
 
 def train_teacher(folder: Path, plan: Plan) -> Path:
-    """The shipped weights, trained on for the study's canvas by the masks of generated scenes."""
-    if not (folder / "weights.pt").exists():
-        recipe = train_default.Recipe(
+    """Trains the shipped weights on for the study's canvas, and returns the path of the result."""
+    if not (folder / train_default.WEIGHTS_NAME).exists():
+        recipe = stages.Recipe(
             stage="teacher",
             image_size=plan.image_size,
             minutes=plan.teacher_minutes,
@@ -171,24 +187,29 @@ def train_teacher(folder: Path, plan: Plan) -> Path:
             ema=0.99,
             pool=plan.images,
         )
-        train_default.train(recipe, folder, [], [], None, DEFAULT_FILE, 1, False, scenes=plan.held_back)
-    return folder / "weights.pt"
+        train_default.train(recipe, folder, start=DEFAULT_FILE, scenes=plan.held_back)
+    return folder / train_default.WEIGHTS_NAME
 
 
 def measure(path: Path, teacher: Loaded, examples: Sequence[Example], plan: Plan) -> dict[str, float]:
-    """mIoU of a student with its teacher: at a point, a box, and over pairs of points."""
+    """Returns a student's mIoU with its teacher at a ``point``, a ``box``, and ``two points``."""
     models = {STUDENT: load_model(path, plan.image_size).model, TEACHER: teacher.model}
-    by_kind = miou(examples, models, TEACHER)
-    pairs = [value for kind, value in by_kind.items() if kind.endswith("px")]
-    return {"point": by_kind["point"], "box": by_kind["box"], "two points": float(np.mean(pairs))}
+    by_type = miou(examples, models)
+    pairs = [value for name, value in by_type.items() if name.endswith("px")]
+    return {POINT: by_type[POINT], BOX: by_type[BOX], "two points": float(np.mean(pairs))}
 
 
 def study(folder: Path, plan: Plan) -> dict[str, Any]:
-    """Runs what is missing; returns, and keeps in ``study.json``, all figures."""
+    """Runs what is missing; returns all figures, and writes them to ``study.json``.
+
+    Returns:
+        ``plan``, ``seconds_per_step`` by mode, and ``trials``: for each its group, name, recipe and
+        ``miou``, a list with the figures of ``measure`` for each seed.
+    """
     teacher = load_model(train_teacher(folder / "teacher", plan), plan.image_size)
     timed = folder / "seconds.json"
     if not timed.exists():
-        write_bytes_whole(timed, json.dumps(seconds_per_step(teacher, plan)).encode())
+        write_bytes(timed, json.dumps(seconds_per_step(teacher, plan)).encode())
     seconds = json.loads(timed.read_text())
     images = paint_images(folder / "images", plan)
     examples = list(scene_examples(plan.held_back, plan.image_size))
@@ -198,7 +219,8 @@ def study(folder: Path, plan: Plan) -> dict[str, Any]:
         student = folder / "runs" / name / STUDENT_NAME
         if not student.exists():
             first = None if start is None else str(start)
-            distill(images, teacher, student.parent, folder / "cache", recipe, first)
+            cache = folder / "cache"
+            distill(images, teacher, student.parent, recipe, cache_folder=cache, start=first)
         return student
 
     report: dict[str, Any] = {"plan": asdict(plan), "seconds_per_step": seconds, "trials": []}
@@ -210,12 +232,12 @@ def study(folder: Path, plan: Plan) -> dict[str, Any]:
             figures.append(measure(student, teacher, examples, plan))
         about = {"group": trial.group, "name": trial.name, "recipe": asdict(trial.recipe)}
         report["trials"].append({**about, "miou": figures})
-    write_bytes_whole(folder / "study.json", json.dumps(report, indent=1).encode())
+    write_bytes(folder / "study.json", json.dumps(report, indent=1).encode())
     return report
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown: mean ± standard deviation over the seeds."""
+    """Returns a study's figures as a Markdown table: mean ± standard deviation over the seeds."""
     lines = ["| | steps | point | box | two points | paper |", "|---|---|---|---|---|---|"]
     group = ""
     for trial in report["trials"]:
@@ -223,26 +245,26 @@ def table(report: dict[str, Any]) -> str:
             group = trial["group"]
             lines.append(f"| **{group}** | | | | | |")
         cells = [trial["name"], str(trial["recipe"]["steps"])]
-        for kind in ("point", "box", "two points"):
-            values = [figures[kind] for figures in trial["miou"]]
+        for prompt in (POINT, BOX, "two points"):
+            values = [figures[prompt] for figures in trial["miou"]]
             cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=min(1, len(values) - 1)):.3f}")
         lines.append("| " + " | ".join([*cells, str(PAPER.get(trial["name"], ""))]) + " |")
     return "\n".join(lines)
 
 
 def picture(report: dict[str, Any], path: Path) -> None:
-    """The mIoU at a point of every run."""
+    """Draws the mIoU at a point of every run into a ``.png``."""
     groups: dict[str, dict[str, list[float]]] = {}
     for trial in report["trials"]:
-        values = [figures["point"] for figures in trial["miou"]]
+        values = [figures[POINT] for figures in trial["miou"]]
         groups.setdefault(trial["group"], {})[trial["name"]] = values
     draw_points(groups, "mIoU with the teacher's masks at one point, held-back scenes", path)
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description="Reproduce the paper's tables at toy scale.")
-    parser.add_argument("folder", type=Path, help="of everything that is made; a killed study resumes")
+    parser.add_argument("folder", type=Path, help="of all results; a killed study resumes")
     folder = parser.parse_args().folder
     flush_denormals()
     report = study(folder, Plan())

@@ -1,14 +1,14 @@
-"""Distillation of a teacher's image encoder into MobileSAM's (Zhang et al. 2023, arXiv:2306.14289).
+"""Distils a teacher's image encoder into MobileSAM's (Zhang et al. 2023, arXiv:2306.14289).
 
-*Decoupled*: the student imitates the teacher's embeddings, which are computed once; no decoder is in
-the loop. *Semi-coupled* and *coupled* compare masks at random prompts, through the teacher's decoder,
-which stays frozen in the first and is trained along in the second. *Finetune* trains the decoder alone,
-under an encoder that was distilled before.
+*Decoupled*: the student imitates the teacher's embeddings, which are computed once; no decoder runs.
+*Semi-coupled* and *coupled*: masks at random prompts are compared, through the teacher's decoder, which
+is frozen in the first and trained in the second. *Finetune*: the decoder alone is trained, under an
+encoder that was distilled before.
 """
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +18,43 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pocketsam.errors import CheckpointError, PocketSamError
+from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_FOREGROUND, LABEL_PAD_POINT
+from pocketsam.errors import CheckpointError
+from pocketsam.files import write_bytes
 from pocketsam.models import prompted
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.models.images import load_pixels, to_pixel_values
 from pocketsam.models.sam import Sam, build
 from pocketsam.models.training.embedding_cache import EmbeddingCache
+from pocketsam.models.training.losses import overlap_loss
 from pocketsam.models.training.plots import draw_loss
+from pocketsam.models.training.recipe import COMPUTE, MODES, Recipe, check_recipe
 from pocketsam.models.training.run import (
     Run,
     average_into,
     check_finite,
-    half,
     learning_rate,
     restore,
+    set_learning_rate,
     snapshot,
-    usual_precision,
-    write_bytes_whole,
+    to_float16,
 )
 
-MODES: dict[str, tuple[str, ...]] = {
-    "decoupled": ("image_encoder",),
-    "semi-coupled": ("image_encoder",),
-    "coupled": ("image_encoder", "prompt_encoder", "mask_decoder"),
-    "finetune": ("prompt_encoder", "mask_decoder"),
-}
-"""What is trained in each mode."""
-
 Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total)."""
+"""Called with (what is being done, number done, number in all)."""
 
 STUDENT_NAME = "student.safetensors"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a distillation does. ``batch`` images times ``accumulate`` make a step."""
+class _Examples(Dataset[tuple[Tensor, Tensor]]):
+    """Yields ``pixel_values [3, S, S]`` and the teacher's embedding, in a random order per epoch.
 
-    mode: str = "decoupled"
-    image_size: int = 1024
-    steps: int = 10_000
-    batch: int = 4
-    accumulate: int = 1
-    prompts: int = 8
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    weight_decay: float = 0.01
-    ema: float = 0.999
-    seed: int = 0
-    precision: str = field(default_factory=usual_precision)
-
-
-class Images(Dataset[tuple[Tensor, Tensor]]):
-    """``pixel_values [3, S, S]`` and the teacher's embedding, in a random order without end."""
+    Args:
+        paths: of the images, in the order of the cache.
+        cache: the teacher's embeddings.
+        recipe: the distillation.
+        first: number of examples that earlier runs have used.
+    """
 
     def __init__(
         self, paths: Sequence[Path], cache: EmbeddingCache, recipe: Recipe, first: int
@@ -81,24 +65,29 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return self.recipe.steps * self.recipe.batch * self.recipe.accumulate - self.first
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Each epoch's order follows from the seed: a resumed run sees what it would have seen."""
-        epoch, place = divmod(self.first + index, len(self.paths))
+        """Returns an example; its image follows from the seed, so that a resumed run sees the same."""
+        epoch, position = divmod(self.first + index, len(self.paths))
         order = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
-        number = int(torch.randperm(len(self.paths), generator=order)[place])
+        number = int(torch.randperm(len(self.paths), generator=order)[position])
         size = self.recipe.image_size
         pixel_values = to_pixel_values(load_pixels(self.paths[number], size), size)
         return pixel_values, self.cache.get(number)
 
 
 def new_student(teacher: Sam, start: str | None, image_size: int) -> Sam:
-    """MobileSAM with the teacher's prompt encoder and decoder, and the encoder of ``start`` if given.
+    """Returns a MobileSAM to train.
+
+    Args:
+        teacher: lends its prompt encoder and mask decoder, where there is no ``start``.
+        start: a MobileSAM checkpoint; None: the image encoder is untrained.
+        image_size: side of the canvas in pixels.
 
     Raises:
-        CheckpointError: ``start`` is no MobileSAM.
+        CheckpointError: ``start`` cannot be loaded, or is no MobileSAM.
     """
     student = build("mobile_sam", image_size)
-    for part in ("prompt_encoder", "mask_decoder"):
-        student.get_submodule(part).load_state_dict(teacher.get_submodule(part).state_dict())
+    for name in ("prompt_encoder", "mask_decoder"):
+        student.get_submodule(name).load_state_dict(teacher.get_submodule(name).state_dict())
     if start is not None:
         loaded = load_model(start, image_size)
         if loaded.architecture != "mobile_sam":
@@ -107,10 +96,28 @@ def new_student(teacher: Sam, start: str | None, image_size: int) -> Sam:
     return student
 
 
+def freeze_others(student: Sam, names: Sequence[str]) -> list[nn.Parameter]:
+    """Freezes all modules of a network but the named ones; returns the parameters of the named."""
+    student.requires_grad_(False)
+    trained = [p for name in names for p in student.get_submodule(name).parameters()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return trained
+
+
 def loss_of(
     recipe: Recipe, encoder: nn.Module, student: Sam, teacher: Sam, batch: Sequence[Tensor], step: int
 ) -> Tensor:
-    """Mean squared error of the embeddings, or the masks' loss against the teacher's masks."""
+    """Returns the loss of a batch: of the embeddings where decoupled, else of masks at random prompts.
+
+    Args:
+        recipe: the distillation.
+        encoder: the student's, as it is to be called.
+        student: for its decoder.
+        teacher: for its decoder.
+        batch: ``pixel_values [B, 3, S, S]`` and the teacher's embeddings ``[B, 256, S/16, S/16]``.
+        step: decides the prompts.
+    """
     pixel_values, wanted = batch
     embeddings = encoder(pixel_values).float()
     if recipe.mode == "decoupled":
@@ -119,27 +126,30 @@ def loss_of(
     with torch.no_grad():
         truth, truth_scores = prompted.decode(teacher, wanted, prompts)
     low_res, scores = prompted.decode(student, embeddings, prompts)
-    masks = prompted.overlap_loss(low_res.float(), (truth > 0).float()).mean()
+    masks = overlap_loss(low_res.float(), (truth > 0).float()).mean()
     return masks + (scores.float() - truth_scores.float()).square().mean()
 
 
 def random_prompts(recipe: Recipe, count: int, step: int) -> prompted.Prompts:
-    """Points anywhere on the canvas in even steps, boxes in odd ones: without labels nothing is known
-    of where the objects are.
+    """Returns random points on the canvas in even steps, random boxes in odd ones.
+
+    Nothing is known of where objects are, as the images have no labels.
     """
     rng = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     coords = torch.rand(count, 2, 2, generator=rng) * recipe.image_size
+    labels = [LABEL_FOREGROUND, LABEL_PAD_POINT]
     if step % 2:
-        return prompted.Prompts(coords.sort(dim=1).values, torch.tensor([[2.0, 3.0]]).repeat(count, 1))
-    return prompted.Prompts(coords, torch.tensor([[1.0, -1.0]]).repeat(count, 1))
+        coords, labels = coords.sort(dim=1).values, [LABEL_BOX_FIRST, LABEL_BOX_SECOND]
+    return prompted.Prompts(coords, torch.tensor([labels]).float().repeat(count, 1))
 
 
 def distill(
     images: Sequence[Path],
     teacher: Loaded,
     folder: Path,
-    cache_folder: Path,
     recipe: Recipe,
+    *,
+    cache_folder: Path | None = None,
     start: str | None = None,
     save_every: int = 200,
     progress: Progress = lambda _what, _done, _total: None,
@@ -148,37 +158,32 @@ def distill(
 
     Args:
         images: files to learn from, all readable.
-        teacher: for ``recipe.image_size``.
-        folder: of the run, and of its result.
-        cache_folder: of the teacher's embeddings.
+        teacher: for a canvas of ``recipe.image_size``.
+        folder: of the run and its result.
         recipe: what to do.
+        cache_folder: of the teacher's embeddings; None: ``cache`` in ``folder``.
         start: a MobileSAM checkpoint to start from; ``finetune`` needs one.
-        progress: called with (what, done, total).
+        save_every: steps between saved states.
+        progress: called with (what is being done, number done, number in all).
 
     Returns:
-        The student, ``student.safetensors`` in float16.
+        The path of the student, ``student.safetensors`` in float16.
 
     Raises:
-        PocketSamError: another run's or cache's folder, a loss that is no number, a full disk.
-        CheckpointError: ``start`` does not fit.
+        UsageError: a value is out of range, or ``finetune`` has no ``start``.
+        PocketSamError: a folder holds another run or cache, the loss is not finite, or the disk is
+            full.
+        CheckpointError: ``start`` is no MobileSAM.
     """
-    for name in ("steps", "batch", "accumulate", "prompts"):
-        if getattr(recipe, name) < 1:
-            raise PocketSamError(f"{name} must be at least 1, not {getattr(recipe, name)}")
-    if recipe.mode not in MODES:
-        raise PocketSamError(f"unknown mode {recipe.mode!r}; known are {', '.join(MODES)}")
-    if recipe.mode == "finetune" and start is None:
-        raise PocketSamError(
-            "finetune trains a decoder under a distilled encoder: give one to start from"
-        )
+    check_recipe(recipe, start, save_every)
     run = Run(folder, {**asdict(recipe), "teacher": teacher.sha256, "start": start})
-    run.resume()  # refuses another run's folder before anything is computed
-    precision: Any = recipe.precision
-    fabric = Fabric(precision=precision)
+    run.resume()  # refuses the folder of another run before anything is computed
+    compute: Any = COMPUTE[recipe.compute]
+    fabric = Fabric(precision=compute)
     fabric.launch()
     frozen = teacher.model.to(fabric.device).requires_grad_(False)
-    cache = EmbeddingCache(cache_folder, teacher.sha256, recipe.image_size, [str(p) for p in images])
-    size = recipe.image_size
+    size, names = recipe.image_size, [str(path) for path in images]
+    cache = EmbeddingCache(cache_folder or folder / "cache", teacher.sha256, size, names)
     cache.fill(
         lambda x: frozen.encode(x.to(fabric.device)),
         lambda number: to_pixel_values(load_pixels(images[number], size), size),
@@ -186,9 +191,24 @@ def distill(
     )
     torch.manual_seed(recipe.seed)
     student = new_student(frozen, start, size)
-    average = _train(run, fabric, recipe, student, frozen, (images, cache), save_every, progress)
-    packed = save({key: value.contiguous().cpu() for key, value in half(average).items()})
-    write_bytes_whole(folder / STUDENT_NAME, packed)
+    average = deepcopy(student).to(fabric.device).eval().requires_grad_(False)
+
+    def examples(steps_done: int) -> _Examples:
+        return _Examples(images, cache, recipe, steps_done * recipe.batch * recipe.accumulate)
+
+    _train(
+        run,
+        fabric,
+        recipe,
+        student=student,
+        average=average,
+        teacher=frozen,
+        examples=examples,
+        save_every=save_every,
+        progress=progress,
+    )
+    packed = save({key: value.contiguous().cpu() for key, value in to_float16(average).items()})
+    write_bytes(folder / STUDENT_NAME, packed)
     return folder / STUDENT_NAME
 
 
@@ -196,24 +216,28 @@ def _train(
     run: Run,
     fabric: Fabric,
     recipe: Recipe,
+    *,
     student: Sam,
+    average: Sam,
     teacher: Sam,
-    data: tuple[Sequence[Path], EmbeddingCache],
+    examples: Callable[[int], _Examples],
     save_every: int,
     progress: Progress,
-) -> Sam:
-    """The loop; returns the student with averaged weights."""
+) -> None:
+    """Trains ``student``, and leaves its averaged weights in ``average``.
+
+    Args:
+        examples: returns what is left to learn from after a number of steps.
+    """
     state = run.resume()
-    average = deepcopy(student).to(fabric.device).eval().requires_grad_(False)
     trained = freeze_others(student, MODES[recipe.mode])
     optimizer: Any = torch.optim.AdamW(trained, weight_decay=recipe.weight_decay)
     encoder, optimizer = fabric.setup(student.image_encoder, optimizer)
     step = restore(state, student, average, optimizer)
-    examples = Images(*data, recipe, step * recipe.batch * recipe.accumulate)
-    loader: Any = fabric.setup_dataloaders(DataLoader(examples, recipe.batch, num_workers=1))
+    loader: Any = fabric.setup_dataloaders(DataLoader(examples(step), recipe.batch, num_workers=1))
     student.to(fabric.device).train()
     if recipe.mode == "finetune":
-        student.image_encoder.eval()  # its BatchNorm statistics stay what they are
+        student.image_encoder.eval()  # its BatchNorm statistics must not change
     for done, batch in enumerate(loader, start=1):
         with fabric.autocast():
             loss = loss_of(recipe, encoder, student, teacher, batch, step)
@@ -221,8 +245,8 @@ def _train(
         fabric.backward(loss / recipe.accumulate)
         if done % recipe.accumulate:
             continue
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe.learning_rate, step, recipe.steps, recipe.warmup)
+        rate = learning_rate(recipe.learning_rate, step, recipe.steps, recipe.warmup)
+        set_learning_rate(optimizer, rate)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -235,13 +259,3 @@ def _train(
         if step % save_every == 0 or step == recipe.steps:
             run.save(snapshot(step, student, average, optimizer))
             draw_loss(run.folder)
-    return average
-
-
-def freeze_others(student: Sam, parts: Sequence[str]) -> list[nn.Parameter]:
-    """Leaves gradients to the named parts only; returns their parameters."""
-    student.requires_grad_(False)
-    trained = [p for part in parts for p in student.get_submodule(part).parameters()]
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    return trained

@@ -1,8 +1,8 @@
-"""The teacher's embeddings, computed once: one flat, memory-mapped file.
+"""Keeps the teacher's embeddings, computed once, in one flat, memory-mapped file.
 
-A record is one image's embedding as float16, 2·256·(S/16)² bytes: 2,097,152 at 1024 and 524,288 at 512.
-``cache.json`` says whose embeddings these are; ``checksums.bin`` holds a CRC32 for each record, 0 where
-there is none yet, written after the record that it belongs to.
+A record is an image's embedding in float16, 2·256·(S/16)² bytes: 2,097,152 at 1024 and 524,288 at 512.
+``cache.json`` names the teacher, the size and the images; ``checksums.bin`` holds the CRC32 of each
+record, written after the record, and 0 for a record that is missing.
 """
 
 import json
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketsam.errors import PocketSamError
+from pocketsam.files import make_folder, write_bytes
 from pocketsam.models.sam import EMBED_DIM
 
 KEY_NAME, DATA_NAME, SUMS_NAME = "cache.json", "embeddings.f16", "checksums.bin"
@@ -27,13 +28,14 @@ class EmbeddingCache:
     """Embeddings of a list of images by one teacher at one size.
 
     Args:
-        folder: where the cache lies, or will lie.
+        folder: of the cache; made if it does not exist.
         teacher: sha256 of the teacher's checkpoint.
-        image_size: side of the canvas.
-        images: names of the images; the order is the order of the records.
+        image_size: side of the canvas in pixels.
+        images: names of the images, in the order of the records.
 
     Raises:
-        PocketSamError: the folder holds the cache of another teacher, size or list; the disk is full.
+        PocketSamError: the folder holds the cache of another teacher, size or list of images; or the
+            disk is too small.
     """
 
     def __init__(self, folder: Path, teacher: str, image_size: int, images: Sequence[str]) -> None:
@@ -54,10 +56,11 @@ class EmbeddingCache:
 
     @property
     def bytes_per_image(self) -> int:
-        """Size of a record, its checksum not counted."""
+        """Returns the size of a record, without its checksum."""
         return 2 * int(np.prod(self.shape[1:]))
 
     def _check_key(self) -> None:
+        """Writes ``cache.json``, or compares it with this cache's teacher, size and images."""
         path = self.folder / KEY_NAME
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -67,16 +70,11 @@ class EmbeddingCache:
                         f"{self.folder}: a cache of another {name}; choose another folder"
                     )
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(self._key), encoding="utf-8")
-            part.replace(path)
-        except OSError as error:
-            raise PocketSamError(f"{self.folder}: {error.strerror}") from None
+        make_folder(self.folder)
+        write_bytes(path, json.dumps(self._key).encode())
 
     def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        """The file, made at its full size if it is not there: a disk too small is noticed at once."""
+        """Maps a file; makes it at its full size first, so that a disk too small fails at once."""
         path, size = self.folder / name, int(np.prod(shape)) * np.dtype(dtype).itemsize
         if not path.exists() or path.stat().st_size != size:
             with path.open("wb") as file:
@@ -90,11 +88,15 @@ class EmbeddingCache:
         return np.memmap(path, dtype, "r+", shape=shape)
 
     def missing(self) -> list[int]:
-        """Numbers of the records that are not there yet."""
+        """Returns the numbers of the records that are missing, in order."""
         return [int(number) for number in np.flatnonzero(self._sums == 0)]
 
     def put(self, number: int, embedding: Tensor) -> None:
-        """Stores ``[256, h, w]``."""
+        """Stores an embedding ``[256, h, w]``.
+
+        Raises:
+            PocketSamError: it is not finite in float16.
+        """
         record = embedding.to(torch.float16).cpu().numpy()
         if not np.isfinite(record).all():
             raise PocketSamError(
@@ -104,7 +106,7 @@ class EmbeddingCache:
         self._sums[number] = _checksum(record)
 
     def get(self, number: int) -> Tensor:
-        """``[256, h, w]`` float32.
+        """Returns an embedding ``[256, h, w]`` in float32.
 
         Raises:
             PocketSamError: the record is missing or damaged.
@@ -120,12 +122,12 @@ class EmbeddingCache:
         load: Callable[[int], Tensor],
         progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
-        """Computes what is missing; killed at any moment, it goes on there when called again.
+        """Computes the missing records; after a kill at any moment, another call resumes.
 
         Args:
-            encode: ``pixel_values [1, 3, S, S]`` to ``[1, 256, h, w]``.
-            load: an image's number to its ``pixel_values [3, S, S]``.
-            progress: called with (records there, records in all).
+            encode: turns ``pixel_values [1, 3, S, S]`` into ``[1, 256, h, w]``.
+            load: turns an image's number into its ``pixel_values [3, S, S]``.
+            progress: called with (records stored, records in all).
         """
         missing, total = self.missing(), self.shape[0]
         with torch.inference_mode():
@@ -135,5 +137,5 @@ class EmbeddingCache:
 
 
 def _checksum(record: NDArray[np.float16]) -> int:
-    """CRC32, never 0: that stands for a record that is not there."""
+    """Returns the CRC32, never 0: a checksum of 0 means that the record is missing."""
     return zlib.crc32(record.tobytes()) or 1

@@ -1,13 +1,13 @@
-"""Pictures of training, by matplotlib: the loss of a run, and the study's comparison."""
+"""Draws the loss of a training run, and the study's comparison, with matplotlib."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pocketsam.models.training.run import LOG_NAME, write_bytes_whole
+from pocketsam.files import write_file
+from pocketsam.models.training.run import LOG_NAME
 
 LOSS_NAME = "loss.png"
 
@@ -17,31 +17,43 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    write_bytes_whole(path, buffer.getvalue())
+    write_file(path, lambda work: figure.savefig(work, dpi=110))
 
 
 def draw_loss(folder: Path) -> None:
-    """``loss.png`` beside a run's log: the loss by step. Without a log yet, nothing."""
+    """Draws ``loss.png`` beside the log of a run: the loss by step. Does nothing without a log.
+
+    Raises:
+        PocketSamError: the file cannot be written.
+    """
     log = folder / LOG_NAME
     if not log.exists():
         return
     entries = [json.loads(line) for line in log.read_text().splitlines()]
-    told = [entry for entry in entries if "loss" in entry]
+    steps = [entry["step"] for entry in entries if "loss" in entry]
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
     figure = _figure(6, 3.5)
     axes = figure.subplots()
-    axes.plot([entry["step"] for entry in told], [entry["loss"] for entry in told], linewidth=1)
+    axes.plot(steps, losses, linewidth=1)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    if told and all(entry["loss"] > 0 for entry in told):
+    if losses and min(losses) > 0:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     _save(figure, folder / LOSS_NAME)
 
 
 def draw_points(groups: Mapping[str, Mapping[str, Sequence[float]]], label: str, path: Path) -> None:
-    """A panel for each group; in it a row for each name, a dot for each value and a bar at the mean."""
+    """Draws a panel for each group, with a row for each name: a dot per value, a bar at the mean.
+
+    Args:
+        groups: the values by name by group.
+        label: of the values' axis.
+        path: a ``.png``.
+
+    Raises:
+        PocketSamError: the file cannot be written.
+    """
     figure = _figure(7, 0.9 + 0.42 * sum(map(len, groups.values())))
     heights = [len(rows) for rows in groups.values()]
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]

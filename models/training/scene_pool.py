@@ -1,8 +1,7 @@
-"""Scenes for training at the pace of the accelerator.
+"""Keeps a pool of generated scenes in the accelerator's memory, so that training never waits for them.
 
-Worker processes paint scenes into a pool that lies in the accelerator's memory; batches are drawn from
-what is there, mirrored, recoloured and given new prompts each time, so that painting never holds up
-the training.
+Worker processes paint scenes into the pool. A batch is drawn from the scenes painted so far, and is
+mirrored, recoloured and given new prompts each time.
 """
 
 import multiprocessing
@@ -21,12 +20,23 @@ from pocketsam.models import prompted
 from pocketsam.models.training.scenes import Photo, generate
 
 CELL = 4
-"""Pixels of a canvas along the side of a mask's cell, as in the decoder's output."""
+"""Side of a mask's cell in pixels of the canvas, as in the decoder's output."""
+
+PROMPT_CYCLE = ("point", "box", "point", "points")
+"""Prompt types of a training run's batches, in turn; see ``draw_prompts``."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What scenes are painted from, and at which size."""
+    """What scenes are painted from.
+
+    Attributes:
+        image_size: side of the scenes in pixels, a multiple of ``CELL``.
+        masks: number of masks for each scene.
+        textures: photographs ``[H, W, 3]`` uint8 to cut fillings from.
+        photos: photographs with regions; see ``scenes.generate``.
+        seed: another seed gives other scenes.
+    """
 
     image_size: int
     masks: int
@@ -36,10 +46,11 @@ class Source:
 
 
 _source: Source
-"""Of this process, where it is a worker."""
+"""In a worker process: what it paints from."""
 
 
 def _set_source(source: Source) -> None:
+    """Prepares a worker process."""
     global _source
     _source = source
     torch.set_num_threads(1)
@@ -50,9 +61,10 @@ def _paint(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def paint(source: Source, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image ``[S, S, 3]`` uint8 and masks ``[M, S/4, S/4]`` uint8, the share of a cell times 255.
+    """Returns a scene's image ``[S, S, 3]`` uint8 and masks ``[M, S/4, S/4]`` uint8.
 
-    The masks are drawn from the scene's at random, some of them twice where there are few.
+    A mask holds the share of each cell that the object covers, times 255. The masks are random ones of
+    the scene; where it has fewer than M, some come twice.
     """
     number = source.seed * 100_000 + index
     scene = generate(number, source.image_size, source.textures, source.photos)
@@ -64,21 +76,21 @@ def paint(source: Source, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uin
 
 
 class ScenePool:
-    """Fills itself in the background; ``draw`` gives batches.
+    """A pool of scenes that is filled in the background; ``draw`` gives batches.
 
     Args:
-        source: of the scenes.
-        capacity: scenes to hold; (S²·3 + M·S²/16) bytes each.
-        device: where the pool lies.
-        workers: processes that paint.
-        first: scenes to wait for before the first batch.
+        source: what scenes are painted from.
+        capacity: number of scenes, (S²·3 + M·S²/16) bytes each.
+        device: of the pool's tensors.
+        workers: number of processes that paint.
+        first: number of scenes to wait for before the first batch.
     """
 
     def __init__(
         self, source: Source, capacity: int, device: torch.device, workers: int, first: int
     ) -> None:
-        # Forked, and before anything computes on other threads: a later fork may never wake up, and
-        # spawned workers would each import torch and copy the photographs.
+        # Fork, before anything computes on other threads: a later fork may deadlock, and spawned
+        # workers would each import torch and copy the photographs.
         self._workers = multiprocessing.get_context("fork").Pool(workers, _set_source, (source,))
         size, side = source.image_size, source.image_size // CELL
         self.images = torch.empty(capacity, size, size, 3, dtype=torch.uint8, device=device)
@@ -90,6 +102,7 @@ class ScenePool:
         threading.Thread(target=self._fill, args=(capacity,), daemon=True).start()
 
     def _fill(self, capacity: int) -> None:
+        """Receives the workers' scenes, in a thread."""
         try:
             for image, masks in self._workers.imap_unordered(_paint, range(capacity), chunksize=4):
                 self.images[self.filled] = torch.from_numpy(image).to(self.device)
@@ -97,7 +110,7 @@ class ScenePool:
                 self.filled += 1
                 if self.filled >= self._first:
                     self._enough.set()
-        except Exception as error:  # told to whoever draws next
+        except Exception as error:  # raised by the next call of draw
             self._error = error
             self._enough.set()
 
@@ -107,7 +120,15 @@ class ScenePool:
         self._workers.join()
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Images ``[B, 3, S, S]`` float32 in 0..255 and masks ``[B, M, S/4, S/4]`` float32 in 0..1."""
+        """Returns random scenes, recoloured and perhaps mirrored.
+
+        Returns:
+            Images ``[B, 3, S, S]`` float32 in 0..255, and masks ``[B, M, S/4, S/4]`` float32 in 0..1.
+
+        Raises:
+            PocketSamError: the first scenes were not painted in two minutes.
+            Exception: the error of a worker that failed.
+        """
         if not self._enough.wait(timeout=120):
             raise PocketSamError(f"only {self.filled} scenes were painted in two minutes")
         if self._error is not None:
@@ -121,26 +142,34 @@ class ScenePool:
 
 
 def recolour(images: Tensor) -> Tensor:
-    """Another white balance, contrast, saturation and noise for each image; 0..255 in and out."""
+    """Returns images in 0..255 with random white balance, contrast, saturation and noise.
+
+    Args:
+        images: ``[B, 3, S, S]`` float32 in 0..255; each gets its own random numbers.
+    """
     count = len(images)
 
-    def drawn(low: float, high: float, channels: int = 1) -> Tensor:
+    def uniform(low: float, high: float, channels: int = 1) -> Tensor:
         return torch.empty(count, channels, 1, 1, device=images.device).uniform_(low, high)
 
     grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * drawn(0.3, 1.4)
-    images = (images - 128) * drawn(0.7, 1.3) + 128 + drawn(-20, 20)
-    images = images * drawn(0.85, 1.15, 3)
-    images = images + torch.randn_like(images) * drawn(-8, 8).clamp(min=0)
+    images = grey + (images - grey) * uniform(0.3, 1.4)
+    images = (images - 128) * uniform(0.7, 1.3) + 128 + uniform(-20, 20)
+    images = images * uniform(0.85, 1.15, 3)
+    images = images + torch.randn_like(images) * uniform(-8, 8).clamp(min=0)
     return images.clamp(0, 255)
 
 
-def draw_prompts(masks: Tensor, kind: str) -> prompted.Prompts:
-    """One prompt for each mask ``[P, h, w]``, on the masks' device.
+def draw_prompts(masks: Tensor, prompt_type: str) -> prompted.Prompts:
+    """Returns a random prompt for each mask, on the masks' device.
 
-    ``point`` is a place in the mask and the pad; ``box`` its box, jittered by a tenth of its sides
-    (SAM, appendix A); ``points`` two places in the mask, one outside it, and the pad.
-    Half of the points lie anywhere in the mask; half away from its edge, as people click.
+    Half of the points lie anywhere in the mask; half lie away from the mask's edge, as people click.
+
+    Args:
+        masks: ``[P, h, w]``, the share of each cell that the mask covers, in 0..1.
+        prompt_type: ``point``: a point in the mask, and SAM's pad point; ``points``: two points in the
+            mask, one outside, and the pad point; ``box``: the mask's bounding box, jittered by a tenth
+            of its sides (arXiv:2304.02643, appendix A).
     """
     inside = (masks > 0.5).float()
     empty = inside.flatten(1).sum(1) == 0
@@ -150,24 +179,24 @@ def draw_prompts(masks: Tensor, kind: str) -> prompted.Prompts:
     def labels(*values: float) -> Tensor:
         return torch.tensor(values, device=masks.device).repeat(count, 1)
 
-    if kind == "box":
+    if prompt_type == "box":
         return prompted.Prompts(_boxes(inside), labels(2, 3))
     deep = inside * (0.02 + F.avg_pool2d(inside[:, None], 15, 1, 7)[:, 0] ** 8)
     anywhere = torch.rand(count, 1, 1, device=masks.device) < 0.5
     weights = torch.where(anywhere, inside, deep)
     pad = torch.zeros(count, 1, 2, device=masks.device)
-    if kind == "point":
+    if prompt_type == "point":
         return prompted.Prompts(torch.cat([_cells(weights, 1), pad], 1), labels(1, -1))
     full = inside.flatten(1).amin(1) == 1
     outside = torch.where(full[:, None, None], inside, 1 - inside)
     coords = torch.cat([_cells(weights, 2), _cells(outside, 1), pad], 1)
-    told = labels(1, 1, 0, -1)
-    told[full, 2] = 1  # nothing lies outside: the third point is one more inside
-    return prompted.Prompts(coords, told)
+    point_labels = labels(1, 1, 0, -1)
+    point_labels[full, 2] = 1  # nothing lies outside: the third point is inside, too
+    return prompted.Prompts(coords, point_labels)
 
 
 def _cells(weights: Tensor, points: int) -> Tensor:
-    """``[P, points, 2]`` (x, y) in pixels, anywhere in cells drawn by weight."""
+    """Returns ``[P, points, 2]``, (x, y) in pixels, anywhere in random cells drawn by weight."""
     width = weights.shape[-1]
     chosen = torch.multinomial(weights.flatten(1), points, replacement=True)
     cells = torch.stack([chosen % width, chosen // width], -1)
@@ -175,10 +204,10 @@ def _cells(weights: Tensor, points: int) -> Tensor:
 
 
 def _boxes(inside: Tensor) -> Tensor:
-    """``[P, 2, 2]``: corners in pixels, each moved by a tenth of the sides, at most 20 pixels."""
+    """Returns corners ``[P, 2, 2]`` in pixels, moved by about a tenth of the sides, at most by 20."""
     side = inside.shape[-1]
     ends = []
-    for axis in (1, 2):  # over the rows remain the columns, x; then y
+    for axis in (1, 2):  # the maximum over rows gives columns, x; then y
         hit = inside.amax(axis)
         ends.append(torch.stack([hit.argmax(1), side - hit.flip(1).argmax(1)], 1))
     corners = torch.stack(ends, 2).float() * CELL

@@ -1,6 +1,4 @@
-"""Photographs that scenes are painted with: those in scikit-image's wheel, or a folder of one's own."""
-
-from pathlib import Path
+"""Photographs that scenes are painted with, from scikit-image's wheel."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +8,12 @@ TRAINING = (
     *("brick", "gravel", "camera", "coins", "moon", "retina"),
 )
 HELD_BACK = ("chelsea", "grass", "page", "cell")
-"""Evaluation only."""
+"""Never trained on."""
 
 
-def load_textures(
-    names: tuple[str, ...] = TRAINING, folder: Path | None = None
-) -> list[NDArray[np.uint8]]:
-    """``[H, W, 3]`` uint8 images: scikit-image's of these names, and all pictures of a folder."""
-    from PIL import Image
+def load_textures(names: tuple[str, ...] = TRAINING) -> list[NDArray[np.uint8]]:
+    """Returns scikit-image's photographs of these names, ``[H, W, 3]`` uint8 each."""
     from skimage import data
 
     images = [np.asarray(getattr(data, name)()) for name in names]
-    if folder is not None:
-        images += [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))]
     return [np.repeat(x[..., None], 3, axis=2) if x.ndim == 2 else x[..., :3] for x in images]

@@ -1,0 +1,75 @@
+"""The images that a network is evaluated on, with their true masks where those are known."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketsam.errors import ImageError
+from pocketsam.models.images import load_rgb, load_truth, scaled
+from pocketsam.models.prompted import Mask
+from pocketsam.models.training.scenes import MIN_AREA, Photo
+from pocketsam.models.training.validation import held_back_scenes
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image with its true masks.
+
+    Attributes:
+        name: of the file or scene.
+        pixels: ``[h, w, 3]`` uint8 RGB; the longest side is the canvas.
+        truth: ``[N, h, w]``; N is 0 where the true masks are unknown.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    truth: Mask
+
+
+def scene_examples(count: int, size: int, photos: Sequence[Photo] = ()) -> Iterator[Example]:
+    """Yields generated scenes that are never trained on; see ``validation.held_back_scenes``."""
+    for number, scene in enumerate(held_back_scenes(count, size, photos)):
+        yield Example(f"scene {number}", scene.image, scene.masks)
+
+
+def folder_examples(
+    paths: Iterable[Path], truth: Path | None, size: int, skipped: list[str]
+) -> Iterator[Example]:
+    """Yields image files, with the label maps of a folder as truth.
+
+    Args:
+        paths: images that can be read.
+        truth: folder of label maps, ``STEM.png`` of the image's size: 0 is no object, any other value
+            is an object. None: the true masks are unknown.
+        size: side of the canvas in pixels.
+        skipped: gets a line for each image that has no usable label map.
+    """
+    for path in paths:
+        image = load_rgb(path)
+        pixels = scaled(image, size)
+        masks = np.zeros((0, *pixels.shape[:2]), bool)
+        if truth is not None:
+            label_map = truth / f"{path.stem}.png"
+            try:
+                masks = _masks_of(load_truth(label_map, path.name, image), pixels.shape[:2])
+            except ImageError as error:
+                skipped.append(str(error))
+                continue
+            if not len(masks):
+                skipped.append(f"{label_map}: no object covers {MIN_AREA:.2%} of the image")
+                continue
+        yield Example(path.name, pixels, masks)
+
+
+def _masks_of(labels: NDArray[np.int64], shape: tuple[int, ...]) -> Mask:
+    """Returns ``[N, h, w]``, the large enough objects of a label map, scaled to ``shape`` (h, w)."""
+    height, width = labels.shape
+    rows = (np.arange(shape[0]) + 0.5) * height / shape[0]
+    columns = (np.arange(shape[1]) + 0.5) * width / shape[1]
+    small = labels[rows.astype(int)[:, None], columns.astype(int)]
+    values, areas = np.unique(small, return_counts=True)
+    wanted = values[(values != 0) & (areas >= MIN_AREA * small.size)]
+    return small == wanted[:, None, None]
