@@ -85,31 +85,29 @@ def export(
         >>> from pocketsam import export
         >>> report = export("default", "bundle", image_size=256)
     """
-    from pocketsam.export.options import Options
     from pocketsam.export.targets import check_options, find_target, open_converter
     from pocketsam.runtime.manifest import IMAGE_SIZES
 
     chosen = find_target(target)
-    choices = {
-        "max_points": max_points,
-        "input": input,
-        "deployment_target": deployment_target,
-        "timeout": timeout,
-        "min_miou": min_miou,
-        "min_speedup": min_speedup,
-        "disabled_passes": None if disabled_passes is None else tuple(disabled_passes),
-    }
-    given: dict[str, Any] = {name: value for name, value in choices.items() if value is not None}
-    options = Options(precision, **given)
-    check_options(chosen, (precision, *also), given)
-    chosen.check(options)
+    options = check_options(
+        chosen,
+        (precision, *also),
+        max_points=max_points,
+        input=input,
+        deployment_target=deployment_target,
+        timeout=timeout,
+        min_miou=min_miou,
+        min_speedup=min_speedup,
+        disabled_passes=None if disabled_passes is None else tuple(disabled_passes),
+    )
     with extra_needed("export"):
         from pocketsam.export.pipeline import write_bundle
         from pocketsam.export.reference import Reference
         from pocketsam.models.checkpoint import default_image_size
     open_converter(chosen)
-    source = os.fspath(checkpoint)
-    size = default_image_size(source) if image_size is None else image_size
+    source, size = os.fspath(checkpoint), image_size
+    if size is None:
+        size = default_image_size(source)
     if type(size) is not int or size not in IMAGE_SIZES:
         raise UsageError(f"image_size is {size!r}; it must be a multiple of 64, from 64 to 4096")
     reference = Reference(
@@ -119,16 +117,8 @@ def export(
         calibration=[os.fspath(path) for path in calibration],
         progress=progress,
     )
-    return write_bundle(
-        reference,
-        Path(output),
-        chosen,
-        options,
-        also=also,
-        verify=verify,
-        force=force,
-        progress=progress,
-    )
+    where, how = Path(output), {"verify": verify, "force": force}
+    return write_bundle(reference, where, chosen, options, also=also, progress=progress, **how)
 
 
 def verify(

@@ -82,6 +82,10 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"Core ML, TFLite: for a run of an outside converter (default: {Options.timeout:g})",
     )
+    _add_onnx_options(group)
+
+
+def _add_onnx_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--min-miou",
         type=float,

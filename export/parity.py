@@ -17,7 +17,7 @@ from pocketsam.export.cases import Case, DecoderCase
 from pocketsam.export.metrics import Row, Tolerance, mask_figures, tensor_figures, tensor_ok
 from pocketsam.export.target import Arrays, Call
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.masks import Upscaler
+from pocketsam.runtime.upscale import Upscaler
 
 
 @dataclass(frozen=True)

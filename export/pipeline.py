@@ -69,15 +69,16 @@ def write_bundle(
         ConversionError, BundleError: what could not be converted or written.
     """
     find_precision(target, options.precision)
+    resolved = target.resolve(options)
     converter = open_converter(target)
     with staged_bundle(output, force) as work:
-        manifest = _write_files(reference, work, target, options, progress)
+        manifest = _write_files(reference, work, target, resolved, progress)
         manifest = replace(manifest, also=tuple(also))
         write_usage(work, target, manifest)
         write_manifest(work, manifest)
         report = None
         if verify:
-            report = _verify(open_bundle(work), target, converter, reference.cases, progress)
+            report = _verify(open_bundle(work), target, converter, reference.cases, progress=progress)
             write_manifest(work, replace(manifest, parity=report.to_json()))
             report.raise_if_failed()
         for precision in also:
@@ -135,7 +136,15 @@ def verify_bundle(
     target = find_target(bundle.manifest.target)
     reference = Reference(checkpoint, bundle.image_size, images=images, progress=progress)
     converter = open_converter(target)
-    return _verify(bundle, target, converter, reference.cases, progress, providers, threads)
+    return _verify(
+        bundle,
+        target,
+        converter,
+        reference.cases,
+        progress=progress,
+        providers=providers,
+        threads=threads,
+    )
 
 
 def _verify(
@@ -143,6 +152,7 @@ def _verify(
     target: Target,
     converter: Converter,
     cases: Sequence[Case],
+    *,
     progress: Progress,
     providers: Providers = "cpu",
     threads: int | None = None,

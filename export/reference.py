@@ -3,13 +3,23 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pocketsam.export.cases import Case, compute_cases
 from pocketsam.export.golden import golden_arrays
-from pocketsam.export.photos import CALIBRATION, load_photos
 from pocketsam.export.target import Arrays
 from pocketsam.models.checkpoint import Loaded, load_model
+from pocketsam.runtime.image import find_images, load_image
 
 Progress = Callable[[str], None]
+
+BUNDLED = ("astronaut", "chelsea", "rocket")
+"""Square and landscape, all in scikit-image's own wheel: nothing is downloaded."""
+
+
+CALIBRATION = ("coffee", "hubble_deep_field", "immunohistochemistry")
+"""Photographs to calibrate on: others than those that are verified on."""
 
 
 class Reference:
@@ -60,3 +70,19 @@ class Reference:
 
     def _say(self, name: str) -> None:
         self._progress(f"computing PyTorch's answers on {name}")
+
+
+def load_photos(
+    paths: Sequence[str] = (), bundled: Sequence[str] = BUNDLED
+) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Returns names and ``[H, W, 3]`` uint8 images of files and folders, or else the bundled ones.
+
+    Raises:
+        ImageError: a file that cannot be read, or a folder without images.
+    """
+    if not paths:
+        from skimage import data
+
+        return [(name, getattr(data, name)()) for name in bundled]
+    files = [file for path in paths for file in find_images(path)]
+    return [(file.name, load_image(file)) for file in files]

@@ -30,7 +30,7 @@ Grade = Literal["equivalent", "close", "lossy"]
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What a converter says of a file that it wrote; the attributes are those of ``NetworkFile``."""
+    """What a converter says of a file that it wrote; see ``NetworkFile`` for the attributes."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -120,7 +120,8 @@ class Target:
         usage: template of the example that is written beside the files; None: there is the runtime.
         next_step: what to do with a bundle at ``{path}``, shown after ``make export-NAME``.
         open_converter: imports and returns the module that does the work.
-        check: raises UsageError where the values of options do not go together.
+        resolve: returns options with what follows from the precision filled in; raises UsageError where
+            values do not go together.
     """
 
     name: str
@@ -132,7 +133,7 @@ class Target:
     usage: str | None = None
     next_step: str
     open_converter: Callable[[], Converter]
-    check: Callable[[Options], None] = lambda _: None
+    resolve: Callable[[Options], Options] = lambda options: options
 
     def precision(self, name: str) -> Precision:
         """Returns a precision by name; raises KeyError if the target does not have it."""

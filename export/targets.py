@@ -1,8 +1,11 @@
 """The targets, and the check that options fit the one that is asked for."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from pocketsam.errors import MissingExtraError, UsageError
+from pocketsam.export.options import Options
 from pocketsam.export.target import Converter, Precision, Target
 from pocketsam.export.to_coreml import TARGET as COREML
 from pocketsam.export.to_onnx import TARGET as ONNX
@@ -35,17 +38,19 @@ def find_precision(target: Target, name: str) -> Precision:
         raise UsageError(f"{target.name} has no precision {name!r}; it has {known}") from None
 
 
-def check_options(target: Target, precisions: Sequence[str], given: Collection[str]) -> None:
-    """Checks that a target, in one of these precisions, reads every option that was given.
+def check_options(target: Target, precisions: Sequence[str], **choices: Any) -> Options:
+    """Returns the options of an export, if a target reads every one that was given.
 
     Args:
         target: what is exported to.
-        precisions: names of the precisions that are written.
-        given: names of fields of ``Options``, ``precision`` aside.
+        precisions: names of the precisions that are written; the first one is the options'.
+        choices: fields of ``Options``; None: not given.
 
     Raises:
-        UsageError: a precision that it does not have, or an option that would do nothing.
+        UsageError: a precision that the target does not have, an option that would do nothing, values
+            out of range or that do not go together.
     """
+    given = {name: value for name, value in choices.items() if value is not None}
     chosen = [find_precision(target, name) for name in precisions]
     if len(set(precisions)) < len(precisions):
         raise UsageError(f"a precision twice: {', '.join(precisions)}")
@@ -57,6 +62,10 @@ def check_options(target: Target, precisions: Sequence[str], given: Collection[s
                 f"{target.name} {'/'.join(precisions)} does nothing with "
                 f"--{name.replace('_', '-')}: only {readers} reads it"
             )
+    options = Options(precisions[0], **given)
+    for precision in precisions:
+        target.resolve(replace(options, precision=precision))
+    return options
 
 
 def _readers(option: str) -> list[str]:

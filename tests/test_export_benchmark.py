@@ -8,7 +8,8 @@ import pytest
 
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export.benchmarks import report as benchmark_report
-from pocketsam.export.benchmarks.engines import Variant, Worker, main, parse_file
+from pocketsam.export.benchmarks.engines import main, parse_file
+from pocketsam.export.benchmarks.variants import Variant, Worker
 from pocketsam.models.checkpoint import load_model
 
 
@@ -43,7 +44,7 @@ def test_engines_answer_alike(bundle, photo, tmp_path):
     """onnxruntime and PyTorch, each in its process."""
     pixels = np.random.default_rng(0).standard_normal((1, 3, 256, 256), np.float32)
     feeds = {"pixel_values": pixels}
-    torch_spec = {"part": "encoder", "image_size": 256, "compile": False}
+    torch_spec = {"network": "encoder", "image_size": 256, "compile": False}
     found = []
     for number, (kind, file, more) in enumerate(
         [("onnxruntime", bundle / "encoder.onnx", {}), ("torch", "seeded:11", torch_spec)]
@@ -71,6 +72,6 @@ def test_an_engine_that_fails_is_named(bundle, tmp_path):
 def test_wrong_arguments(tmp_path, capsys):
     with pytest.raises(PocketSamError, match="wanted NAME=FILE"):
         parse_file("encoder.onnx")
-    assert main([str(tmp_path), "--rounds", "0"]) == 1
+    assert main([str(tmp_path), "--rounds", "0"]) == 2
     assert "--rounds 0: at least one" in capsys.readouterr().err
     assert main([str(tmp_path), "--threads", "10000"]) == 1

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pocketsam.export.options import Options
+from pocketsam.export.to_coreml import TARGET
 from pocketsam.export.to_coreml import convert as to_coreml
 from pocketsam.export.to_coreml.channels_first import (
     attend,
@@ -137,7 +138,7 @@ def programs(tmp_path_factory):
     for form, network in (("plain", model), ("first", channels_first(model))):
         for half, traced in (("encoder", Encoder(network)), ("decoder", StaticDecoder(network, 4))):
             path = folder / f"{form}-{half}.mlpackage"
-            to_coreml.convert(traced, path, Options("fp32"), [], {})
+            to_coreml.convert(traced, path, TARGET.resolve(Options("fp32")), [], {})
             found[form, half] = load_package(path)[0]
     return found
 

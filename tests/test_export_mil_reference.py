@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from pocketsam.errors import ConversionError
 from pocketsam.export.to_coreml.interpreter import MilProgram
-from pocketsam.export.to_coreml.operations import OPS
+from pocketsam.export.to_coreml.registry import OPS
 
 ct = pytest.importorskip("coremltools")
 from coremltools.converters.mil import Builder as mb  # noqa: E402, N813

@@ -9,14 +9,15 @@ from onnx import numpy_helper
 
 from pocketsam.errors import ParityError
 from pocketsam.export import parity
-from pocketsam.export.metrics import TOLERANCES, boundary, mask_figures, tensor_figures
+from pocketsam.export.cases import PROMPTS, compute_cases
+from pocketsam.export.metrics import FP32, boundary, mask_figures, tensor_figures
 from pocketsam.export.options import Options
 from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
 
 SIZE = 128
-TOLERANCE = TOLERANCES["onnx", "fp32"]
+TOLERANCE = FP32
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,12 @@ def files(network, tmp_path_factory):
     return {name: (folder / f"{name}.onnx").read_bytes() for name in ("encoder", "decoder")}
 
 
-def verify(network, files, photo):
+@pytest.fixture(scope="module")
+def cases(network, photo):
+    return compute_cases(network, [("cat", photo[::3, ::3])])
+
+
+def verify(network, files, cases):
     intermediates = {
         name: traced.intermediates()
         for name, traced in to_onnx.traced_networks(network, Options()).items()
@@ -45,14 +51,14 @@ def verify(network, files, photo):
         frozenset(intermediates["encoder"] + intermediates["decoder"]),
         to_onnx.runner(),
     )
-    return parity.verify(network, artefact, [("cat", photo[::3, ::3])], TOLERANCE)
+    return parity.verify(cases, artefact, TOLERANCE)
 
 
-def test_a_good_export_passes(network, files, photo):
-    report = verify(network, files, photo)
+def test_a_good_export_passes(network, files, cases):
+    report = verify(network, files, cases)
     assert not report.failed
     report.raise_if_failed()
-    assert report.cases == len(parity.PROMPTS)
+    assert report.cases == len(PROMPTS)
     names = [row.name for row in report.rows]
     assert names[0] == "encoder image_encoder.patch_embed"
     assert "encoder image_embeddings" in names
@@ -109,25 +115,26 @@ def reversed_order(array):
         ("decoder", c.IOU_PREDICTIONS, reversed_order),
     ],
 )
-def test_a_damaged_weight_is_found_at_its_stage(network, files, photo, traced, intermediate, change):
-    report = verify(network, files | {traced: damage(files[traced], intermediate, change)}, photo)
+def test_a_damaged_weight_is_found_at_its_stage(network, files, cases, traced, intermediate, change):
+    report = verify(network, files | {traced: damage(files[traced], intermediate, change)}, cases)
     with pytest.raises(ParityError, match=f"first that diverges is {traced} {intermediate}"):
         report.raise_if_failed()
     assert report.to_json()["passed"] is False
 
 
-def test_a_wrong_epsilon_is_found(network, files, photo):
+def test_a_wrong_epsilon_is_found(network, files, cases):
     model = onnx.load_from_string(files["encoder"])
     norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
     for attribute in norms[0].attribute:
         if attribute.name == "epsilon":
             attribute.f = 1e-2
-    report = verify(network, files | {"encoder": model.SerializeToString()}, photo)
+    report = verify(network, files | {"encoder": model.SerializeToString()}, cases)
     assert report.failed[0].name == "encoder image_encoder.layers.1.blocks.0"
 
 
 def test_other_weights_are_found_at_once(files, photo):
-    report = verify(seeded(SIZE, seed=3), files, photo)
+    other = seeded(SIZE, seed=3)
+    report = verify(other, files, compute_cases(other, [("cat", photo[::3, ::3])]))
     assert report.failed[0].name == "encoder image_encoder.patch_embed"
     assert report.failed[-1].name == "end to end masks"
 

@@ -61,20 +61,26 @@ def test_every_option_is_read_by_some_target():
 @pytest.mark.parametrize(
     ("target", "precisions", "given", "message"),
     [
-        ("onnx", ["int3"], [], "onnx has no precision 'int3'; it has fp32, fp16"),
-        ("onnx", ["fp32", "fp32"], [], "a precision twice"),
-        ("onnx", ["fp32"], ["max_points"], "nothing with --max-points: only coreml, tflite reads"),
-        ("onnx", ["fp32", "fp16"], ["min_miou"], "onnx fp32/fp16 .*--min-miou: only onnx int8 reads"),
-        ("tflite", ["int8"], ["min_miou"], "tflite int8 does nothing"),
+        ("onnx", ["int3"], {}, "onnx has no precision 'int3'; it has fp32, fp16"),
+        ("onnx", ["fp32", "fp32"], {}, "a precision twice"),
+        ("onnx", ["fp32"], {"max_points": 16}, "nothing with --max-points: only coreml, tflite reads"),
+        (
+            "onnx",
+            ["fp32", "fp16"],
+            {"min_miou": 0.9},
+            "fp32/fp16 .*--min-miou: only onnx int8",
+        ),
+        ("tflite", ["int8"], {"min_miou": 0.9}, "tflite int8 does nothing"),
     ],
 )
 def test_options_that_would_do_nothing(target, precisions, given, message):
     with pytest.raises(UsageError, match=message):
-        check_options(TARGETS[target], precisions, given)
+        check_options(TARGETS[target], precisions, **given)
 
 
 def test_options_that_some_precision_reads():
-    check_options(TARGETS["onnx"], ["fp32", "int8"], ["min_miou", "min_speedup"])
+    options = check_options(TARGETS["onnx"], ["fp32", "int8"], min_miou=0.9, min_speedup=None)
+    assert options == Options("fp32", min_miou=0.9)
 
 
 @pytest.mark.parametrize(

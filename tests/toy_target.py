@@ -7,7 +7,7 @@ it is the ``pocketsam`` command with ``--target toy``.
 import sys
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 
 from pocketsam.export.metrics import FP32, Tolerance
 from pocketsam.export.target import Converted, Precision, Target
@@ -26,7 +26,8 @@ def convert(network, path, options, calibration, about):
     if options.precision == "rounded":
         state = {key: value.bfloat16().float() for key, value in state.items()}
     kind = "decoder" if isinstance(network, Decoder) else "encoder"
-    save_file(state, path, {"image_size": str(network.model.image_size), "kind": kind})
+    about = {"image_size": str(network.model.image_size), "kind": kind}
+    path.write_bytes(save(state, about))
     example = network.example()
     inputs = tuple(TensorInfo(name, tuple(x.shape), "float32") for name, x in example.items())
     outputs = tuple(TensorInfo(name, (), "float32") for name in network.outputs)

@@ -45,7 +45,7 @@ def open_onnxruntime(spec: Spec) -> Opened:
 
 
 def open_openvino(spec: Spec) -> Opened:
-    """Likewise. float32, one stream, as a phone app would: the LATENCY hint."""
+    """Opens a file in OpenVINO: float32, one stream, as a phone app would (the LATENCY hint)."""
     import openvino  # type: ignore[import-not-found]
 
     core = openvino.Core()

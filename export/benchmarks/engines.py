@@ -180,17 +180,15 @@ def main(argv: list[str] | None = None) -> int:
         reference, work = open_work(args.checkpoint, args.image_size, args.folder)
         peers = args.peers.absolute() if args.peers else None  # not resolved: it may be a link
         benchmark = Benchmark(reference, args.checkpoint, work, peers, args.threads)
-        groups = args.group or GROUPS
-        if "encoder" in groups:
-            benchmark.encoders(args.file)
-        if "decoder" in groups:
-            benchmark.decoders()
-        if "passes" in groups:
-            benchmark.passes()
-        if "sessions" in groups:
-            benchmark.sessions()
-        if "growth" in groups:
-            benchmark.growth()
+        groups = {
+            "encoder": lambda: benchmark.encoders(args.file),
+            "decoder": benchmark.decoders,
+            "passes": benchmark.passes,
+            "sessions": benchmark.sessions,
+            "growth": benchmark.growth,
+        }
+        for group in args.group or GROUPS:
+            groups[group]()
         for group in dict.fromkeys(variant.group for variant in benchmark.variants):
             benchmark.measure(group, args.rounds)
         result = benchmark.report()

@@ -16,10 +16,10 @@ import onnx
 from numpy.typing import NDArray
 
 from pocketsam import terminal
+from pocketsam.child import own_environment, run_child
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export.benchmarks.work import open_work
 from pocketsam.export.cases import Accuracy, Encode, measure_encoder
-from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.options import Options
 from pocketsam.export.reference import Reference
 from pocketsam.export.to_onnx import convert as to_onnx

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam import terminal
+from pocketsam.child import own_environment, run_child
 from pocketsam.errors import PocketSamError, UsageError
 from pocketsam.export.benchmarks.variants import WORKER, Spec, Variant
 from pocketsam.export.cases import Case
-from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.options import Options
 from pocketsam.export.reference import Reference
 from pocketsam.export.target import Arrays, Target

@@ -1,6 +1,6 @@
 """A SavedModel to an 8-bit TFLite file by TensorFlow's own converter; runs in TensorFlow's environment.
 
-``python tensorflow_worker.py dynamic|integer SAVED_MODEL OUTPUT PHOTOS``, for ``int8_roads`` alone.
+``python tensorflow_worker.py dynamic|integer SAVED_MODEL OUTPUT PHOTOS``, for ``int8_converters``.
 """
 
 import sys

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from pocketsam.child import own_environment
 from pocketsam.errors import ConversionError
-from pocketsam.export.child import own_environment
 from pocketsam.export.target import Arrays
 
 WORKER = Path(__file__).with_name("engine_worker.py")

@@ -19,8 +19,8 @@ DEFAULT_DEPLOYMENT_TARGET = "iOS16"
 """Where none is asked for and the precision allows it."""
 
 
-def deployment_target(options: Options) -> str:
-    """Returns the deployment target that an export will have.
+def _resolve(options: Options) -> Options:
+    """Returns options with the deployment target that the file will have.
 
     Raises:
         UsageError: unknown, or too old for the precision.
@@ -33,11 +33,7 @@ def deployment_target(options: Options) -> str:
         )
     if DEPLOYMENT_TARGETS.index(wanted) < DEPLOYMENT_TARGETS.index(oldest):
         raise UsageError(f"Core ML {options.precision} needs {oldest}, not {wanted}")
-    return wanted
-
-
-def _check(options: Options) -> None:
-    deployment_target(options)
+    return replace(options, deployment_target=wanted)
 
 
 TARGET = Target(
@@ -94,5 +90,5 @@ TARGET = Target(
     usage="Usage.swift",
     next_step="drag both .mlpackage and Usage.swift of {path} into Xcode\n      pocketsam info {path}",
     open_converter=_open_converter,
-    check=_check,
+    resolve=_resolve,
 )

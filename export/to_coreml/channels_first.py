@@ -198,10 +198,10 @@ FORMS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def channels_first(model: Sam) -> Sam:
-    """The same network with channels first, for tracing; it shares every parameter with ``model``.
+    """Returns the same network with channels first, for tracing; it shares all parameters.
 
-    Inputs, outputs and the paths of submodules stay those of ``model``. Between submodules tensors are
-    laid out as ``FORMS`` say; ``to_reference_layout`` turns them back. Encoders other than TinyViT stay
+    Inputs, outputs and the paths of submodules stay as they are. Between submodules tensors are laid
+    out as ``FORMS`` say; ``to_reference_layout`` turns them back. Encoders other than TinyViT stay
     as they are: they are teachers, too large for a phone.
     """
     shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
@@ -218,14 +218,14 @@ BLOCKS = re.compile(r"image_encoder\.layers\.[1-3]\.blocks\.\d")
 SEQUENCES = re.compile(r"mask_decoder\.transformer\..*")
 
 
-def to_reference_layout(stage: str, array: NDArray[Any]) -> NDArray[Any]:
-    """A stage's output in the layout that it has in ``models``.
+def to_reference_layout(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Returns an intermediate output in the layout that it has in ``models``.
 
     TinyViT's blocks: ``[B, C, H, W]`` to ``[B, H, W, C]``. The transformer's: ``[B, C, 1, T]`` to
     ``[B, T, C]``. Others are the same in both.
     """
-    if BLOCKS.fullmatch(stage):
+    if BLOCKS.fullmatch(name):
         return np.moveaxis(array, 1, -1)
-    if SEQUENCES.fullmatch(stage):
+    if SEQUENCES.fullmatch(name):
         return array[:, :, 0].swapaxes(1, 2)
     return array

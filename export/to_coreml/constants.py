@@ -1,7 +1,7 @@
-"""MIL's compressed constants and its 8-bit activations, decoded in numpy: part of ``mil_reference``.
+"""MIL's compressed constants and its 8-bit activations, decoded in numpy: part of the interpreter.
 
 Core ML has two generations of these operations under the same names: iOS 16 packs them into flat
-bytes, iOS 18 has tensors of 1 to 8 bits. Both are here, told apart by their arguments.
+bytes, iOS 18 has tensors of 1 to 8 bits. Both are here, distinguished by their arguments.
 """
 
 from typing import Any
@@ -33,14 +33,14 @@ def _shape(value: Any) -> list[int]:
 
 
 def _along(values: Array, axis: int, rank: int) -> Array:
-    """A vector (or a number) so that it broadcasts along one axis of a tensor."""
+    """Returns a vector (or a number) so that it broadcasts along an axis of a tensor."""
     if not values.ndim:
         return values
     return values.reshape([-1 if n == axis % rank else 1 for n in range(rank)])
 
 
 def _repeated(values: Array, shape: tuple[int, ...]) -> Array:
-    """One value per block to one per element: each axis is repeated until it has the length."""
+    """Returns a value per element from a value per block: repeats each axis up to its length."""
     for axis, length in enumerate(shape):
         values = np.repeat(values, length // values.shape[axis], axis=axis)
     return values

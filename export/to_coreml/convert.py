@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 
+from pocketsam.child import run_child
 from pocketsam.export.cases import Case, samples_of
-from pocketsam.export.child import run_child
 from pocketsam.export.options import Options
 from pocketsam.export.target import Arrays, Call, Converted
-from pocketsam.export.to_coreml import deployment_target
 from pocketsam.export.to_coreml.channels_first import channels_first, to_reference_layout
 from pocketsam.export.to_coreml.interpreter import (
     INTERMEDIATES_KEY,
@@ -68,7 +67,7 @@ def convert(
     Args:
         network: the encoder or the decoder.
         path: the package to write.
-        options: precision, deployment target.
+        options: precision, deployment target (``Target.resolve`` fills it in).
         calibration: photographs with PyTorch's answers; float16's ranges are measured on them.
         about: the package's metadata.
 
@@ -200,7 +199,7 @@ def load(
 def runner() -> str:
     """Names what ``load`` runs a package with, for certificates."""
     simulated = f"pocketsam's MIL interpreter (torch {version('torch')})"
-    return f"Core ML on macOS; stages: {simulated}" if coreml.available() else simulated
+    return f"Core ML on macOS; intermediate outputs: {simulated}" if coreml.available() else simulated
 
 
 def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
@@ -227,7 +226,7 @@ def _describe_job(
         },
         "intermediates_key": INTERMEDIATES_KEY,
         "precision": options.precision,
-        "deployment_target": deployment_target(options),
+        "deployment_target": options.deployment_target,
         "fp32_operations": [],
         "ranges": {},
         "network": kind,

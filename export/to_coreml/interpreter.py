@@ -36,7 +36,7 @@ Arrays = dict[str, NDArray[Any]]
 Observer = Callable[[str, Tensor], None]
 
 INTERMEDIATES_KEY = "com.github.pocketsam.stages"
-"""Key of a package's metadata: JSON, names of stages to names of tensors."""
+"""Key of a package's metadata: JSON, names of intermediate outputs to names of tensors."""
 
 
 class MilProgram:
@@ -157,16 +157,16 @@ def number_operations(operations: Iterable[Any]) -> dict[int, tuple[str, int]]:
     That names an operation across conversions, which names and casts do not survive.
     """
     seen: Counter[str] = Counter()
-    places = {}
+    numbers = {}
     for op in operations:
         if op.op_type not in ("const", "cast"):
-            places[id(op)] = (op.op_type, seen[op.op_type])
+            numbers[id(op)] = (op.op_type, seen[op.op_type])
             seen[op.op_type] += 1
-    return places
+    return numbers
 
 
 def load_package(path: Path) -> tuple[MilProgram, dict[str, str]]:
-    """A saved ``.mlpackage``: the program, and its stages (name to the tensor that holds it).
+    """Reads a saved ``.mlpackage``: the program, and for each intermediate output its tensor's name.
 
     Raises:
         ConversionError: not an ML program, damaged, or with an operation that is not simulated.

@@ -110,7 +110,7 @@ def save(model: Any, job: dict[str, Any]) -> None:
 
 
 def strip_intermediates(spec: Any, outputs: list[str], intermediates: dict[str, str]) -> dict[str, str]:
-    """Takes the stages out of a program's outputs, and what only served them.
+    """Takes the intermediate outputs out of a program's outputs, with what only served them.
 
     Returns:
         Stage to the name of the tensor that holds it.

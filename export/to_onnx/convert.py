@@ -24,6 +24,7 @@ from pocketsam.export.options import Options
 from pocketsam.export.target import Call, Converted
 from pocketsam.export.to_onnx import int8, weights
 from pocketsam.export.to_onnx.passes import FastDecoder, optimise
+from pocketsam.export.to_onnx.upscaling import append_upscaling
 from pocketsam.export.traced import Decoder, Encoder, Tapped, TracedNetwork
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
@@ -74,7 +75,7 @@ def convert(
     exported = _trace(network)
     if isinstance(network, Decoder):
         _free_mask_batch(exported, network)
-        _append_upscaling(exported, network.model.image_size)
+        append_upscaling(exported, network.model.image_size)
     model, simplified = _simplify(exported, network)
     _strip(model, network)
     weights.share_bias_tables(model)
@@ -213,56 +214,6 @@ def _free_mask_batch(model: onnx.ModelProto, network: Decoder) -> None:
                 free = np.array([-1, *shape[1:]], np.int64)
                 tensor.CopyFrom(numpy_helper.from_array(free, tensor.name))
     del model.graph.value_info[:]
-
-
-def _append_upscaling(model: onnx.ModelProto, image_size: int) -> None:
-    """Adds ``orig_im_size`` and ``masks``: the reference's ``mask_postprocessing``, in ONNX.
-
-    Low resolution to the canvas, the padding cropped, then to the original size. The crop is at least
-    one pixel (see ``constants.resized_shape``). onnxruntime computes every output whether or not it is
-    asked for, so a size of (0, 0) shrinks canvas and masks to one pixel, which costs nothing.
-    """
-    graph = model.graph
-
-    def const(name: str, values: Any, dtype: Any) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(values, dtype), name))
-        return name
-
-    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        graph.node.append(helper.make_node(op, inputs, [output], name=output, **attributes))
-        return output
-
-    def resize(masks: str, side_lengths: str, output: str) -> str:
-        shape = node("Concat", [batch, side_lengths], f"{output}_shape", axis=0)
-        # not pytorch_half_pixel: that differs from PyTorch where a side is one pixel
-        mode = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-        return node("Resize", [masks, "", "", shape], output, **mode)
-
-    def int64(name: str) -> str:
-        return node("Cast", [name], f"{name}_int64", to=TensorProto.INT64)
-
-    one, half = const("one", 1, np.float32), const("half", 0.5, np.float32)
-    side, square = const("side", image_size, np.float32), const("square", [1, 1], np.float32)
-    size = node("Max", [c.ORIG_IM_SIZE, one], "size")
-    longest = node("ReduceMax", [size], "longest_side", keepdims=0)
-    scaled = node("Mul", [size, node("Div", [side, longest], "resize_scale")], "scaled_size")
-    rounded = node("Floor", [node("Add", [scaled, half], "scaled_size_plus_half")], "rounded_size")
-    crop = int64(node("Max", [rounded, one], "crop_size"))
-    wanted = node("Mul", [c.ORIG_IM_SIZE, side], "at_least_side_if_wanted")
-    largest = node(
-        "ReduceMax", [node("Clip", [wanted, one, side], "clipped")], "canvas_side", keepdims=0
-    )
-    canvas = int64(node("Mul", [largest, square], "canvas_size"))
-
-    batch = node("Shape", [c.LOW_RES_MASKS], "prompts_and_masks", start=0, end=2)
-    upscaled = resize(c.LOW_RES_MASKS, canvas, "canvas_masks")
-    starts, axes = const("crop_starts", [0, 0], np.int64), const("crop_axes", [2, 3], np.int64)
-    cropped = node("Slice", [upscaled, starts, crop, axes], "cropped_masks")
-    resize(cropped, int64(size), c.MASKS)
-
-    graph.input.append(helper.make_tensor_value_info(c.ORIG_IM_SIZE, TensorProto.FLOAT, [2]))
-    masks = helper.make_tensor_value_info(c.MASKS, TensorProto.FLOAT, ["B", 4, "H", "W"])
-    graph.output.insert(0, masks)
 
 
 def _simplify(model: onnx.ModelProto, network: TracedNetwork) -> tuple[onnx.ModelProto, bool]:

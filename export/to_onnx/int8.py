@@ -79,32 +79,11 @@ def quantize(model: onnx.ModelProto, chosen: Sequence[Layer]) -> onnx.ModelProto
     constants = {tensor.name: tensor for tensor in graph.initializer}
     wanted = {layer.output for layer in chosen}
     nodes: list[onnx.NodeProto] = []
-    replaced: set[str] = set()
     for node in graph.node:
-        if node.output[0] not in wanted or node.op_type != "Gemm":
+        if node.output[0] in wanted and node.op_type == "Gemm":
+            nodes += _quantized_layer(graph, node, numpy_helper.to_array(constants[node.input[1]]))
+        else:
             nodes.append(node)
-            continue
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        scale = np.maximum(np.abs(weight).max(axis=0) / LARGEST, np.float32(1e-12)).astype(np.float32)
-        codes = np.rint(weight / scale).astype(np.int8)
-        base = node.output[0]
-        graph.initializer.append(numpy_helper.from_array(codes, f"{base}_int8"))
-        graph.initializer.append(numpy_helper.from_array(scale, f"{base}_scale"))
-        graph.initializer.append(numpy_helper.from_array(np.zeros(len(scale), np.int8), f"{base}_zero"))
-        quantized = [f"{base}_{what}" for what in ("input", "input_scale", "input_zero")]
-        nodes += [
-            helper.make_node("DynamicQuantizeLinear", [node.input[0]], quantized),
-            helper.make_node(
-                "MatMulInteger",
-                [quantized[0], f"{base}_int8", quantized[2], f"{base}_zero"],
-                [f"{base}_int32"],
-            ),
-            helper.make_node("Cast", [f"{base}_int32"], [f"{base}_float"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [quantized[1], f"{base}_scale"], [f"{base}_scales"]),
-            helper.make_node("Mul", [f"{base}_float", f"{base}_scales"], [f"{base}_product"]),
-            helper.make_node("Add", [f"{base}_product", node.input[2]], [base]),
-        ]
-        replaced.add(node.input[1])
     del graph.node[:]
     graph.node.extend(nodes)
     for number, node in enumerate(graph.node):
@@ -114,6 +93,31 @@ def quantize(model: onnx.ModelProto, chosen: Sequence[Layer]) -> onnx.ModelProto
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return new
+
+
+def _quantized_layer(
+    graph: onnx.GraphProto, node: onnx.NodeProto, weight: NDArray[np.float32]
+) -> list[onnx.NodeProto]:
+    """Returns the nodes that replace a linear layer; adds its 8-bit weights to the graph."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / LARGEST, np.float32(1e-12)).astype(np.float32)
+    codes = np.rint(weight / scale).astype(np.int8)
+    base = node.output[0]
+    graph.initializer.append(numpy_helper.from_array(codes, f"{base}_int8"))
+    graph.initializer.append(numpy_helper.from_array(scale, f"{base}_scale"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros(len(scale), np.int8), f"{base}_zero"))
+    quantized = [f"{base}_{what}" for what in ("input", "input_scale", "input_zero")]
+    return [
+        helper.make_node("DynamicQuantizeLinear", [node.input[0]], quantized),
+        helper.make_node(
+            "MatMulInteger",
+            [quantized[0], f"{base}_int8", quantized[2], f"{base}_zero"],
+            [f"{base}_int32"],
+        ),
+        helper.make_node("Cast", [f"{base}_int32"], [f"{base}_float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [quantized[1], f"{base}_scale"], [f"{base}_scales"]),
+        helper.make_node("Mul", [f"{base}_float", f"{base}_scales"], [f"{base}_product"]),
+        helper.make_node("Add", [f"{base}_product", node.input[2]], [base]),
+    ]
 
 
 def runner(model: onnx.ModelProto) -> Callable[[Arrays], Arrays]:

@@ -54,7 +54,7 @@ class TokensToImage(nn.Module):
 
 
 class ImageToTokens(nn.Module):
-    """Attention from S cells to T tokens, likewise: what multiplies cells is 8·T wide, not 128."""
+    """Attention from S cells to T tokens, the same way: what multiplies cells is 8·T wide, not 128."""
 
     q_weight: Tensor
     q_bias: Tensor

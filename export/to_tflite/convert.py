@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from pocketsam.child import own_environment, run_child
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export.cases import Case, samples_of
-from pocketsam.export.child import own_environment, run_child
 from pocketsam.export.options import Options
 from pocketsam.export.target import Arrays, Call, Converted
 from pocketsam.export.to_onnx import convert as to_onnx

@@ -34,7 +34,7 @@ FLOAT32, FLOAT16, INT32 = 0, 1, 2
 """Of TFLite's TensorType."""
 
 
-def main(precision: str, half: str, source: str, output: str, samples: str) -> None:
+def main(precision: str, kind: str, source: str, output: str, samples: str) -> None:
     """Writes ``output``."""
     model: Any = flatbuffer.read_model(source)
     share_bias_tables(model)
@@ -45,10 +45,10 @@ def main(precision: str, half: str, source: str, output: str, samples: str) -> N
         return
     source = f"{source}.shared"
     Path(source).write_bytes(packed(model))
-    rules = static_recipe(source) if precision == "int8" else recipe_for(precision, half)
-    one = quantizer.Quantizer(source, rules)
+    rules = static_recipe(source) if precision == "int8" else recipe_for(precision, kind)
+    quantization = quantizer.Quantizer(source, rules)
     ranges: Any = None
-    if one.need_calibration:
+    if quantization.need_calibration:
         # The quantizer's own default averages: 95 hundredths of what came before, so that of three
         # photographs the first decides nine tenths of every range.
         calibration = calibrator.Calibrator(source, 2, qsv_update_func=qsv_utils.min_max_update)
@@ -56,16 +56,16 @@ def main(precision: str, half: str, source: str, output: str, samples: str) -> N
         manager.load_quantization_recipe(rules)
         calibration.calibrate({SIGNATURE: read_samples(samples)}, manager)
         ranges = calibration.get_model_qsvs()
-    one.quantize(ranges, serialize_to_path=output, enable_progress_report=False)
+    quantization.quantize(ranges, serialize_to_path=output, enable_progress_report=False)
 
 
-def recipe_for(precision: str, half: str) -> Any:
-    """litert-quantizer's rules for ``int8-weights`` or ``int8-dynamic``."""
+def recipe_for(precision: str, kind: str) -> Any:
+    """Returns litert-quantizer's rules for ``int8-weights`` or ``int8-dynamic``."""
     whole = {"int8-weights": recipe.weight_only_wi8_afp32, "int8-dynamic": recipe.dynamic_wi8_afp32}
-    dynamic = precision == "int8-dynamic" and half == "encoder"
+    dynamic = precision == "int8-dynamic" and kind == "encoder"
     rules = whole[precision]()
     for rule in rules:
-        least = DYNAMIC_QUANTIZED if dynamic else SMALLEST_QUANTIZED[half]
+        least = DYNAMIC_QUANTIZED if dynamic else SMALLEST_QUANTIZED[kind]
         rule["op_config"]["min_weight_elements"] = least
     return rules
 
@@ -110,7 +110,7 @@ def gelus_of_linear_layers(source: str) -> list[str]:
 
 
 def read_samples(path: str) -> list[dict[str, Any]]:
-    """The dicts of arrays that ``to_tflite`` saved, one per sample."""
+    """Returns the dicts of arrays that ``convert`` saved, one per sample."""
     samples: dict[str, dict[str, Any]] = defaultdict(dict)
     with np.load(path) as arrays:
         for key in arrays.files:
@@ -160,8 +160,8 @@ def to_float16(model: Any) -> None:
             values = _constant(model, tensor)
             if values is None or number in outside:
                 continue
-            name, half = tensor.name + b"_float16", values.astype(np.float16)
-            stored = _add_constant(model, graph, tensor, name, FLOAT16, half)
+            name, narrow = tensor.name + b"_float16", values.astype(np.float16)
+            stored = _add_constant(model, graph, tensor, name, FLOAT16, narrow)
             tensor.buffer = 0  # now computed
             casts.append(_operation(graph, opcode, [stored], [number]))
         graph.operators = casts + list(graph.operators)

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from pocketsam.errors import ImageError
-from pocketsam.export.photos import BUNDLED, load_photos
+from pocketsam.export.reference import BUNDLED, load_photos
 
 
 def test_the_bundled_photographs_need_no_network():

@@ -71,5 +71,5 @@ def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()[1:]
     if CHAINED in lines:
         lines = [line for line in lines[: lines.index(CHAINED)] if line.strip()]
-    told = [line for line in lines if any(reason in line for reason in FULL)] or lines
-    return f": {told[-1].strip()[:300]}" if told else ""
+    telling = [line for line in lines if any(reason in line for reason in FULL)] or lines
+    return f": {telling[-1].strip()[:300]}" if telling else ""
