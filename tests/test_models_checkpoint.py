@@ -33,12 +33,13 @@ def test_both_formats_load_the_same_weights(tmp_path, state, suffix):
     assert len(loaded.sha256) == 64
 
 
-def test_half_precision_is_widened(tmp_path, state):
-    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    save_file(half, tmp_path / "half.safetensors")
-    model = load_model(tmp_path / "half.safetensors", 64).model
+def test_float16_becomes_float32(tmp_path, state):
+    float16 = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    save_file(float16, tmp_path / "float16.safetensors")
+    model = load_model(tmp_path / "float16.safetensors", 64).model
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert torch.equal(model.image_encoder.neck[0].weight, half["image_encoder.neck.0.weight"].float())
+    wanted = float16["image_encoder.neck.0.weight"].float()
+    assert torch.equal(model.image_encoder.neck[0].weight, wanted)
 
 
 def test_one_error_lists_every_key(tmp_path, state):
@@ -132,15 +133,16 @@ def test_seeded_names(state):
     assert same(loaded.model, state)
     assert not loaded.trained
     assert loaded.sha256 == load_model("seeded:3", 128).sha256
-    assert loaded.sha256 != load_model("seeded", 64).sha256
-    assert same(load_model("seeded", 64).model, seeded(64, 0).state_dict())
+    zero = load_model("seeded", 64)
+    assert loaded.sha256 != zero.sha256
+    assert same(zero.model, seeded(64, 0).state_dict())
     with pytest.raises(CheckpointError, match="seeded:x"):
         load_model("seeded:x", 64)
 
 
-def test_the_reference_reads_our_files(tmp_path, mobile_sam):
+def test_the_reference_reads_our_files(tmp_path, mobile_sam, state):
     """What we save under these names, the reference's own loader takes."""
-    torch.save(seeded(64, 4).state_dict(), tmp_path / "ours.pt")
+    torch.save(state, tmp_path / "ours.pt")
     network = mobile_sam.sam_model_registry["vit_t"](checkpoint=str(tmp_path / "ours.pt"))
     assert same(load_model(tmp_path / "ours.pt", 64).model, network.state_dict())
 

@@ -7,25 +7,37 @@ import pytest
 import torch
 from conftest import run_pocketsam
 from PIL import Image
+from safetensors.torch import save_file
 
-from pocketsam.errors import CheckpointError, ImageError, PocketSamError
+from pocketsam import terminal
+from pocketsam.errors import CheckpointError, ImageError, PocketSamError, UsageError
 from pocketsam.models.checkpoint import load_model
+from pocketsam.models.commands import COMMANDS
 from pocketsam.models.images import check_images, list_images, load_pixels, to_pixel_values
 from pocketsam.models.sam import fill, seeded
-from pocketsam.models.training.distill import MODES, Recipe, distill, new_student, random_prompts
+from pocketsam.models.training.distill import distill, freeze_others, new_student, random_prompts
+from pocketsam.models.training.recipe import MODES, Recipe
 from pocketsam.models.training.run import Run
 from pocketsam.runtime.image import load_image, preprocess
 
 TINY = Recipe(
     image_size=64,
-    steps=6,
+    steps=3,
     batch=2,
     prompts=2,
     warmup=1,
     ema=0.5,
     learning_rate=1e-3,
-    precision="32-true",
+    compute="fp32",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_denormals():
+    """As the command does: seeded weights make gradients that a CPU computes very slowly."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +53,17 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def teacher():
     return load_model("seeded:1", 64)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The teacher's embeddings of ``folder``, filled by the first distillation."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(*arguments):
+    """The exit code of ``distill``, in this process."""
+    return terminal.run_command(COMMANDS, ["distill", *map(str, arguments)])
 
 
 def test_images_are_prepared_as_the_runtime_does(folder):
@@ -77,14 +100,23 @@ def test_the_student_begins_with_the_teachers_decoder(teacher):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_mode_trains_its_parts_and_no_others(folder, teacher, tmp_path, mode):
-    from safetensors.torch import save_file
+def test_each_mode_gives_gradients_to_its_modules_alone(teacher, mode):
+    student = new_student(teacher.model, None, 64)
+    trained = freeze_others(student, MODES[mode])
+    assert sum(p.requires_grad for p in student.parameters()) == len(trained)
+    for name, parameter in student.named_parameters():
+        assert parameter.requires_grad == (name.split(".")[0] in MODES[mode]), name
 
+
+@pytest.mark.parametrize(
+    "mode", ["decoupled", *(pytest.param(m, marks=pytest.mark.slow) for m in list(MODES)[1:])]
+)
+def test_each_mode_trains_its_modules_and_no_others(folder, teacher, cache, tmp_path, mode):
     save_file(seeded(64, 2).state_dict(), tmp_path / "start.safetensors")
     start = str(tmp_path / "start.safetensors")
     recipe = replace(TINY, mode=mode)
     images = list_images(folder)
-    path = distill(images, teacher, tmp_path / "run", tmp_path / "cache", recipe, start)
+    path = distill(images, teacher, tmp_path / "run", recipe, cache_folder=cache, start=start)
     assert path.stat().st_size < 25e6
     loaded = load_model(path, 64)
     before = seeded(64, 2).state_dict()
@@ -92,17 +124,17 @@ def test_each_mode_trains_its_parts_and_no_others(folder, teacher, tmp_path, mod
         if not value.is_floating_point() or "head" in key or "gaussian" in key:
             continue
         same = torch.allclose(value, before[key], rtol=2e-3, atol=1e-4)
-        part = key.split(".")[0]
-        if part not in MODES[mode]:
+        if key.split(".")[0] not in MODES[mode]:
             assert same, key
         elif key.endswith(("fc1.weight", "lin1.weight")):
             assert not same, key
 
 
-def test_decoupled_distillation_approaches_the_teacher(folder, teacher, tmp_path):
+@pytest.mark.slow
+def test_decoupled_distillation_approaches_the_teacher(folder, teacher, cache, tmp_path):
     recipe = replace(TINY, steps=30, warmup=5, ema=0.8)
     images = list_images(folder)
-    path = distill(images, teacher, tmp_path / "run", tmp_path / "cache", recipe)
+    path = distill(images, teacher, tmp_path / "run", recipe, cache_folder=cache)
     values = torch.stack([to_pixel_values(load_pixels(image, 64), 64) for image in images])
     with torch.inference_mode():
         wanted = teacher.model.encode(values)
@@ -114,40 +146,54 @@ def test_decoupled_distillation_approaches_the_teacher(folder, teacher, tmp_path
     assert error < 0.2 * other
 
 
-def test_a_killed_run_ends_as_an_undisturbed_one(folder, teacher, tmp_path, monkeypatch):
+def test_a_killed_run_ends_as_an_undisturbed_one(folder, teacher, cache, tmp_path, monkeypatch):
     images = list_images(folder)
-    recipe = replace(TINY, steps=4, accumulate=2)
-    whole = distill(images, teacher, tmp_path / "whole", tmp_path / "cache", recipe, save_every=1)
+    recipe = replace(TINY, steps=2, accumulate=2)
+    options = {"cache_folder": cache, "save_every": 1}
+    undisturbed = distill(images, teacher, tmp_path / "undisturbed", recipe, **options)
     saved = Run.save
 
     def killed(run, state):
         saved(run, state)
-        if state["step"] == 2:
+        if state["step"] == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        distill(images, teacher, tmp_path / "cut", tmp_path / "cache", recipe, save_every=1)
+        distill(images, teacher, tmp_path / "killed", recipe, **options)
     monkeypatch.setattr(Run, "save", saved)
-    resumed = distill(images, teacher, tmp_path / "cut", tmp_path / "cache", recipe, save_every=1)
-    one, two = load_model(whole, 64).model.state_dict(), load_model(resumed, 64).model.state_dict()
-    assert all(torch.allclose(one[key].float(), two[key].float(), atol=2e-3) for key in one)
+    resumed = distill(images, teacher, tmp_path / "killed", recipe, **options)
+    wanted, found = (load_model(p, 64).model.state_dict() for p in (undisturbed, resumed))
+    assert all(torch.allclose(wanted[key].float(), found[key].float(), atol=2e-3) for key in wanted)
 
 
-def test_what_does_not_fit_is_refused(folder, teacher, tmp_path):
+def test_what_does_not_fit_is_refused(folder, teacher, cache, tmp_path):
     images = list_images(folder)
-    distill(images, teacher, tmp_path / "run", tmp_path / "cache", replace(TINY, steps=1))
+    Run(tmp_path / "run", {"steps": 1}).save({"step": 1})
     with pytest.raises(PocketSamError, match="another recipe"):
-        distill(images, teacher, tmp_path / "run", tmp_path / "cache", TINY)
-    other = load_model("seeded:2", 64)
+        distill(images, teacher, tmp_path / "run", TINY, cache_folder=cache)
+    distill(images, teacher, tmp_path / "done", replace(TINY, steps=1), cache_folder=cache)
+    other = replace(teacher, sha256="0" * 64)
     with pytest.raises(PocketSamError, match="another teacher"):
-        distill(images, other, tmp_path / "new", tmp_path / "cache", TINY)
-    with pytest.raises(PocketSamError, match="unknown mode 'triple'"):
-        distill(images, teacher, tmp_path / "new", tmp_path / "cache", replace(TINY, mode="triple"))
-    with pytest.raises(PocketSamError, match="finetune"):
-        distill(images, teacher, tmp_path / "new", tmp_path / "cache", replace(TINY, mode="finetune"))
+        distill(images, other, tmp_path / "new", TINY, cache_folder=cache)
     with pytest.raises(CheckpointError, match=r"none\.pt"):
-        distill(images, teacher, tmp_path / "new", tmp_path / "cache", TINY, start="none.pt")
+        distill(images, teacher, tmp_path / "new", TINY, cache_folder=cache, start="none.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "triple"}, "unknown mode 'triple'"),
+        ({"mode": "finetune"}, "finetune trains the decoder"),
+        ({"compute": "fp31"}, "unknown compute 'fp31'"),
+        ({"batch": 0}, "batch must be at least 1, not 0"),
+        ({"learning_rate": float("nan")}, "learning-rate must be a positive number"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(teacher, tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        distill([], teacher, tmp_path / "run", replace(TINY, **change))
+    assert not (tmp_path / "run").exists()
 
 
 def test_random_prompts_are_points_and_boxes_on_the_canvas():
@@ -160,29 +206,65 @@ def test_random_prompts_are_points_and_boxes_on_the_canvas():
     assert not torch.equal(points.coords, random_prompts(TINY, 9, 2).coords)
 
 
-def test_the_command(folder, tmp_path):
+def test_the_command_in_a_process_of_its_own(folder, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for path in folder.iterdir():
         (images / path.name).write_bytes(path.read_bytes())
     (images / "cut.png").write_bytes((folder / "coffee.png").read_bytes()[:1000])
-    options = ["--image-size", 64, "--steps", 2, "--batch", 2, "--precision", "32-true"]
-    arguments = ["distill", images, "--teacher", "seeded:1", "--output", tmp_path / "run", *options]
-    done = run_pocketsam(*arguments)
+    options = ["--image-size", 64, "--steps", 1, "--batch", 2, "--compute", "fp32"]
+    done = run_pocketsam(
+        "distill", images, "--teacher", "seeded:1", "--output", tmp_path / "run", *options
+    )
     assert done.returncode == 0, done.stderr
-    assert "3 images, 1 skipped" in done.stderr
+    assert "3 images, 1 skipped, canvas 64" in done.stderr
     assert "cut.png" in done.stderr
-    assert load_model(done.stdout.splitlines()[-1], 64).architecture == "mobile_sam"
+    (line,) = done.stdout.splitlines()
+    assert load_model(line, 64).architecture == "mobile_sam"
 
-    done = run_pocketsam(*arguments, "--seed", 3)
-    assert done.returncode == 1
-    assert "another recipe" in done.stderr
-    assert "Traceback" not in done.stderr
-    for wrong in (["--precision", "31-bit"], ["--image-size", 100]):
-        assert run_pocketsam(*arguments, *wrong).returncode == 2
-    done = run_pocketsam(*arguments, "--batch", 0)
-    assert done.returncode == 1
-    assert "batch must be at least 1" in done.stderr
-    done = run_pocketsam("distill", tmp_path / "none", *arguments[2:])
-    assert done.returncode == 1
-    assert "no such folder" in done.stderr
+
+def test_the_teachers_own_canvas_is_the_default(folder, tmp_path, capsys, monkeypatch):
+    sizes = []
+
+    def stop(_images, _teacher, _folder, recipe, **_options):
+        sizes.append(recipe.image_size)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pocketsam.models.training.distill.distill", stop)
+    assert run(folder, "--teacher", "default", "--output", tmp_path / "run") == 130
+    assert run(folder, "--teacher", "seeded", "--output", tmp_path / "run") == 130
+    assert sizes == [512, 1024]
+    assert "3 images, 0 skipped, canvas 512" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--compute", "31-bit"), "invalid choice: '31-bit'"),
+        (("--image-size", "100"), "multiple of 64"),
+        (("--steps", "many"), "invalid int value"),
+        (("--batch", "0"), "batch must be at least 1"),
+        (("--save-every", "0"), "save-every must be at least 1"),
+        (("--learning-rate", "-1"), "learning-rate must be a positive number"),
+        (("--prompts", "4"), "--prompts does nothing with --mode decoupled"),
+        (("--mode", "finetune"), "finetune trains the decoder"),
+    ],
+)
+def test_contradictions_and_bad_values_are_usage_errors(folder, tmp_path, capsys, arguments, message):
+    try:
+        code = run(folder, "--teacher", "seeded:1", "--output", tmp_path / "run", *arguments)
+    except SystemExit as left:  # argparse
+        code = left.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_names_what_it_refuses(folder, tmp_path, capsys):
+    output = tmp_path / "run"
+    Run(output, {"steps": 1}).save({"step": 1})
+    options = ("--teacher", "seeded:1", "--output", output, "--image-size", 64)
+    assert run(folder, *options) == 1
+    assert "another recipe" in capsys.readouterr().err
+    assert run(tmp_path / "none", *options) == 1
+    assert "no such folder" in capsys.readouterr().err

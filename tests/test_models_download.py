@@ -267,7 +267,7 @@ def test_offline(tmp_path):
 def test_bad_arguments(tmp_path):
     with pytest.raises(DownloadError, match="known are mobile_sam, sam_vit_b"):
         download("sam3", tmp_path)
-    with pytest.raises(DownloadError, match="wants an http"):
+    with pytest.raises(DownloadError, match="must be an http"):
         download("mobile_sam", tmp_path, url="file:///etc/passwd")
     for url in ("http://[::1", "http://a b/", "http://127.0.0.1:9/é", f"http://{'a' * 70}.org/"):
         with pytest.raises(DownloadError, match="cannot be reached") as caught:

@@ -8,9 +8,13 @@ import torch
 from conftest import SMALL, run_pocketsam
 from PIL import Image
 
+from pocketsam import terminal
+from pocketsam.models import prompted
 from pocketsam.models.checkpoint import load_model
+from pocketsam.models.commands import COMMANDS
 from pocketsam.models.evaluation import baselines, evaluate
-from pocketsam.models.evaluation.evaluate import Example, Score, compare, scene_examples, summary, table
+from pocketsam.models.evaluation.evaluate import Score, compare, summary, table
+from pocketsam.models.evaluation.examples import Example, scene_examples
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
 
@@ -28,6 +32,11 @@ def example():
     truth[0, 10:21, 20:41] = True
     truth[1, 30:, :15] = True
     return Example("two squares", pixels, truth)
+
+
+def run(*arguments):
+    """The exit code of ``evaluate``, in this process."""
+    return terminal.run_command(COMMANDS, ["evaluate", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -50,29 +59,29 @@ def test_the_masks_are_the_runtimes(bundle, photo):
     """The torch network and the bundle answer a click and a box with the same mask."""
     model = load_model("seeded:11", SMALL).model
     pixels = np.asarray(Image.fromarray(photo).resize((SMALL, 170)))
-    embedding = evaluate.embed(model, pixels)
+    embedding = prompted.embed(model, pixels)
     segmenter = Segmenter(bundle)
     segmenter.set_image(pixels)
     click, box = np.array([[[100.0, 60.0]]]), np.zeros((1, 170, SMALL), bool)
     box[:, 20:130, 40:200] = True
-    asked = (
-        (evaluate.point_prompts(click), {"point_coords": [[100, 60]], "point_labels": [1]}),
-        (evaluate.box_prompts(box), {"box": [40, 20, 200, 130]}),
+    cases = (
+        (prompted.point_prompts(click), {"point_coords": [[100, 60]], "point_labels": [1]}),
+        (prompted.box_prompts(box), {"box": [40, 20, 200, 130]}),
     )
-    for prompts, arguments in asked:
+    for prompts, arguments in cases:
         masks, scores, _ = segmenter.predict(**arguments)
-        found = evaluate.answer(model, embedding, prompts, pixels.shape)
+        found = prompted.predict(model, embedding, prompts, pixels.shape)
         assert (found[0] != masks[scores.argmax()]).mean() < 1e-3
     pair = np.array([[[100.0, 60.0], [30.0, 90.0]]])
     masks, _, _ = segmenter.predict([[100, 60], [30, 90]], [1, 1], multimask_output=False)
-    found = evaluate.answer(model, embedding, evaluate.point_prompts(pair), pixels.shape)
+    found = prompted.predict(model, embedding, prompted.point_prompts(pair), pixels.shape)
     assert (found[0] != masks[0]).mean() < 1e-3
 
 
 def test_a_click_is_the_deepest_pixel(example):
-    assert evaluate.click_in(example.truth[0])[1] == 15
-    assert 25 <= evaluate.click_in(example.truth[0])[0] <= 35
-    assert evaluate.click_in(np.ones((9, 9), bool)) == (4, 4)
+    assert prompted.click_in(example.truth[0])[1] == 15
+    assert 25 <= prompted.click_in(example.truth[0])[0] <= 35
+    assert prompted.click_in(np.ones((9, 9), bool)) == (4, 4)
 
 
 @pytest.mark.parametrize("distance", [5, 30])
@@ -98,12 +107,12 @@ def test_a_model_agrees_with_itself(example, models):
 
 def test_every_system_is_scored_against_teacher_and_truth(example, models):
     scores, panels = compare(example, models, 4, np.random.default_rng(0))
-    asked = {(s.against, s.prompt, s.system) for s in scores}
-    assert {("truth", kind, name) for kind in ("point", "box") for name in models} <= asked
-    assert ("truth", "point", "disk") in asked
-    assert ("truth", "box", "the box itself") in asked
-    assert ("teacher", "300 px", "student") in asked
-    assert not any(against == "truth" and kind.endswith("px") for against, kind, _ in asked)
+    found = {(s.against, s.prompt, s.system) for s in scores}
+    assert {("truth", prompt, name) for prompt in ("point", "box") for name in models} <= found
+    assert ("truth", "point", "disk") in found
+    assert ("truth", "box", "the box itself") in found
+    assert ("teacher", "300 px", "student") in found
+    assert not any(against == "truth" and prompt.endswith("px") for against, prompt, _ in found)
     filled = [s.iou for s in scores if s.against == "truth" and s.system == "the box itself"]
     assert filled == [1.0, 1.0]  # the true masks are boxes
     assert [set(panel.masks) for panel in panels] == [{"truth", "teacher", "student"}] * 2
@@ -151,13 +160,13 @@ def test_scenes_for_evaluation_are_the_same_each_time():
 def test_trained_weights_beat_the_baselines_on_scenes():
     models = {"student": load_model("default", 512).model}
     rng = np.random.default_rng(0)
-    scores = [s for e in scene_examples(4, 512) for s in compare(e, models, 0, rng)[0]]
+    scores = [s for e in scene_examples(2, 512) for s in compare(e, models, 0, rng)[0]]
     miou = {(row["prompt"], row["system"]): row["miou"] for row in summary(scores)}
     assert miou["point", "student"] > miou["point", "disk"] + 0.2
     assert miou["box", "student"] > miou["box", "the box itself"]
 
 
-def test_the_command_with_truth(folder):
+def test_the_command_in_a_process_of_its_own(folder):
     (folder / "images" / "broken.png").write_text("no picture")
     gallery = folder / "gallery.png"
     done = run_pocketsam(
@@ -169,7 +178,9 @@ def test_the_command_with_truth(folder):
     assert [image["name"] for image in found["images"]] == ["coffee.png"]
     assert len(found["skipped"]) == 2  # the rocket has no label map
     assert any("rocket.png" in line for line in found["skipped"])
-    truth = [row for row in found["sum"] if row["against"] == "truth" and row["prompt"] == "box"]
+    assert list(found) == ["image_size", "student", "teacher", "summary", "images", "skipped"]
+    assert found["teacher"]["name"] == "seeded:2"
+    truth = [row for row in found["summary"] if row["against"] == "truth" and row["prompt"] == "box"]
     assert {row["system"]: row["masks"] for row in truth} == {
         "student": 2,
         "teacher": 2,
@@ -179,33 +190,30 @@ def test_the_command_with_truth(folder):
         assert picture.width == 4 * 256
 
 
-def test_the_command_prints_a_table(folder):
-    arguments = ("evaluate", "seeded:1", "--images", folder / "images", "--teacher", "seeded:2")
-    done = run_pocketsam(*arguments, "--image-size", 64, "--prompts", 3)
-    assert done.returncode == 0, done.stderr
-    assert "mIoU against teacher" in done.stdout
-    assert "2 images, 0 skipped, canvas 64" in done.stdout
+def test_the_command_prints_a_table(folder, capsys):
+    images = ("seeded:1", "--images", folder / "images")
+    assert run(*images, "--teacher", "seeded:2", "--image-size", 64, "--prompts", 3) == 0
+    out = capsys.readouterr().out
+    assert "mIoU against teacher" in out
+    assert "2 images, 0 skipped, canvas 64" in out
 
 
-def test_label_maps_that_do_not_fit_are_named(folder):
+def test_label_maps_that_do_not_fit_are_named(folder, capsys):
     Image.new("L", (119, 80)).save(folder / "truth" / "coffee.png")
     Image.new("RGB", (120, 80)).save(folder / "truth" / "rocket.png")
-    done = run_pocketsam(
-        *(
-            "evaluate",
-            "seeded",
-            "--images",
-            folder / "images",
-            "--truth",
-            folder / "truth",
-            "--image-size",
-            64,
-        )
-    )
-    assert done.returncode == 1
-    assert "coffee.png: 119x80, and coffee.png 120x80" in done.stderr
-    assert "rocket.png: a label map has one channel" in done.stderr
-    assert done.stderr.splitlines()[-1].endswith("no image can be used")
+    arguments = ("--images", folder / "images", "--truth", folder / "truth", "--image-size", 64)
+    assert run("seeded", *arguments) == 1
+    err = capsys.readouterr().err
+    assert "coffee.png: 119x80, and coffee.png 120x80" in err
+    assert "rocket.png: a label map has one channel" in err
+    assert err.splitlines()[-1].endswith("no image can be used")
+
+
+def test_a_label_map_without_objects_is_named(folder, capsys):
+    Image.new("L", (120, 80)).save(folder / "truth" / "coffee.png")
+    arguments = ("--images", folder / "images", "--truth", folder / "truth", "--image-size", 64)
+    assert run("seeded", *arguments) == 1
+    assert "coffee.png: no object covers 0.15% of the image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -214,21 +222,42 @@ def test_label_maps_that_do_not_fit_are_named(folder):
         ((), "needs either --images DIR or --scenes N"),
         (("--images", "IMAGES", "--scenes", "2"), "needs either --images DIR or --scenes N"),
         (("--images", "IMAGES"), "nothing to compare with"),
-        (("--scenes", "2", "--truth", "IMAGES"), "scenes know their own"),
+        (("--scenes", "2", "--truth", "IMAGES"), "the masks of scenes are known"),
         (("--scenes", "-2"), "--scenes must be at least 1"),
+        (("--scenes", "0"), "--scenes must be at least 1"),
+        (
+            ("--images", "IMAGES", "--teacher", "seeded", "--prompts", "0"),
+            "--prompts must be at least 1",
+        ),
+        (("--scenes", "1", "--prompts", "2"), "--prompts does nothing with --truth or --scenes"),
+        (("--images", "IMAGES", "--truth", "IMAGES", "--prompts", "2"), "--prompts does nothing"),
+        (("--scenes", "1", "--seed", "2"), "--seed does nothing without --teacher"),
+        (("--scenes", "1", "--rows", "2"), "--rows does nothing without --gallery"),
+        (("--scenes", "1", "--gallery", "g.gif"), "g.gif: the gallery must be a .png or .jpg file"),
+    ],
+)
+def test_contradictions_and_bad_values_are_usage_errors(folder, capsys, arguments, message):
+    arguments = [folder / "images" if a == "IMAGES" else a for a in arguments]
+    assert run("seeded", "--image-size", 64, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (("--images", "IMAGES", "--truth", "nowhere"), "nowhere: no such folder"),
         (("--images", "nowhere", "--teacher", "seeded"), "nowhere: no such folder"),
-        (("--scenes", "1", "--prompts", "0"), "--prompts must be at least 1"),
         (("--scenes", "1", "--gallery", "nowhere/g.png"), "nowhere: no such folder for the gallery"),
         (("--scenes", "1", "--teacher", "nowhere.pt"), "nowhere.pt: No such file"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(folder, arguments, message):
+def test_what_is_missing_is_named(folder, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(folder)
     arguments = [folder / "images" if a == "IMAGES" else a for a in arguments]
-    done = run_pocketsam("evaluate", "seeded", "--image-size", 64, *arguments, cwd=folder)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert run("seeded", "--image-size", 64, *arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_an_image_smaller_than_the_distances(models):

@@ -47,12 +47,12 @@ def test_every_stage_equals_the_reference_at_reduced_depth(mobile_sam, photo):
     values = torch.from_numpy(preprocess(photo, 1024))
     wanted = reference(values)
     encoder = Encoder(model)
-    with tapped(encoder) as stages:
+    with tapped(encoder) as outputs:
         (found,) = encoder(values)
-    assert list(stages) == [f"image_encoder.{n}" for n in ("patch_embed", "blocks.0", "blocks.1")]
-    for name, stage in stages.items():
+    assert list(outputs) == [f"image_encoder.{n}" for n in ("patch_embed", "blocks.0", "blocks.1")]
+    for name, output in outputs.items():
         other = expected[name.removeprefix("image_encoder.")]
-        assert float((stage - other).abs().max() / other.std()) < 1e-4, name
+        assert float((output - other).abs().max() / other.std()) < 1e-4, name
     assert float((found - wanted).abs().max()) < 1e-4
 
 
@@ -105,11 +105,12 @@ def test_a_sam_checkpoint_is_recognised(tmp_path, monkeypatch):
 
 
 def test_it_exports_to_onnx(tmp_path, photo):
-    part = Encoder(reduced(256))
-    to_onnx.convert(part, tmp_path / "teacher.onnx")
+    encoder = Encoder(reduced(256))
+    to_onnx.convert(encoder, tmp_path / "teacher.onnx")
     feeds = {c.PIXEL_VALUES: preprocess(photo, 256)}
-    wanted, stages = run(part, feeds)
-    found = to_onnx.load((tmp_path / "teacher.onnx").read_bytes(), "teacher", part.stages())(feeds)
+    wanted, intermediates = run(encoder, feeds)
+    data = (tmp_path / "teacher.onnx").read_bytes()
+    found = to_onnx.load(data, "teacher", encoder.intermediates())(feeds)
     assert np.abs(found[c.IMAGE_EMBEDDINGS] - wanted[c.IMAGE_EMBEDDINGS]).max() < 1e-4
-    for name, stage in stages.items():
-        assert np.abs(found[name] - stage).max() < 1e-4, name
+    for name, output in intermediates.items():
+        assert np.abs(found[name] - output).max() < 1e-4, name

@@ -4,6 +4,7 @@ import torch
 
 from pocketsam.models import prompted
 from pocketsam.models.sam import seeded
+from pocketsam.models.training.losses import grouping_loss, mask_loss
 
 
 @pytest.fixture
@@ -25,13 +26,13 @@ def test_the_loss_is_lowest_at_the_truth_and_picks_the_best_mask(masks):
     wrong = -right
     scores = torch.tensor([[1.0, 0.0, 1.0, 0.0]] * 2)
     good = torch.cat([right, wrong, right, wrong], dim=1)
-    loss, best = prompted.mask_loss(good, scores, wanted)
+    loss, best = mask_loss(good, scores, wanted)
     assert best == 1
     assert loss < 1e-2
-    worse, best = prompted.mask_loss(torch.cat([right, wrong, wrong, wrong], dim=1), scores, wanted)
+    worse, best = mask_loss(torch.cat([right, wrong, wrong, wrong], dim=1), scores, wanted)
     assert best == 0
     assert worse > 10
-    misjudged, _ = prompted.mask_loss(good, 1 - scores, wanted)
+    misjudged, _ = mask_loss(good, 1 - scores, wanted)
     assert misjudged > 0.9
 
 
@@ -40,9 +41,9 @@ def test_grouping_asks_for_cells_that_resemble_each_other():
     wanted[0, 0, :8], wanted[0, 1, 8:] = 1, 1
     embeddings = torch.zeros(1, 3, 4, 4)
     embeddings[0, 0, :2], embeddings[0, 1, 2:] = 1, 1
-    grouped = prompted.grouping_loss(embeddings, wanted)
+    grouped = grouping_loss(embeddings, wanted)
     assert grouped < 0.1
-    assert prompted.grouping_loss(torch.ones(1, 3, 4, 4), wanted) > 5 * grouped
+    assert grouping_loss(torch.ones(1, 3, 4, 4), wanted) > 5 * grouped
 
 
 def test_decoding_many_images_at_once_equals_one_by_one():
@@ -52,7 +53,7 @@ def test_decoding_many_images_at_once_equals_one_by_one():
     with torch.inference_mode():
         both, scores = prompted.decode(model, embeddings, prompts)
         for i in range(2):
-            part = prompted.Prompts(prompts.coords[i : i + 1], prompts.labels[i : i + 1])
-            one, score = prompted.decode(model, embeddings[i : i + 1], part)
-            assert torch.allclose(both[i], one[0], atol=1e-4)
+            alone = prompted.Prompts(prompts.coords[i : i + 1], prompts.labels[i : i + 1])
+            masks, score = prompted.decode(model, embeddings[i : i + 1], alone)
+            assert torch.allclose(both[i], masks[0], atol=1e-4)
             assert torch.allclose(scores[i], score[0], atol=1e-5)

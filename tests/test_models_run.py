@@ -32,7 +32,7 @@ def test_the_log_is_json_by_line(tmp_path, capsys):
     run.log({"step": 2})
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
-    assert capsys.readouterr().out.splitlines() == lines
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

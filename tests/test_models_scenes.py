@@ -25,10 +25,10 @@ def test_the_same_seed_gives_the_same_scene(textures):
     assert not np.array_equal(one.image, other.image)
 
 
-@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("size", [64, 256])
 def test_scenes_hold_what_they_promise(textures, size):
     counts = []
-    for seed in range(25):
+    for seed in range(12):
         scene = generate(seed, size, textures)
         assert scene.image.shape == (size, size, 3)
         assert scene.image.dtype == np.uint8
@@ -43,7 +43,7 @@ def test_scenes_hold_what_they_promise(textures, size):
 def test_masks_either_nest_or_exclude_each_other_mostly(textures):
     """Objects hide each other; only parts lie inside objects."""
     crossing = total = 0
-    for seed in range(40):
+    for seed in range(20):
         masks = generate(seed, 128, textures).masks
         for i, one in enumerate(masks):
             for other in masks[i + 1 :]:
@@ -56,7 +56,7 @@ def test_masks_either_nest_or_exclude_each_other_mostly(textures):
 def test_masks_show_in_the_image(textures):
     """Along a mask's edge the picture changes more than elsewhere: painting and masks are in step."""
     at_edge, elsewhere = [], []
-    for seed in range(20):
+    for seed in range(10):
         scene = generate(seed, 128, textures)
         change = np.abs(np.diff(scene.image.astype(float), axis=1)).sum(axis=2)
         edge = (scene.masks[:, :, 1:] != scene.masks[:, :, :-1]).any(axis=0)

@@ -21,6 +21,7 @@ def test_methods_get_equal_time():
     assert planned["batch 4, 1x iterations"].steps == planned["batch 8, 1x iterations"].steps == 300
 
 
+@pytest.mark.slow
 def test_it_runs_and_is_kept(tmp_path, monkeypatch):
     report = study(tmp_path, TINY)
     seconds = report["seconds_per_step"]
@@ -37,5 +38,5 @@ def test_it_runs_and_is_kept(tmp_path, monkeypatch):
     log = next((tmp_path / "runs").glob("coupled-*/log.jsonl"))
     assert json.loads(log.read_text().splitlines()[-1])["step"] >= 1
     assert (log.parent / "loss.png").exists()
-    monkeypatch.setattr(module, "distill", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(module, "distill", lambda *_, **__: pytest.fail("trained again"))
     assert study(tmp_path, TINY) == report

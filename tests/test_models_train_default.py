@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from pocketsam.errors import UsageError
+from pocketsam.models.sam import seeded
 from pocketsam.models.training import train_default
 from pocketsam.models.training.regions import LEVELS, Edges, find_regions
 from pocketsam.models.training.run import Run
 from pocketsam.models.training.scene_pool import ScenePool, Source, draw_prompts, paint
+from pocketsam.models.training.stages import Recipe
 from pocketsam.models.training.textures import load_textures
-from pocketsam.models.training.train_default import Recipe, train
+from pocketsam.models.training.train_default import train
+from pocketsam.models.training.validation import held_back_scenes, miou
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +46,17 @@ def test_a_painted_scene_has_its_masks_in_cells(photo):
     assert np.array_equal(image, paint(source, 4)[0])
 
 
-@pytest.mark.parametrize("kind", ["point", "points", "box"])
-def test_prompts_lie_where_they_should(kind):
+@pytest.mark.parametrize("prompt_type", ["point", "points", "box"])
+def test_prompts_lie_where_they_should(prompt_type):
     masks = torch.zeros(5, 16, 16)
     masks[:, 4:9, 6:12] = 1
     masks[4] = 1  # nothing is outside
     torch.manual_seed(0)
-    prompts = draw_prompts(masks, kind)
-    assert prompts.coords.shape == (5, *{"point": (2, 2), "box": (2, 2), "points": (4, 2)}[kind])
+    prompts = draw_prompts(masks, prompt_type)
+    points = {"point": 2, "box": 2, "points": 4}[prompt_type]
+    assert prompts.coords.shape == (5, points, 2)
     assert prompts.labels.shape == prompts.coords.shape[:2]
-    if kind == "box":
+    if prompt_type == "box":
         assert (prompts.coords[:, 0] <= prompts.coords[:, 1]).all()
     else:
         assert (prompts.labels[:, -1] == -1).all()
@@ -60,7 +65,7 @@ def test_prompts_lie_where_they_should(kind):
         for (x, y), label in zip(cells[i].tolist(), prompts.labels[i].tolist(), strict=True):
             if label in (0, 1):
                 assert masks[i, y, x] == label
-    if kind == "box":
+    if prompt_type == "box":
         assert (prompts.labels == torch.tensor([2.0, 3.0])).all()
         wanted = torch.tensor([[24.0, 16.0], [48.0, 36.0]])
         assert (prompts.coords[:4] - wanted).abs().max() <= 20
@@ -73,10 +78,29 @@ def test_a_painter_that_fails_is_heard():
     pool.close()
 
 
+def test_a_network_is_measured_on_scenes_of_its_own():
+    scenes = list(held_back_scenes(2, 64))
+    assert all(
+        np.array_equal(a.image, b.image) for a, b in zip(scenes, held_back_scenes(2, 64), strict=True)
+    )
+    figures = miou(seeded(64), scenes)
+    assert set(figures) == {"point", "box"}
+    assert all(0 <= value <= 1 for value in figures.values())
+
+
+def test_a_stage_that_lacks_its_teacher_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="student needs a teacher"):
+        train(Recipe(stage="student"), tmp_path)
+    with pytest.raises(UsageError, match="unknown stage 'fourth'"):
+        train(Recipe(stage="fourth"), tmp_path)
+
+
+@pytest.mark.slow
 def test_the_three_stages_run_one_after_the_other(tmp_path, photo):
     def stage(name, teacher=None, start=None):
         recipe = Recipe(stage=name, image_size=64, minutes=1e-6, batch=2, masks=2, pool=4)
-        return train(recipe, tmp_path / name, [photo], [photo], teacher, start, 1, False, scenes=2)
+        files = {"teacher": teacher, "start": start}
+        return train(recipe, tmp_path / name, photos=[photo], held_back=[photo], scenes=2, **files)
 
     teacher = stage("teacher")
     student = stage("student", teacher)
@@ -89,10 +113,11 @@ def test_the_three_stages_run_one_after_the_other(tmp_path, photo):
     assert set(last["truth"]) == set(last["photos"]) == {"point", "box"}
 
 
+@pytest.mark.slow
 def test_a_killed_stage_goes_on(tmp_path, photo, monkeypatch):
     def run():
         recipe = Recipe(stage="teacher", image_size=64, minutes=1e-6, batch=2, masks=2, pool=4)
-        return train(recipe, tmp_path, [photo], [], None, None, 1, False, scenes=1)
+        return train(recipe, tmp_path, photos=[photo], scenes=1)
 
     saved = Run.save
 

@@ -109,7 +109,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def _about(loaded: "Loaded | None") -> dict[str, str] | None:
     """Returns a checkpoint's ``name`` and ``sha256``."""
-    return loaded and {"name": loaded.name, "sha256": loaded.sha256}
+    return None if loaded is None else {"name": loaded.name, "sha256": loaded.sha256}
 
 
 def _compare(
