@@ -14,7 +14,7 @@ from pocketsam.export.bundle import describe_file, staged_bundle, write_manifest
 from pocketsam.export.cases import Case
 from pocketsam.export.options import Options
 from pocketsam.export.reference import Reference
-from pocketsam.export.target import Converter, Target
+from pocketsam.export.target import Call, Target
 from pocketsam.export.targets import find_precision, find_target, open_converter
 from pocketsam.export.traced import REFERENCE_TYPES, count_macs
 from pocketsam.export.usage import write_usage
@@ -70,7 +70,6 @@ def write_bundle(
     """
     find_precision(target, options.precision)
     resolved = target.resolve(options)
-    converter = open_converter(target)
     with staged_bundle(output, force) as work:
         manifest = _write_files(reference, work, target, resolved, progress)
         manifest = replace(manifest, also=tuple(also))
@@ -78,7 +77,7 @@ def write_bundle(
         write_manifest(work, manifest)
         report = None
         if verify:
-            report = _verify(open_bundle(work), target, converter, reference.cases, progress=progress)
+            report = compare_bundle(open_bundle(work), reference.cases, progress=progress)
             write_manifest(work, replace(manifest, parity=report.to_json()))
             report.raise_if_failed()
         for precision in also:
@@ -133,43 +132,47 @@ def verify_bundle(
         BundleError, IntegrityError, CheckpointError, ImageError: what could not be read.
     """
     bundle = choose_bundle(directory, precision) if precision else open_bundle(directory)
-    target = find_target(bundle.manifest.target)
     reference = Reference(checkpoint, bundle.image_size, images=images, progress=progress)
-    converter = open_converter(target)
-    return _verify(
-        bundle,
-        target,
-        converter,
-        reference.cases,
-        progress=progress,
-        providers=providers,
-        threads=threads,
+    return compare_bundle(
+        bundle, reference.cases, providers=providers, threads=threads, progress=progress
     )
 
 
-def _verify(
+def compare_bundle(
     bundle: Bundle,
-    target: Target,
-    converter: Converter,
     cases: Sequence[Case],
     *,
-    progress: Progress,
     providers: Providers = "cpu",
     threads: int | None = None,
+    progress: Progress = lambda _: None,
 ) -> parity.Report:
-    """Runs a bundle's files on all cases."""
+    """Runs a bundle's files on cases and compares them with the reference's answers.
+
+    Args:
+        bundle: the bundle; of several precisions, its first.
+        cases: the reference's answers at the bundle's image size.
+        providers, threads: how to run it, as for the runtime's ``Segmenter``.
+        progress: called with a line about each step.
+
+    Raises:
+        IntegrityError, BundleError: a file cannot be read or run.
+    """
+    target = find_target(bundle.manifest.target)
     tolerance = find_precision(target, bundle.manifest.precision).tolerance
-    networks, held = {}, []
+    converter = open_converter(target)
+    networks: dict[str, Call] = {}
+    inside: list[str] = []
     for name in REFERENCE_TYPES:
         source, label = bundle.source(name), f"{bundle.path}: {name}"
-        inside = bundle.manifest.network(name).intermediates
+        intermediates = bundle.manifest.network(name).intermediates
         plain = converter.load(source, label, providers=providers, threads=threads)
-        networks[name] = plain
-        networks[f"{name}_intermediates"] = (
-            converter.load(source, label, inside, providers, threads) if inside else plain
-        )
-        held += inside
-    artefact = parity.Artefact(**networks, intermediates=frozenset(held), runner=converter.runner())
+        networks[name] = networks[f"{name}_intermediates"] = plain
+        if intermediates:
+            networks[f"{name}_intermediates"] = converter.load(
+                source, label, intermediates, providers, threads
+            )
+            inside += intermediates
+    artefact = parity.Artefact(**networks, intermediates=frozenset(inside), runner=converter.runner())
     what = f"{bundle.manifest.target} {bundle.manifest.precision}"
     return parity.verify(
         cases, artefact, tolerance, lambda name: progress(f"comparing {what} with PyTorch on {name}")

@@ -1,8 +1,10 @@
 """What the tests share: the reference implementation, seeded networks and bundles made from them."""
 
+import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 
 from pocketsam.export import export
+from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.models.sam import Sam, seeded
 
 SMALL = 256
@@ -79,19 +82,43 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray) -> lis
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A verified bundle of ``seeded:11`` for the small canvas. Tests must not change it."""
-    path = tmp_path_factory.mktemp("small") / "bundle"
-    export("seeded:11", path, image_size=SMALL)
-    return path
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``shared(name, build)``: the path that ``build(path)`` filled, once for all workers of a run.
+
+    Tests must not change it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+
+    def make(name: str, build: Callable[[Path], object]) -> Path:
+        path = root / "shared" / name
+        path.parent.mkdir(exist_ok=True)
+        with path.with_name(f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                build(path)
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(shared) -> Path:
+    """A verified bundle of ``seeded:11`` for the small canvas."""
+    return shared("bundle", lambda path: export("seeded:11", path, image_size=SMALL))
+
+
+@pytest.fixture(scope="session")
+def full_bundle(shared) -> Path:
     """An unverified bundle of ``seeded:11`` at 1024, for tests that hold it against the reference."""
-    path = tmp_path_factory.mktemp("full") / "bundle"
-    export("seeded:11", path, verify=False)
-    return path
+    return shared("full_bundle", lambda path: export("seeded:11", path, image_size=1024, verify=False))
+
+
+@pytest.fixture(scope="session")
+def trained_bundle(shared, pictures) -> Path:
+    """A verified bundle of this package's weights for the small canvas."""
+    return shared("trained", lambda path: export(DEFAULT, path, image_size=SMALL, images=pictures))
 
 
 def run_pocketsam(

@@ -29,16 +29,8 @@ def export_onnx(path, pictures, **options):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, pictures):
-    """Trained weights in float32."""
-    path = tmp_path_factory.mktemp("whole") / "bundle"
-    export_onnx(path, pictures)
-    return path
-
-
-@pytest.fixture(scope="module")
-def encoder(whole):
-    return onnx.load(whole / "encoder.onnx")
+def encoder(trained_bundle):
+    return onnx.load(trained_bundle / "encoder.onnx")
 
 
 @pytest.mark.parametrize(
@@ -49,11 +41,11 @@ def encoder(whole):
         *(pytest.param(p, marks=pytest.mark.slow) for p in ("int8-weights", "int4-weights")),
     ],
 )
-def test_precisions(precision, whole, pictures, tmp_path):
+def test_precisions(precision, trained_bundle, pictures, tmp_path):
     options = {"min_speedup": 0.0} if precision == "int8" else {}
     report, manifest = export_onnx(tmp_path / "bundle", pictures, precision=precision, **options)
     assert not report.failed
-    size = json.loads((whole / MANIFEST_NAME).read_text())["encoder"]["bytes"]
+    size = json.loads((trained_bundle / MANIFEST_NAME).read_text())["encoder"]["bytes"]
     assert manifest["encoder"]["bytes"] < SHARES[precision] * size
     assert all(result.ok for result in check_golden(tmp_path / "bundle"))
     Segmenter(tmp_path / "bundle")

@@ -12,14 +12,16 @@ from conftest import run_pocketsam
 from pocketsam.errors import BundleError, ConversionError, IntegrityError, PromptError, UsageError
 from pocketsam.export import export
 from pocketsam.export.bundle import describe_file
-from pocketsam.export.pipeline import verify_bundle
+from pocketsam.export.cases import PROMPTS, compute_cases
+from pocketsam.export.pipeline import compare_bundle
+from pocketsam.export.reference import load_photos
 from pocketsam.export.to_coreml import convert as to_coreml
 from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.networks import prompt_by_prompt
-from pocketsam.runtime.bundle import hash_tree
+from pocketsam.runtime.bundle import hash_tree, open_bundle
 from pocketsam.runtime.image import preprocess, preprocess_raw
 from pocketsam.runtime.manifest import MANIFEST_NAME
 
@@ -40,6 +42,12 @@ def coreml(tmp_path_factory, pictures):
     path = tmp_path_factory.mktemp("coreml") / "bundle"
     export_coreml(path, pictures)
     return path
+
+
+@pytest.fixture(scope="module")
+def cases(pictures):
+    """Two prompts: damage to the encoder needs none, and one to the decoder shows at once."""
+    return compute_cases(seeded(SIZE, 5), load_photos(pictures), prompts=PROMPTS[:2])
 
 
 def test_the_bundle(coreml):
@@ -243,38 +251,38 @@ def swap_axes(package, spec):
 
 
 @pytest.mark.parametrize("change", [change_weight, transpose_weight, change_epsilon, swap_axes])
-def test_verify_finds_damage(change, coreml, pictures, tmp_path):
-    report = verify_bundle(damaged(coreml, tmp_path, change), SOURCE, pictures)
+def test_verify_finds_damage(change, coreml, cases, tmp_path):
+    report = compare_bundle(open_bundle(damaged(coreml, tmp_path, change)), cases)
     assert report.failed
     assert report.failed[0].name.startswith("encoder image_encoder.layers.")
 
 
-def test_verify_passes_without_damage(coreml, pictures, tmp_path):
+def test_verify_passes_without_damage(coreml, cases, tmp_path):
     copy = damaged(coreml, tmp_path, lambda package, spec: save(package, spec))
-    assert not verify_bundle(copy, SOURCE, pictures).failed
+    assert not compare_bundle(open_bundle(copy), cases).failed
 
 
-def test_an_operation_that_is_not_simulated(coreml, pictures, tmp_path):
+def test_an_operation_that_is_not_simulated(coreml, cases, tmp_path):
     def change(package, spec):
         operations(spec, "gelu")[0].type = "gelu_of_the_future"
         save(package, spec)
 
     copy = damaged(coreml, tmp_path, change)
     with pytest.raises(ConversionError, match=r"encoder\.mlpackage: .*gelu_of_the_future"):
-        verify_bundle(copy, SOURCE, pictures)
+        compare_bundle(open_bundle(copy), cases)
 
 
-def test_damage_that_the_manifest_does_not_know(coreml, pictures, tmp_path):
+def test_damage_that_the_manifest_does_not_know(coreml, cases, tmp_path):
     copy = shutil.copytree(coreml, tmp_path / "copy")
     (path,) = copy.glob("encoder.mlpackage/Data/*/weights/weight.bin")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=r"encoder\.mlpackage: sha256"):
-        verify_bundle(copy, SOURCE, pictures)
+        compare_bundle(open_bundle(copy), cases)
     path.unlink()
     with pytest.raises(IntegrityError, match=r"encoder\.mlpackage: sha256"):
-        verify_bundle(copy, SOURCE, pictures)
+        compare_bundle(open_bundle(copy), cases)
 
 
 def test_only_apples_systems_predict(coreml):

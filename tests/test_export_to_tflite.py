@@ -167,7 +167,7 @@ def test_a_disk_that_fills_up_in_the_quantizer(precision, monkeypatch, tmp_path,
 
 @needs_converter
 def test_a_full_disk_leaves_nothing(tmp_path):
-    """Likewise for the whole command: the ONNX file on the way is the first that does not fit."""
+    """The ONNX file on the way is the first that does not fit."""
     command = "export", "seeded", "--image-size", "64", "--target", "tflite", "--no-verify"
     limit = 10_000_000
     done = run_pocketsam(
@@ -182,6 +182,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_converter
 def test_linear_layers_are_what_static_int8_is_for(tflite):
     """Names of GELU between linear layers come from the graph: one for each block of attention."""
     from pocketsam.export.to_tflite import worker as tflite_worker

@@ -3,9 +3,11 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -30,23 +32,79 @@ def imports(path):
 
 
 def room_imports(room):
-    return {(path.name, name) for path in (ROOT / room).glob("*.py") for name in imports(path)}
+    """(file, name) of every import below a folder, at any depth."""
+    return {
+        (path.relative_to(ROOT / room).as_posix(), name)
+        for path in (ROOT / room).rglob("*.py")
+        for name in imports(path)
+    }
 
 
 @pytest.mark.parametrize(
-    ("room", "others"), [("runtime", ("models", "export")), ("models", ("runtime", "export"))]
+    ("room", "others"),
+    [
+        ("runtime", ("models", "export")),
+        ("models", ("runtime", "export")),
+        ("models/training", ("models.evaluation", "models.commands")),
+        ("runtime/backends", ("runtime.segmenter", "runtime.commands")),
+        ("runtime/everything", ("runtime.commands",)),
+        ("runtime/compare", ("runtime.commands",)),
+        ("export/to_onnx", ("export.to_coreml", "export.to_tflite", "export.pipeline")),
+        ("export/to_coreml", ("export.to_onnx", "export.to_tflite", "export.pipeline")),
+        ("export/to_tflite", ("export.to_coreml", "export.pipeline")),
+    ],
 )
 def test_data_moves_one_way(room, others):
-    for file, name in room_imports(room):
+    found = room_imports(room)
+    assert found
+    for file, name in found:
         assert not name.startswith(tuple(f"pocketsam.{other}" for other in others)), (file, name)
+
+
+def test_the_network_does_not_know_how_it_is_trained():
+    for file, name in room_imports("models"):
+        if "/" not in file:
+            inner = ("pocketsam.models.training", "pocketsam.models.evaluation")
+            assert not name.startswith(inner), (file, name)
+
+
+def test_nothing_imports_instruments():
+    for room in ROOMS:
+        for file, name in room_imports(room):
+            if not file.startswith("benchmarks/"):
+                assert not name.startswith("pocketsam.export.benchmarks"), (room, file)
+
+
+def modules():
+    """Every module's name and file."""
+    for room in ROOMS:
+        package = "pocketsam" if room == "pocketsam" else f"pocketsam.{room}"
+        for path in (ROOT / room).rglob("*.py"):
+            parts = [package, *path.relative_to(ROOT / room).with_suffix("").parts]
+            yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    files = dict(modules())
+    graph = {}
+    for module, path in files.items():
+        names = imports(path)
+        found = {name if name in files else name.rpartition(".")[0] for name in names}
+        graph[module] = (found & files.keys()) - {module}
+    lazy = {"pocketsam", "pocketsam.export"}  # they import when they are called, see their docstrings
+    for module in lazy:
+        graph[module] = set()
+    while ends := {module for module, found in graph.items() if not found}:
+        graph = {module: found - ends for module, found in graph.items() if module not in ends}
+    assert not graph, f"circles among {sorted(graph)}"
 
 
 def test_the_runtime_needs_three_packages():
     # modules that only functions import; protobuf comes with onnxruntime
     optional = {
-        ("litert.py", "ai_edge_litert"),
-        ("coreml.py", "coremltools"),
-        ("cut.py", "google"),
+        ("backends/litert.py", "ai_edge_litert"),
+        ("backends/coreml.py", "coremltools"),
+        ("backends/subgraph.py", "google"),
     }
     tops = {(file, name.split(".")[0]) for file, name in room_imports("runtime")}
     assert optional <= tops
@@ -71,23 +129,33 @@ def test_32_bits_are_refused_by_name():
 def test_every_folder_of_code_is_a_package_in_the_wheel():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(settings["package-dir"].values()) == set(ROOMS)
-    assert set(settings["packages"]) == set(settings["package-dir"])
-    kept = ("__pycache__", "templates")  # data, named in package-data
-    for name in ROOMS:
-        assert (ROOT / name / "py.typed").exists()
-        assert not [p for p in (ROOT / name).iterdir() if p.is_dir() and p.name not in kept]
+    packages = {name for name, path in modules() if path.name == "__init__.py"}
+    assert set(settings["packages"]) == packages - {"pocketsam.export.benchmarks"}
+    for room in ROOMS:
+        assert (ROOT / room / "py.typed").exists()
+        folders = {path.parent for path in (ROOT / room).rglob("*.py")}
+        assert all((folder / "__init__.py").exists() for folder in folders)
 
 
 @pytest.fixture(scope="module")
-def clean_python(tmp_path_factory):
-    """Python of a new environment that holds the wheel and its base dependencies, and nothing else."""
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy: setuptools would take old files from the checkout's build/."""
     folder = tmp_path_factory.mktemp("wheel")
+    kept = shutil.ignore_patterns(".*", "build", "dist", "demo", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, folder / "source", ignore=kept)
+    pip = ["-m", "pip", "--disable-pip-version-check", "--quiet", "wheel", "--no-deps"]
+    source = folder / "source"
+    subprocess.run([sys.executable, *pip, "--no-build-isolation", "-w", folder, source], check=True)
+    (path,) = folder.glob("pocketsam-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel):
+    """Python of a new environment that holds the wheel and its base dependencies, and nothing else."""
     pip = ["-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [sys.executable, *pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
-    subprocess.run(build, check=True)
-    (wheel,) = folder.glob("pocketsam-*.whl")
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    python = folder / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", wheel.parent / "venv"], check=True)
+    python = wheel.parent / "venv" / "bin" / "python"
     install = [python, *pip, "install", "-c", ROOT / "constraints.txt", wheel]
     subprocess.run(install, check=True)
     return python
@@ -112,15 +180,17 @@ def test_a_base_install_segments(clean_python, bundle, photo, tmp_path):
     listed = run_clean(clean_python, "-m", "pip", "freeze").stdout.lower()
     assert not re.search(r"^(torch|onnx|scikit|safetensors)\b", listed, re.MULTILINE)
 
-    arguments = ["segment", bundle, tmp_path / "photo.png", "--point", "200,100", "--output"]
-    for module in ("pocketsam", "pocketsam.runtime"):
-        out = tmp_path / module.replace(".", "-")
-        done = run_clean(clean_python, "-m", module, *arguments, out)
-        assert done.returncode == 0, done.stderr
-        assert load_image(out / "mask.png").shape == photo.shape
-    assert run_clean(clean_python, "-m", "pocketsam.runtime", "verify", bundle).returncode == 0
+    out = tmp_path / "out"
+    command = ["segment", bundle, tmp_path / "photo.png", "--point", "200,100", "--output", out]
+    done = run_clean(clean_python, "-m", "pocketsam", *command)
+    assert done.returncode == 0, done.stderr
+    assert load_image(out / "mask.png").shape == photo.shape
     script = clean_python.parent / "pocketsam"
+    assert run_clean(clean_python, script, "verify", bundle).returncode == 0
     assert run_clean(clean_python, script, "info", bundle).returncode == 0
+    code = "import pocketsam; print(pocketsam.Segmenter.__name__, pocketsam.verify.__name__)"
+    done = run_clean(clean_python, "-c", code)
+    assert done.stdout.split() == ["Segmenter", "verify"], done.stderr
 
 
 def test_a_base_install_says_which_extra_is_missing(clean_python, bundle, tmp_path):
@@ -135,17 +205,16 @@ def test_a_base_install_says_which_extra_is_missing(clean_python, bundle, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_wheel_holds_what_the_checkout_holds(clean_python):
-    (wheel,) = clean_python.parent.parent.parent.glob("pocketsam-*.whl")
-    import zipfile
-
+def test_the_wheel_holds_what_the_checkout_holds(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
+    wanted = set()
     for room in ROOMS:
         prefix = "pocketsam" if room == "pocketsam" else f"pocketsam/{room}"
-        for path in (ROOT / room).iterdir():
-            if path.is_file():
-                assert f"{prefix}/{path.name}" in inside
-    assert not [name for name in inside if name.startswith(("tests", "models", "export"))]
+        for path in (ROOT / room).rglob("*"):
+            name = path.relative_to(ROOT / room).as_posix()
+            if path.is_file() and "__pycache__" not in name and not name.startswith("benchmarks/"):
+                wanted.add(f"{prefix}/{name}")
+    assert wanted == {name for name in inside if ".dist-info/" not in name}
 
 
 def test_no_path_of_this_machine_is_committed():
