@@ -1,9 +1,8 @@
 """SAM's prompt encoder (Kirillov et al. 2023, arXiv:2304.02643, section 3 and appendix A).
 
 Every sparse prompt is a labelled point here: a box is two points with the labels 2 and 3, and the pad
-that SAM adds where there is no box is a point with the label -1. The embeddings equal those of the
-reference implementation, which branches on the kind of prompt; one graph for all is what an export
-needs.
+that SAM adds where there is no box is a point with the label -1. The reference implementation branches
+on the prompt type and computes the same embeddings; an export needs a single graph.
 """
 
 import math

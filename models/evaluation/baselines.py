@@ -14,7 +14,7 @@ _RADIUS = 0.2
 def at_clicks(pixels: NDArray[np.uint8], clicks: NDArray[np.float64]) -> dict[str, Mask]:
     """Returns masks ``[P, h, w]`` by name: a disk around each click, and the segment under it.
 
-    The segments are those of Felzenszwalb and Huttenlocher 2004, as scikit-image computes them.
+    Scikit-image computes the segments, after Felzenszwalb and Huttenlocher 2004.
 
     Args:
         pixels: ``[h, w, 3]`` RGB in 0..255.

@@ -99,7 +99,7 @@ def compare(
     """Scores the masks of each network, and of baselines, for one image.
 
     Where the true masks are known, each object is prompted by a click at its deepest pixel and by its
-    box. Elsewhere clicks are random, and boxes are those of the teacher's masks at the clicks.
+    box. Elsewhere clicks are random, and the teacher's masks at the clicks give the boxes.
 
     Args:
         example: the image.
