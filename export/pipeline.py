@@ -95,7 +95,7 @@ def _write_files(
     calibration = reference.calibration if precision.calibrated else []
     about = {"checkpoint": loaded.name, "checkpoint_sha256": loaded.sha256}
     networks = {}
-    for name, network in converter.traced_networks(loaded.model, options).items():
+    for name, network in reference.networks(target, options).items():
         progress(f"converting the {name} to {target.name} {precision.name}")
         path = work / f"{name}{target.suffix}"
         converted = converter.convert(network, path, options, calibration, about)

@@ -1,6 +1,7 @@
 """A checkpoint and everything that PyTorch says of it, computed once for all targets and precisions."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -8,7 +9,10 @@ from numpy.typing import NDArray
 
 from pocketsam.export.cases import Case, compute_cases
 from pocketsam.export.golden import golden_arrays
-from pocketsam.export.target import Arrays
+from pocketsam.export.options import Options
+from pocketsam.export.target import Arrays, Target
+from pocketsam.export.targets import open_converter
+from pocketsam.export.traced import TracedNetwork
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.runtime.image import find_images, load_image
 
@@ -51,6 +55,7 @@ class Reference:
         self._progress = progress
         progress(f"loading {checkpoint}")
         self.loaded: Loaded = load_model(checkpoint, image_size)
+        self._networks: dict[tuple[str, Options], dict[str, TracedNetwork]] = {}
 
     @cached_property
     def cases(self) -> list[Case]:
@@ -67,6 +72,17 @@ class Reference:
     def golden(self) -> Arrays:
         """What ``golden.npz`` holds."""
         return golden_arrays(self.loaded.model)
+
+    def networks(self, target: Target, options: Options) -> dict[str, TracedNetwork]:
+        """Returns both networks in a target's form, the same objects for all of its precisions.
+
+        A converter may keep what it makes of a network before the precisions part.
+        """
+        key = (target.name, replace(options, precision=""))
+        if key not in self._networks:
+            converter = open_converter(target)
+            self._networks[key] = converter.traced_networks(self.loaded.model, options)
+        return self._networks[key]
 
     def _say(self, name: str) -> None:
         self._progress(f"computing PyTorch's answers on {name}")

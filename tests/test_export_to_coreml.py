@@ -15,7 +15,7 @@ from pocketsam.export.bundle import describe_file
 from pocketsam.export.cases import PROMPTS, compute_cases
 from pocketsam.export.pipeline import compare_bundle
 from pocketsam.export.reference import load_photos
-from pocketsam.export.to_coreml import convert as to_coreml
+from pocketsam.export.to_coreml import TARGET
 from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
@@ -29,6 +29,7 @@ ct = pytest.importorskip("coremltools")
 
 SIZE = 128
 SOURCE = "seeded:5"
+LOSSY = [precision.name for precision in TARGET.precisions[1:]]
 
 
 def export_coreml(path, pictures, source=SOURCE, **options):
@@ -118,7 +119,7 @@ def test_palettes_in_groups_on_ios18(pictures, tmp_path):
 
 @pytest.mark.parametrize(
     "precision",
-    ["fp32", *(pytest.param(name, marks=pytest.mark.slow) for name in to_coreml.PRECISIONS[1:])],
+    ["fp32", *(pytest.param(name, marks=pytest.mark.slow) for name in LOSSY)],
 )
 def test_a_picture_as_input(precision, pictures, tmp_path):
     report, manifest = export_coreml(tmp_path / "bundle", pictures, precision=precision, input="image")

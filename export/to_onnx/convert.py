@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx
@@ -72,13 +73,9 @@ def convert(
         ConversionError: the exporter failed, its result does not run, or int8 is too slow.
         ParityError: int8 does not reach ``options.min_miou``.
     """
-    exported = _trace(network)
-    if isinstance(network, Decoder):
-        _free_mask_batch(exported, network)
-        append_upscaling(exported, network.model.image_size)
-    model, simplified = _simplify(exported, network)
-    _strip(model, network)
-    weights.share_bias_tables(model)
+    whole, simplified = _trace_float(network)
+    model = onnx.ModelProto()
+    model.CopyFrom(whole)
     model, measured = _in_precision(model, network, options, calibration)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -88,6 +85,24 @@ def convert(
         intermediates=tuple(network.intermediates()),
         details=measured | {"opset": model.opset_import[0].version, "simplified": simplified},
     )
+
+
+_TRACED: WeakKeyDictionary[TracedNetwork, tuple[onnx.ModelProto, bool]] = WeakKeyDictionary()
+"""Networks that were traced, in float32: tracing takes longer than all that a precision adds."""
+
+
+def _trace_float(network: TracedNetwork) -> tuple[onnx.ModelProto, bool]:
+    """Returns a network's float32 model, and whether it was simplified; traces it the first time."""
+    if network not in _TRACED:
+        exported = _trace(network)
+        if isinstance(network, Decoder):
+            _free_mask_batch(exported, network)
+            append_upscaling(exported, network.model.image_size)
+        model, simplified = _simplify(exported, network)
+        _strip(model, network)
+        weights.share_bias_tables(model)
+        _TRACED[network] = model, simplified
+    return _TRACED[network]
 
 
 def _in_precision(

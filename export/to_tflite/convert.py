@@ -90,21 +90,32 @@ def convert(
         ConversionError: a converter failed, or wrote something that does not run.
         PocketSamError: onnx2tf is not there.
     """
-    program = find_onnx2tf()
     with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
-        work = Path(folder)
-        model = to_onnx.trace_static(network)
-        onnx.save(model, work / "network.onnx")
+        float_file = Path(folder) / "float.tflite"
+        float_file.write_bytes(_convert_float(network, Path(folder), options.timeout))
+        _write_precision(network, float_file, path, options, samples_of(network, calibration))
+    return _describe(path, network)
+
+
+_CONVERTED: WeakKeyDictionary[TracedNetwork, bytes] = WeakKeyDictionary()
+"""Networks that onnx2tf has converted, in float32; every precision starts from them."""
+
+
+def _convert_float(network: TracedNetwork, work: Path, timeout: float) -> bytes:
+    """Returns a network as a float32 TFLite file; runs onnx2tf in ``work`` the first time."""
+    if network not in _CONVERTED:
+        program = find_onnx2tf()
+        onnx.save(to_onnx.trace_static(network), work / "network.onnx")
         kept = [name for name in network.inputs if name not in CHANNELS_LAST]
         command = [program, "-i", str(work / "network.onnx"), "-o", str(work / "out"), "-v", "error"]
         command += ["-tb", "flatbuffer_direct", "-coion", "-osd", *(["-kat", *kept] if kept else [])]
         _check_room(work, (work / "network.onnx").stat().st_size)
-        run_child(command, "onnx2tf", options.timeout, own_environment())
+        run_child(command, "onnx2tf", timeout, own_environment())
         float_file = work / "out/network_float32.tflite"
         if not float_file.is_file():
             raise ConversionError(f"onnx2tf ended without writing {float_file.name}")
-        _write_precision(network, float_file, path, options, samples_of(network, calibration))
-    return _describe(path, network)
+        _CONVERTED[network] = float_file.read_bytes()
+    return _CONVERTED[network]
 
 
 def _check_room(work: Path, size: int) -> None:
