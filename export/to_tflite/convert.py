@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx
