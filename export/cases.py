@@ -258,7 +258,7 @@ def measure_encoder(model: Sam, cases: Sequence[Case], encode: Encode) -> Accura
         for prompt in case.prompts:
             found, _ = run(Decoder(model), prompt.feeds | {c.IMAGE_EMBEDDINGS: embedding})
             logits = postprocess_masks(found[c.LOW_RES_MASKS], prompt.size, prompt.image_size)
-            masks = (x > constants.MASK_THRESHOLD for x in (prompt.mask_logits, logits))
+            wanted = prompt.mask_logits > constants.MASK_THRESHOLD
             scores = (prompt.outputs[c.IOU_PREDICTIONS], found[c.IOU_PREDICTIONS])
-            ious.append(mask_figures(*masks, scores)["iou"])
+            ious.append(mask_figures(wanted, logits > constants.MASK_THRESHOLD, scores)["iou"])
     return Accuracy(min(ious), float(np.mean(ious)), min(snrs))

@@ -192,5 +192,5 @@ def _compare_masks(
     report.add_tensor(part, "mask logits", prompt.name, full, found[c.MASKS])
     ranked = np.sort(scores[0], axis=1)
     tie = float((ranked[:, -1] - ranked[:, -2]).min())
-    masks = (logits > constants.MASK_THRESHOLD for logits in (full, found[c.MASKS]))
-    report.add_masks(part, prompt.name, mask_figures(*masks, scores), tie)
+    wanted, got = full > constants.MASK_THRESHOLD, found[c.MASKS] > constants.MASK_THRESHOLD
+    report.add_masks(part, prompt.name, mask_figures(wanted, got, scores), tie)

@@ -214,6 +214,7 @@ def _describe(
         },
         mask_threshold=constants.MASK_THRESHOLD,
         tools={"python": platform.python_version(), **{name: version(name) for name in tools}},
-        **networks,
+        encoder=networks["encoder"],
+        decoder=networks["decoder"],
         golden=golden,
     )

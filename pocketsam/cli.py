@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from pocketsam.export import commands as exporter
-from pocketsam.models import commands as trainer
+from pocketsam.models.commands.distill import add_distill
+from pocketsam.models.commands.evaluate import add_evaluate
 from pocketsam.runtime.commands.bench import add_bench
 from pocketsam.runtime.commands.embed import add_embed
 from pocketsam.runtime.commands.everything import add_everything
@@ -24,8 +25,8 @@ COMMANDS: tuple[AddCommand, ...] = (
     add_bench,
     add_roofline,
     exporter.add_download,
-    trainer.add_distill,
-    trainer.add_evaluate,
+    add_distill,
+    add_evaluate,
 )
 
 

@@ -209,8 +209,8 @@ def main(path: str) -> None:
         call(*fed)
         return time.perf_counter() - start
 
-    start = {"load_s": loaded, "first_s": seconds(), "peak_bytes": peak_bytes()}
-    print(json.dumps(start), file=answers)
+    opened = {"load_s": loaded, "first_s": seconds(), "peak_bytes": peak_bytes()}
+    print(json.dumps(opened), file=answers)
     for line in sys.stdin:
         word, *files = line.split()
         if word == "answer":
