@@ -15,7 +15,7 @@ RUN := $(BIN)/pocketsam
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-arm check demo bench bench-everything study clicks lock clean \
+.PHONY: help install test test-all test-arm check docs demo bench bench-everything study clicks lock clean \
 	tflite-env export-coreml export-tflite parity int8-converters
 
 help: ## list the targets
@@ -54,6 +54,15 @@ check: install ## lint, formatting, types
 	@rm -rf build/types && mkdir -p build/types/pocketsam
 	@ln -s $(CURDIR)/pocketsam/*.py $(CURDIR)/models $(CURDIR)/export $(CURDIR)/runtime build/types/pocketsam
 	MYPYPATH=build/types $(BIN)/mypy --package pocketsam
+
+docs: .venv/docs ## build the pages and the API reference into build/docs, to read offline
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html -d build/docs-cache docs build/docs
+	@echo "open build/docs/index.html"
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation --editable '.[docs]'
+	@touch $@
 
 demo: install ## export, verify and segment a photograph with it
 	$(BIN)/python -m pocketsam export default --target onnx --precision fp32 --output demo/bundle --force

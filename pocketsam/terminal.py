@@ -15,11 +15,10 @@ Subparsers = Any  # argparse does not name the type of add_subparsers() in publi
 AddCommand = Callable[[Subparsers], None]
 
 
-def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = None) -> int:
-    """Parses the arguments, runs the chosen command, and returns the exit code.
+def build_parser(commands: Sequence[AddCommand]) -> argparse.ArgumentParser:
+    """Returns the parser of the ``pocketsam`` command with these commands.
 
-    Each command's parser has a default ``run``, a function of the parsed arguments. An error of
-    pocketsam becomes one line on stderr and its exit code; see ``pocketsam.errors``.
+    Each command's parser has a default ``run``, a function of the parsed arguments.
     """
     parser = argparse.ArgumentParser(
         prog="pocketsam",
@@ -31,6 +30,15 @@ def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = Non
     subparsers = parser.add_subparsers(metavar="COMMAND")
     for add in commands:
         add(subparsers)
+    return parser
+
+
+def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = None) -> int:
+    """Parses the arguments, runs the chosen command, and returns the exit code.
+
+    An error of pocketsam becomes one line on stderr and its exit code; see ``pocketsam.errors``.
+    """
+    parser = build_parser(commands)
     args = parser.parse_args(argv)
     try:
         if "run" not in args:

@@ -1,60 +1,206 @@
-"""README's examples run, and what it names exists."""
+"""README and the pages in docs/: commands parse, Python runs, links lead somewhere."""
 
+import argparse
+import contextlib
+import io
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import run_pocketsam
 from PIL import Image
 
+from pocketsam.cli import COMMANDS
+from pocketsam.terminal import build_parser
+
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES["README.md"]
+PARSER = build_parser(COMMANDS)
+MAKEFILE = (ROOT / "Makefile").read_text()
+MAKE_TARGETS = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
+MAKE_VARIABLES = set(re.findall(r"^(\w+) \?=", MAKEFILE, re.MULTILINE))
+NOT_RUN = "<!-- not run: "
+BLOCK = re.compile(rf"(?:^({NOT_RUN}.+) -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(text, language):
+    """Returns (is it run, code) for each block of a language."""
+    return [(not marker, code) for marker, found, code in BLOCK.findall(text) if found == language]
 
 
-@pytest.fixture
-def work_folder(bundle, tmp_path):
-    """A directory that looks like a checkout after `make demo`."""
-    from skimage import data
-
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "bundle").symlink_to(bundle)
-    Image.fromarray(data.astronaut()).save(tmp_path / "demo" / "photo.png")
-    return tmp_path
+def shell_commands(text):
+    """Returns each command of a page's shell blocks as a list of words."""
+    lines = [line for _, code in blocks(text, "sh") for line in code.splitlines()]
+    joined = (part for line in lines for part in re.split(r"&&|;", line.split("#")[0]))
+    return [words for words in map(shlex.split, joined) if words]
 
 
-def test_the_python_example_runs(work_folder):
-    (code,) = blocks("python")
-    code += "\nassert masks.shape == (3, 512, 512) and boxed.shape == (1, 512, 512)"
-    code += "\nassert many.shape[0] == 2 and coco['size'] == [512, 512] and better.any()"
-    subprocess.run([sys.executable, "-c", code], cwd=work_folder, check=True)
+def without_blocks(text):
+    """Returns the prose, in which ``[0](x)`` is a link and no code."""
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
-def test_the_shell_examples_parse():
-    """Every pocketsam line of README is one that the command accepts."""
-    lines = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines()]
-    commands = [shlex.split(line) for line in lines if line.startswith("pocketsam")]
-    assert len(commands) >= 3
-    for _, name, *arguments in commands:
-        listed = run_pocketsam(name, "--help").stdout
-        for word in arguments:
-            assert not word.startswith("--") or word in listed, (name, word)
+def parse(words):
+    """Returns the parsed arguments of a ``pocketsam`` command; argparse's error fails the test."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return PARSER.parse_args(words)
+    except SystemExit:
+        pytest.fail(f"pocketsam {shlex.join(words)}: {errors.getvalue()}")
+
+
+def check_make(words):
+    target, *variables = words
+    assert target in MAKE_TARGETS, target
+    assert {word.split("=")[0] for word in variables} <= MAKE_VARIABLES, words
+
+
+def options_of(command):
+    (action,) = [a for a in PARSER._actions if isinstance(a, argparse._SubParsersAction)]
+    assert command in action.choices, command
+    return set(action.choices[command]._option_string_actions)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_shell_blocks_parse(page):
+    for words in shell_commands(PAGES[page]):
+        if words[0] == "pocketsam":
+            assert "run" in parse(words[1:])
+        elif words[0] == "make":
+            check_make(words[1:])
+        else:
+            assert words[0] in ("pip", "python3", ".", "git"), words
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_the_text_exist(page):
+    """``pocketsam verb --option`` and ``make target`` between backticks: the names are real."""
+    for code in re.findall(r"`((?:pocketsam|make) [^`\n]+)`", PAGES[page]):
+        program, name, *rest = code.split()
+        if program == "make":
+            assert name in MAKE_TARGETS or name == "export-NAME", code
+        elif name not in ("COMMAND", "--version"):
+            options = {word.split("=")[0] for word in rest if word.startswith("--")}
+            assert options <= options_of(name), code
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_in_the_text_exist(page):
+    every = {option for command in listed_commands() for option in options_of(command)}
+    prose = without_blocks_kept_code(PAGES[page])
+    for option in re.findall(r"`(--[a-z-]+)", prose):
+        assert option in every | {"--strict"}, option
+
+
+def without_blocks_kept_code(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def listed_commands():
+    (action,) = [a for a in PARSER._actions if isinstance(a, argparse._SubParsersAction)]
+    return set(action.choices)
 
 
 def test_the_table_of_commands_is_complete():
-    listed = set(re.findall(r"^    (\w+)(?: |$)", run_pocketsam("--help").stdout, re.MULTILINE))
-    assert set(re.findall(r"^\| `pocketsam (\w+)", README, re.MULTILINE)) == listed
+    rows = re.findall(r"^\| `pocketsam ([^`]+)` \|", README, re.MULTILINE)
+    assert {row.split()[0] for row in rows} == listed_commands()
+    for row in rows:
+        given = {"NAME": "mobile_sam", "X,Y": "1,2", "OUT": "out.png"}
+        parse([given.get(word, word) for word in row.split()])
 
 
-def test_files_and_targets_that_readme_names_exist():
-    for name in re.findall(r"\]\(([\w./-]+)\)", README):
-        assert (ROOT / name).exists(), name
-    makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make ([a-z-]+)", README)) - {"sure"}:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    for name, _, anchor in re.findall(r"\]\(([\w./-]*)(#([\w-]+))?\)", without_blocks(PAGES[page])):
+        target = folder / name if name else ROOT / page
+        assert target.exists(), name
+        if anchor:
+            text = target.read_text()
+            headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in slugs | set(re.findall(r"^\((\w+)\)=$", text, re.MULTILINE)), anchor
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_in_the_text_exist(page):
+    """Paths of the checkout between backticks, such as ``export/parity.py`` or ``runtime/``."""
+    for path in re.findall(r"`((?:export|models|runtime|pocketsam|tests|docs)/[\w./-]*)", PAGES[page]):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_page_is_reached():
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", README))
+    reference = {f"docs/{name}.md" for name in ("index", "api", "contributing", "changelog")}
+    assert linked == {page for page in PAGES if page.startswith("docs/")} - reference
+    toctree = " ".join(
+        code for code in re.findall(r"```{toctree}\n(.*?)```", PAGES["docs/index.md"], re.DOTALL)
+    )
+    for page in linked | reference - {"docs/index.md"}:
+        assert Path(page).stem in toctree.split(), page
+
+
+@pytest.fixture
+def work_folder(trained_bundle, tmp_path, monkeypatch):
+    """A directory that looks like a checkout after ``make demo``; the bundle is at a smaller canvas."""
+    from skimage import data
+
+    (tmp_path / "demo").mkdir()
+    for name in ("demo/bundle", "mobile_sam"):
+        (tmp_path / name).symlink_to(trained_bundle)
+    for name in ("demo/photo.png", "photo.jpg"):
+        Image.fromarray(data.astronaut()).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_blocks(page):
+    """Runs the Python blocks of a page in one namespace, which it returns."""
+    names = {}
+    for number, (is_run, code) in enumerate(blocks(PAGES[page], "python"), start=1):
+        compiled = compile(code, f"{page}, block {number}", "exec")
+        if is_run:
+            exec(compiled, names)
+    return names
+
+
+RUN = [page for page, text in PAGES.items() if any(is_run for is_run, _ in blocks(text, "python"))]
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_python_blocks_run(page, work_folder):
+    names = run_blocks(page)
+    if page == "README.md":
+        assert names["masks"].shape == (3, 512, 512)
+        assert names["masks"].any()
+        assert names["rle"]["size"] == [512, 512]
+        assert names["objects"]
+    if page == "docs/everything.md":
+        assert {"segmentation", "bbox", "predicted_iou"} <= set(names["records"][0])
+    if page == "docs/python.md":
+        assert names["boxed"].shape == names["both"].shape == (1, 512, 512)
+        assert names["masks"].shape == (2, 3, 512, 512)
+        assert (work_folder / "demo/mask.png").exists()
+
+
+def test_pages_with_python_are_run():
+    assert set(RUN) == {"README.md", "docs/everything.md", "docs/from-sam.md", "docs/python.md"}
+
+
+def test_each_line_of_from_sam_runs(work_folder):
+    """The right-hand column of the table, in its order, after the page's notebook."""
+    page = "docs/from-sam.md"
+    rows = re.findall(r"^\| `.+` \| `(.+)` \|$", PAGES[page], re.MULTILINE)
+    assert len(rows) >= 14
+    names = run_blocks(page)
+    for code in rows:
+        exec(compile(code, f"{page}: {code}", "exec"), names)
+    assert isinstance(names["records"], list)
+    assert not names["predictor"].is_image_set
+    assert isinstance(names["logits"], np.ndarray)

@@ -1,0 +1,25 @@
+"""Settings of the site that ``make docs`` builds: these pages, and the API from docstrings."""
+
+import pocketsam
+
+project = "pocketsam"
+author = "the pocketsam authors"
+release = version = pocketsam.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+
+html_theme = "furo"  # its pages load nothing from the network
+html_title = f"pocketsam {version}"
+html_copy_source = False
+
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
