@@ -59,11 +59,6 @@ def test_the_manifest_describes_the_files(bundle):
     assert {row["tensor"] for row in manifest["parity"]["rows"]} >= {"low_res_masks", "masks"}
 
 
-def test_the_same_input_gives_the_same_bytes(bundle, tmp_path):
-    export("seeded:11", tmp_path / "again", image_size=SMALL)
-    assert contents(tmp_path / "again") == contents(bundle)
-
-
 def test_golden_vectors_hold_and_notice_other_weights(bundle, tmp_path):
     assert all(result.ok for result in check_golden(bundle))
     copy = bundle_copy(bundle, tmp_path)
@@ -95,6 +90,13 @@ def toy(monkeypatch):
 
 def export_toy(path, **options):
     return export("seeded", path, **{"target": "toy", "image_size": 64, "verify": False} | options)
+
+
+def test_the_same_input_gives_the_same_bytes(toy, tmp_path, pictures):
+    """Manifest and golden vectors; the tests of each target compare its own files."""
+    for name in ("one", "two"):
+        export_toy(tmp_path / name, verify=True, images=pictures)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_a_bundle_that_fails_parity_does_not_stay(tmp_path, monkeypatch, pictures):

@@ -130,7 +130,7 @@ def test_stages_are_inside_the_file_under_their_names(files, network):
     feeds = {name: value.numpy() for name, value in traced.example().items()}
     _, wanted = run(traced, feeds)
     found = to_onnx.load(path.read_bytes(), "encoder", traced.intermediates())(feeds)
-    assert entry["stages"] == list(wanted)
+    assert entry.intermediates == tuple(wanted)
     for name, intermediate in wanted.items():
         assert np.abs(found[name] - intermediate).max() < 1e-4, name
 
