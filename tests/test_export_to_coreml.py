@@ -251,11 +251,20 @@ def swap_axes(package, spec):
     save(package, spec)
 
 
-@pytest.mark.parametrize("change", [change_weight, transpose_weight, change_epsilon, swap_axes])
-def test_verify_finds_damage(change, coreml, cases, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "block"),
+    [
+        (change_weight, "layers.1.blocks.1"),
+        (transpose_weight, "layers.1.blocks.0"),
+        (change_epsilon, "layers.1.blocks.1"),
+        (swap_axes, "layers.1.blocks.0"),
+    ],
+)
+def test_verify_finds_damage(change, block, coreml, cases, tmp_path):
+    """At the block whose operation was changed, and not before."""
     report = compare_bundle(open_bundle(damaged(coreml, tmp_path, change)), cases)
     assert report.failed
-    assert report.failed[0].name.startswith("encoder image_encoder.layers.")
+    assert report.failed[0].name == f"encoder image_encoder.{block}"
 
 
 def test_verify_passes_without_damage(coreml, cases, tmp_path):

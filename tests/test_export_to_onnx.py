@@ -58,7 +58,7 @@ def test_the_decoder_has_the_official_names_and_shapes(files):
     assert [o.name for o in session.get_outputs()] == ["masks", "iou_predictions", "low_res_masks"]
     tensors = [*session.get_inputs(), *session.get_outputs()]
     assert {tensor.type for tensor in tensors} == {"tensor(float)"}
-    assert [t["name"] for t in entry["inputs"]] == [i.name for i in session.get_inputs()]
+    assert [tensor.name for tensor in entry.inputs] == [i.name for i in session.get_inputs()]
 
 
 def test_the_encoder_equals_pytorch(files, network):
