@@ -1,5 +1,7 @@
 """Settings of the site that ``make docs`` builds: these pages, and the API from docstrings."""
 
+from typing import Any
+
 import pocketsam
 
 project = "pocketsam"
@@ -23,3 +25,13 @@ autodoc_preserve_defaults = True
 autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+
+
+def _escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Escapes ``|Δ|``, which reStructuredText would read as the name of a substitution."""
+    lines[:] = [line.replace("|Δ|", r"\|Δ\|") for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Connects what this file defines; Sphinx calls it."""
+    app.connect("autodoc-process-docstring", _escape_bars)
