@@ -44,7 +44,7 @@ def export(
     min_miou: float | None = None,
     min_speedup: float | None = None,
     disabled_passes: Sequence[str] | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress | None = None,
 ) -> "Report | None":
     """Turns a checkpoint into a verified bundle, as ``pocketsam export`` does.
 
@@ -70,7 +70,7 @@ def export(
         min_miou: ONNX int8: mean IoU that its masks must have with PyTorch's (0.98).
         min_speedup: ONNX int8: how many times as fast as float32 it must be on this machine (1).
         disabled_passes: ONNX: passes of ``to_onnx.passes.PASSES`` to leave out.
-        progress: called with a line about each step.
+        progress: called with a line about each step; None: nothing is reported.
 
     Returns:
         The parity report of ``precision``; None without ``verify``.
@@ -115,10 +115,12 @@ def export(
         size,
         images=[os.fspath(path) for path in images],
         calibration=[os.fspath(path) for path in calibration],
-        progress=progress,
+        progress=progress or _ignore,
     )
     where, how = Path(output), {"verify": verify, "force": force}
-    return write_bundle(reference, where, chosen, options, also=also, progress=progress, **how)
+    return write_bundle(
+        reference, where, chosen, options, also=also, progress=progress or _ignore, **how
+    )
 
 
 def verify(
@@ -129,7 +131,7 @@ def verify(
     precision: str | None = None,
     providers: Providers = "cpu",
     threads: int | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress | None = None,
 ) -> "Report | list[GoldenResult]":
     """Asks whether a bundle computes what PyTorch computes, as ``pocketsam verify`` does.
 
@@ -141,7 +143,7 @@ def verify(
         precision: which one of a bundle that holds several; None: by the device.
         providers: onnxruntime's execution providers, best first: ``cpu``, ``cuda``, ``coreml`` …
         threads: per operator; None: one per core.
-        progress: called with a line about each step.
+        progress: called with a line about each step; None: nothing is reported.
 
     Returns:
         The parity report with a checkpoint, otherwise a result for each golden prompt. Neither raises
@@ -168,8 +170,12 @@ def verify(
         providers=providers,
         threads=threads,
         precision=precision,
-        progress=progress,
+        progress=progress or _ignore,
     )
+
+
+def _ignore(line: str) -> None:
+    pass
 
 
 class _CallablePackage(ModuleType):

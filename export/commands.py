@@ -9,7 +9,8 @@ from pocketsam.errors import ParityError, UsageError
 from pocketsam.export.options import OPTION_NAMES, Options
 from pocketsam.export.targets import TARGETS
 from pocketsam.models.download import CHECKPOINTS, download
-from pocketsam.runtime.commands import info as runtime_commands
+from pocketsam.runtime.commands import verify as golden_command
+from pocketsam.runtime.commands.info import print_parity
 
 CHECKPOINT_HELP = (
     ".pt or .safetensors file; `default`: the trained weights in this package; `seeded`: untrained"
@@ -152,12 +153,12 @@ def _print_report(report: dict[str, object], as_json: bool) -> None:
     if as_json:
         terminal.print_json(report)
     else:
-        runtime_commands.print_parity(report)
+        print_parity(report)
 
 
 def add_verify(subparsers: terminal.Subparsers) -> None:
     """Adds ``verify``: golden vectors, or a comparison with a checkpoint."""
-    parser = runtime_commands.add_verify(subparsers)
+    parser = golden_command.add_verify(subparsers)
     parser.add_argument("--checkpoint", metavar="FILE", help=f"compare with PyTorch: {CHECKPOINT_HELP}")
     _add_images(parser)
     parser.set_defaults(run=run_verify)
@@ -168,7 +169,7 @@ def run_verify(args: argparse.Namespace) -> None:
     if args.checkpoint is None:
         if args.images:
             raise UsageError("--images are compared with a checkpoint: give --checkpoint as well")
-        runtime_commands.run_verify(args)
+        golden_command.run_verify(args)
         return
     with terminal.extra_needed("export"):
         from pocketsam.export.pipeline import verify_bundle

@@ -31,8 +31,8 @@ from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.networks import pad_points
 from pocketsam.runtime.backends.ort import CONFIG, check_threads
-from pocketsam.runtime.commands.bench import GEMM_SIDE, summarise
 from pocketsam.runtime.machine import describe_machine, read_state
+from pocketsam.runtime.timing import GEMM_SIDE, summarise
 
 GEMM_FILE = Path(__file__).parents[2] / "runtime/gemm.onnx"
 PAUSE = 0.02

@@ -20,7 +20,8 @@ from pocketsam.export.target import Target
 from pocketsam.export.targets import TARGETS, find_precision
 from pocketsam.models.checkpoint import DEFAULT, default_image_size
 from pocketsam.runtime.bundle import NETWORKS, open_bundle
-from pocketsam.runtime.commands.bench import bundle_stages, drawn_image, summarise, time_interleaved
+from pocketsam.runtime.segmenter import Segmenter
+from pocketsam.runtime.timing import bundle_tasks, drawn_image, summarise, time_interleaved
 
 RUNS = 5
 
@@ -63,7 +64,7 @@ def latencies(bundles: dict[str, Path]) -> dict[str, dict[str, float]]:
     pixels = drawn_image()
     for name, path in bundles.items():
         try:
-            stages |= bundle_stages(path, pixels, "cpu", None, f"{name}/")
+            stages |= bundle_tasks(Segmenter(path), pixels, f"{name}/")
         except PocketSamError as error:
             terminal.say(f"no latency for {path}: {error}")
     stages = {name: stage for name, stage in stages.items() if name.endswith(NETWORKS)}
