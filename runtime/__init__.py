@@ -1,7 +1,8 @@
-"""Masks from a bundle, with numpy, onnxruntime and Pillow. Imports nothing of models or export."""
+"""Runs bundles with numpy, onnxruntime and Pillow; imports nothing of models or export."""
 
+from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.image import load_image
-from pocketsam.runtime.masks import from_rle, to_rle
+from pocketsam.runtime.rle import from_rle, to_rle
 from pocketsam.runtime.segmenter import Segmenter
 
-__all__ = ["Segmenter", "from_rle", "load_image", "to_rle"]
+__all__ = ["MaskGenerator", "Segmenter", "from_rle", "load_image", "to_rle"]

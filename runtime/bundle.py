@@ -1,4 +1,4 @@
-"""Reading a bundle: the manifest, and the files it describes, each checked before it is used.
+"""Reads a bundle: the manifest, and the files that it describes, each checked before it is used.
 
 A bundle comes from anywhere, so nothing in it is trusted: file names stay inside the directory, sizes
 and hashes must match, and a model may not refer to a file outside itself.
@@ -15,13 +15,11 @@ from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.runtime.manifest import MANIFEST_NAME, BundleFile, Manifest
 
 NETWORKS = ("encoder", "decoder")
-STATIC_TARGETS = ("coreml", "tflite")
-"""Formats with static shapes: their decoder takes one prompt with a fixed number of points."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest has been read and checked; its files are read by ``read``.
+    """A bundle whose manifest has been read and checked.
 
     Attributes:
         path: the directory.
@@ -37,10 +35,13 @@ class Bundle:
         return self.manifest.image_size
 
     def read(self, network: str) -> bytes:
-        """The bytes of one file: ``encoder``, ``decoder`` or ``golden``.
+        """Returns the bytes of a file, after checking them against the manifest.
+
+        Args:
+            network: ``encoder``, ``decoder`` or ``golden``.
 
         Raises:
-            IntegrityError: the file is missing, leaves the directory, or is not the one described.
+            IntegrityError: the file is missing, a link, or is not the one that the manifest describes.
         """
         entry = self._entry(network)
         try:
@@ -55,8 +56,8 @@ class Bundle:
         found = hashlib.sha256(data).hexdigest()
         if found != entry.sha256:
             raise IntegrityError(f"{path}: sha256 is {found}, the manifest says {entry.sha256}")
-        # A tensor kept in another file names it under the key "location". The word occurs in no
-        # graph of ours, and any spelling of such a reference must contain it.
+        # A tensor kept in another file names it under the key "location". No graph that pocketsam
+        # writes contains the word, and any spelling of such a reference must.
         if self.manifest.target == "onnx" and network in NETWORKS and b"location" in data:
             raise IntegrityError(f"{path}: refers to external data; a bundle's files stand alone")
         return data
@@ -66,20 +67,28 @@ class Bundle:
         return [tensor.name for tensor in self.manifest.network(network).inputs]
 
     @property
-    def points(self) -> int:
-        """Points per prompt in the decoder of a target with static shapes."""
+    def max_points(self) -> int:
+        """Points per prompt in the decoder of a target with static shapes.
+
+        Raises:
+            IntegrityError: the manifest does not say.
+        """
         points = self.manifest.decoder.max_points
         if points is None:
             raise IntegrityError(f"{self.path / MANIFEST_NAME}: decoder.points is missing")
         return points
 
     def locate(self, network: str) -> Path:
-        """The checked path of a half that is a directory, such as an ``.mlpackage``.
+        """Returns the path of a network that is a directory (``.mlpackage``), after checking it.
+
+        Args:
+            network: ``encoder`` or ``decoder``.
 
         Raises:
-            IntegrityError: it is missing, leaves the bundle, or is not the one described.
+            IntegrityError: the directory is missing, a link, or is not the one that the manifest
+                describes.
         """
-        entry = self.manifest.network(network)
+        entry = self._entry(network)
         path = self._inside(entry)
         if not path.is_dir():
             raise IntegrityError(f"{path}: missing, or not a directory")
@@ -89,9 +98,9 @@ class Bundle:
         return path
 
     def source(self, network: str) -> bytes | Path:
-        """What ``read`` gives, or ``locate`` where the file is a directory: checked either way."""
-        is_package = self.manifest.target == "coreml" and network in NETWORKS
-        return self.locate(network) if is_package else self.read(network)
+        """Returns the checked path of a directory, or the checked bytes of a file."""
+        is_directory = (self.path / self._entry(network).file).is_dir()
+        return self.locate(network) if is_directory else self.read(network)
 
     def _entry(self, name: str) -> BundleFile:
         return self.manifest.golden if name == "golden" else self.manifest.network(name)
@@ -104,7 +113,7 @@ class Bundle:
 
 
 def hash_tree(directory: Path) -> tuple[str, int]:
-    """sha256 over the names, sizes and contents of a directory's files, and their bytes in sum.
+    """Returns a sha256 over the names, sizes and contents of a directory's files, and their total size.
 
     Raises:
         IntegrityError: a link, or a file that cannot be read.
@@ -145,7 +154,7 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
 
 
 EIGHT_BITS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""CPU features with which 8-bit products are several times as fast as those of floats."""
+"""CPU features with which 8-bit products are several times as fast as float32 products."""
 
 
 def choose_bundle(
@@ -154,12 +163,12 @@ def choose_bundle(
     gpu: bool = False,
     flags: Collection[str] = (),
 ) -> Bundle:
-    """The bundle itself, or that of another precision inside it.
+    """Opens a bundle, or the bundle of another precision inside it.
 
     Args:
         directory: the bundle.
-        precision: which one; None: fp16 on a GPU, int8 on a CPU with ``EIGHT_BITS``, as far as the
-            bundle holds them, otherwise its first.
+        precision: its name; None: fp16 on a GPU, int8 on a CPU with ``EIGHT_BITS``, if the bundle holds
+            it, otherwise the first one.
         gpu: whether a GPU runs it.
         flags: the CPU's features.
 
@@ -179,5 +188,5 @@ def choose_bundle(
     inside = open_bundle(bundle.path / precision)
     outer, inner = bundle.manifest, inside.manifest
     if (inner.target, inner.image_size, inner.model) != (outer.target, outer.image_size, outer.model):
-        raise IntegrityError(f"{inside.path}: of another checkpoint, target or size than {directory}")
+        raise IntegrityError(f"{inside.path}: another checkpoint, target or size than {directory}")
     return inside

@@ -1,8 +1,7 @@
-"""Embeddings in files: encode today, prompt tomorrow, with the certainty that they belong together."""
+"""Embeddings in files, with hashes of the image and of the encoder that they belong to."""
 
 import hashlib
 import io
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,18 @@ from numpy.typing import NDArray
 from pocketsam.errors import ImageError, IntegrityError
 from pocketsam.files import make_folder, write_file
 from pocketsam.runtime.contract import IMAGE_EMBEDDINGS
+from pocketsam.runtime.image import Pixels, StrPath
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """An image's embedding, and what it is of.
+    """An image's embedding, with the hashes of the image and the encoder.
 
     Attributes:
         values: ``[1, 256, S/16, S/16]`` float32.
         original_size: (height, width) of the image.
-        image_sha256: of the image's pixels, see ``hash_pixels``.
-        encoder_sha256: of the encoder's file or package, as the manifest has it.
+        image_sha256: hash of the image's pixels, see ``hash_pixels``.
+        encoder_sha256: hash of the encoder's file, as in the manifest.
     """
 
     values: NDArray[np.float32]
@@ -32,7 +32,7 @@ class Embedding:
     image_sha256: str
     encoder_sha256: str
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: StrPath) -> None:
         """Writes an ``.npz``, whole or not at all, and makes its folder."""
         file = Path(path)
         make_folder(file.parent)
@@ -45,15 +45,15 @@ class Embedding:
         write_file(file, lambda work: np.savez(work, **arrays))
 
 
-def hash_pixels(pixels: NDArray[np.uint8]) -> str:
-    """sha256 of an image's size and RGB values: the same for the same picture in another file."""
+def hash_pixels(pixels: Pixels) -> str:
+    """Returns a sha256 of an image's size and RGB values; the file's format does not matter."""
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
-def read_embedding(path: str | os.PathLike[str]) -> Embedding:
-    """An embedding from a file that ``Embedding.save`` wrote.
+def read_embedding(path: StrPath) -> Embedding:
+    """Reads an embedding from a file that ``Embedding.save`` wrote.
 
     Raises:
         ImageError: the file cannot be read, or is something else.
@@ -74,17 +74,23 @@ def read_embedding(path: str | os.PathLike[str]) -> Embedding:
 
 
 def check_belongs(
-    one: Embedding, path: str | os.PathLike[str], shape: tuple[int, ...], encoder_sha256: str
+    embedding: Embedding, path: StrPath, shape: tuple[int, ...], encoder_sha256: str
 ) -> None:
-    """Raises IntegrityError unless an embedding is of this encoder."""
-    if one.encoder_sha256 != encoder_sha256 or one.values.shape != shape:
+    """Raises IntegrityError unless this encoder made the embedding."""
+    if embedding.encoder_sha256 != encoder_sha256 or embedding.values.shape != shape:
         raise IntegrityError(
-            f"{path}: embedding of another encoder (sha256 {one.encoder_sha256[:12]}…, this bundle's "
-            f"is {encoder_sha256[:12]}…); encode the image again"
+            f"{path}: embedding of another encoder (sha256 {embedding.encoder_sha256[:12]}…, this "
+            f"bundle's is {encoder_sha256[:12]}…); encode the image again"
         )
 
 
-def check_image(one: Embedding, path: str | os.PathLike[str], pixels: NDArray[np.uint8]) -> None:
-    """Raises IntegrityError unless an embedding is of this image."""
-    if one.image_sha256 != hash_pixels(pixels):
+def check_image(embedding: Embedding, path: StrPath, pixels: Pixels) -> None:
+    """Raises IntegrityError unless the embedding belongs to this image, ``[H, W, 3]`` uint8."""
+    if embedding.image_sha256 != hash_pixels(pixels):
         raise IntegrityError(f"{path}: embedding of another image; encode this one")
+
+
+def as_array(value: Any) -> NDArray[np.float32]:
+    """Returns an embedding in numpy's memory, from there or from a GPU's."""
+    array: NDArray[np.float32] = value if isinstance(value, np.ndarray) else value.numpy()
+    return array

@@ -1,10 +1,9 @@
 """Golden vectors: a small image, prompts, and what PyTorch answered, shipped inside each bundle.
 
-With them a device checks itself, without torch and without the checkpoint.
+With them, a device checks itself without torch and without the checkpoint.
 """
 
 import io
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pocketsam.errors import IntegrityError, ParityError
-from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.backends.networks import open_for_device
+from pocketsam.runtime.backends.ort import Providers
+from pocketsam.runtime.image import StrPath
 from pocketsam.runtime.segmenter import Segmenter
 
 STRIDE = 4
@@ -22,10 +23,10 @@ POINT_PROMPT, BOX_PROMPT = "point", "box"
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """How far this machine's answer to one golden prompt is from PyTorch's.
+    """Difference of this machine's answer to a golden prompt from PyTorch's.
 
     Attributes:
-        prompt: its name.
+        prompt: the prompt's name.
         error: largest |Δ| of the logits, in standard deviations of the logits.
         score_error: largest |Δ| of the scores.
         ok: whether both are within the manifest's tolerance.
@@ -38,22 +39,31 @@ class GoldenResult:
 
 
 def check_golden(
-    bundle_dir: str | os.PathLike[str],
-    providers: str | Sequence[str] = "cpu",
+    bundle_dir: StrPath,
+    *,
+    providers: Providers = "cpu",
     threads: int | None = None,
+    precision: str | None = None,
 ) -> list[GoldenResult]:
     """Runs a bundle's golden vectors on this machine.
+
+    Args:
+        bundle_dir: the bundle.
+        providers, threads, precision: as for ``Segmenter``.
+
+    Returns:
+        A result for each golden prompt.
 
     Raises:
         IntegrityError: the golden file is damaged.
         BundleError, ProviderError: as for ``Segmenter``.
     """
-    bundle = open_bundle(bundle_dir)
+    bundle = open_for_device(bundle_dir, providers, precision)
+    precision = bundle.manifest.precision
     data = bundle.read("golden")
-    segmenter = Segmenter(bundle_dir, providers, threads)
+    segmenter = Segmenter(bundle.path, providers=providers, threads=threads, precision=precision)
     results = []
     try:
-        tolerance = bundle.manifest.golden.tolerance
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
             segmenter.set_image(golden["image"])
             for name in (POINT_PROMPT, BOX_PROMPT):
@@ -66,7 +76,7 @@ def check_golden(
                 expected = golden[f"{name}_low_res_masks"]
                 error = np.abs(low[..., ::STRIDE, ::STRIDE] - expected).max() / expected.std()
                 score_error = np.abs(scores - golden[f"{name}_scores"]).max()
-                ok = bool(max(error, score_error) <= tolerance)  # a NaN is not within anything
+                ok = bool(max(error, score_error) <= bundle.manifest.golden.tolerance)  # False for NaN
                 results.append(GoldenResult(name, float(error), float(score_error), ok))
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, OSError) as error:
         raise IntegrityError(f"{bundle.path}: damaged golden vectors: {error}") from None
@@ -74,7 +84,7 @@ def check_golden(
 
 
 def raise_if_failed(results: Sequence[GoldenResult]) -> None:
-    """Raises ParityError that names the golden prompts outside the tolerance."""
+    """Raises ParityError, with the names of the golden prompts outside the tolerance."""
     failed = [result.prompt for result in results if not result.ok]
     if failed:
         raise ParityError(f"golden vectors differ on this machine: {', '.join(failed)}")

@@ -1,4 +1,4 @@
-"""Images in: files to RGB pixels, pixels to the encoder's input."""
+"""Reads images: files to RGB pixels, pixels to the encoder's input."""
 
 import os
 import warnings
@@ -14,15 +14,19 @@ from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.errors import ImageError
 from pocketsam.runtime.contract import IMAGE, PIXEL_VALUES, RESIZED_SIZE
 
+Pixels = NDArray[np.uint8]
+"""``[H, W, 3]`` RGB."""
+StrPath = str | os.PathLike[str]
+ImageLike = Pixels | Image.Image | StrPath
+
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused: their masks would not fit in a small device's memory."""
-
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
-def find_images(path: str | os.PathLike[str]) -> list[Path]:
-    """The image files in a folder, by name; of anything else, the path itself.
+def find_images(path: StrPath) -> list[Path]:
+    """Returns the image files in a folder, sorted by name; of anything else, the path itself.
 
     Raises:
         ImageError: a folder without images, or one that cannot be read.
@@ -39,7 +43,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def load_image(source: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
+def load_image(source: StrPath | Image.Image) -> Pixels:
     """Reads a file (or takes a PIL image) as RGB, the way a viewer shows it.
 
     EXIF rotation is applied. Grayscale, palette, CMYK and 16-bit images are converted (16 bits keep
@@ -56,7 +60,7 @@ def load_image(source: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8
         if isinstance(source, Image.Image):
             return _to_rgb(source, name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is ours
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS limits them
             with Image.open(name) as image:
                 return _to_rgb(image, name)
     except ImageError:
@@ -69,7 +73,7 @@ def load_image(source: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8
         raise ImageError(f"{name}: cannot be read: {error}") from None
 
 
-def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+def _to_rgb(image: Image.Image, name: str) -> Pixels:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: {width}x{height} pixels, more than {MAX_PIXELS:,}")
@@ -88,7 +92,7 @@ def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """The upper 8 of 16 bits (Pillow's own conversion clips); a transparent value becomes white."""
+    """Returns the upper 8 of 16 bits (Pillow itself clips); a transparent value becomes white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(f"{name}: integer pixels outside 0..65535")
@@ -96,10 +100,12 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(np.where(values == transparent, 255, values >> 8).astype(np.uint8))
 
 
-def as_pixels(
-    image: NDArray[np.uint8] | Image.Image | str | os.PathLike[str], image_format: str = "RGB"
-) -> NDArray[np.uint8]:
-    """``[H, W, 3]`` uint8 RGB of an array in RGB or BGR, a PIL image or a path.
+def as_pixels(image: ImageLike, image_format: str = "RGB") -> Pixels:
+    """Returns ``[H, W, 3]`` uint8 RGB.
+
+    Args:
+        image: an array ``[H, W, 3]`` uint8, a PIL image or a path.
+        image_format: channel order of an array, RGB or BGR.
 
     Raises:
         ImageError: the image cannot be read or used.
@@ -112,7 +118,7 @@ def as_pixels(
     return pixels[..., ::-1] if image_format == "BGR" else pixels
 
 
-def check_pixels(image: Any) -> NDArray[np.uint8]:
+def check_pixels(image: Any) -> Pixels:
     """Returns the array, or raises ImageError unless it is ``[H, W, 3]`` uint8 and not empty."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         what = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
@@ -124,8 +130,8 @@ def check_pixels(image: Any) -> NDArray[np.uint8]:
     return image
 
 
-def preprocess(image: NDArray[np.uint8], image_size: int) -> NDArray[np.float32]:
-    """``[H, W, 3]`` uint8 RGB to the encoder's ``pixel_values`` ``[1, 3, S, S]`` float32.
+def preprocess(image: Pixels, image_size: int) -> NDArray[np.float32]:
+    """Turns ``[H, W, 3]`` uint8 RGB into the encoder's ``pixel_values`` ``[1, 3, S, S]`` float32.
 
     Scales the longest side to S (Pillow's antialiased bilinear filter), normalises, pads with zeros on
     the right and below: ``ResizeLongestSide`` and ``Sam.preprocess`` of the reference.
@@ -139,8 +145,8 @@ def preprocess(image: NDArray[np.uint8], image_size: int) -> NDArray[np.float32]
     return canvas
 
 
-def preprocess_raw(image: NDArray[np.uint8], image_size: int) -> dict[str, NDArray[np.float32]]:
-    """For encoders that normalise inside: ``image`` [1, 3, S, S] 0..255 and ``resized_size`` [2]."""
+def preprocess_raw(image: Pixels, image_size: int) -> dict[str, NDArray[np.float32]]:
+    """Returns ``image`` ``[1, 3, S, S]`` and ``resized_size`` ``[2]``, for encoders that normalise."""
     values = _resized(image, image_size)
     canvas = np.zeros((1, 3, image_size, image_size), np.float32)
     canvas[0, :, : values.shape[1], : values.shape[2]] = values
@@ -148,15 +154,21 @@ def preprocess_raw(image: NDArray[np.uint8], image_size: int) -> dict[str, NDArr
 
 
 def encoder_feeds(
-    image: NDArray[np.uint8], image_size: int, inputs: Collection[str]
+    image: Pixels, image_size: int, inputs: Collection[str]
 ) -> dict[str, NDArray[np.float32]]:
-    """The inputs of an encoder, by the names of the tensors that it takes."""
+    """Returns an encoder's inputs.
+
+    Args:
+        image: ``[H, W, 3]`` uint8 RGB.
+        image_size: side of the canvas, in pixels.
+        inputs: names of the tensors that the encoder takes.
+    """
     if IMAGE in inputs:
         return preprocess_raw(image, image_size)
     return {PIXEL_VALUES: preprocess(image, image_size)}
 
 
-def _resized(image: NDArray[np.uint8], image_size: int) -> NDArray[np.float32]:
+def _resized(image: Pixels, image_size: int) -> NDArray[np.float32]:
     """``[H, W, 3]`` uint8 to ``[3, h, w]`` float32 with the longest side S."""
     height, width = resized_shape(image.shape[0], image.shape[1], image_size)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)

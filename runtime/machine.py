@@ -11,7 +11,7 @@ FLAGS = (
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"),
     *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "fphp", "i8mm", "bf16", "sve"),
 )
-"""CPU features that matrix kernels choose by; the rest of the long list is left out."""
+"""CPU features that matrix kernels are chosen by."""
 
 
 THROTTLED = {
@@ -28,7 +28,7 @@ THROTTLED = {
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, its cores and features, system, and the versions that take part in a measurement."""
+    """Returns the CPU, cores and features, the system, and versions, for a measurement."""
     return {
         "cpu": _cpu()[0],
         "flags": cpu_flags(),
@@ -40,33 +40,33 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_flags() -> list[str]:
-    """Those of ``FLAGS`` that the CPU has."""
+    """Returns the features in ``FLAGS`` that the CPU has."""
     features = _cpu()[1]
     return [flag for flag in FLAGS if flag in features]
 
 
 def count_cores() -> int:
-    """Those that this process may run on."""
+    """Returns the number of cores that this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _cpu() -> tuple[str, set[str]]:
-    """Name and features as Linux tells them; elsewhere only what ``platform`` knows."""
+    """Returns the CPU's name and features, as Linux reports them; elsewhere what ``platform`` knows."""
     path = Path("/proc/cpuinfo")
     fields: dict[str, str] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
             fields.setdefault(key.strip(), value.strip())
-    board = Path("/proc/device-tree/model")  # the name of a Raspberry Pi stands here
+    board = Path("/proc/device-tree/model")  # a Raspberry Pi's name
     name = board.read_text(errors="replace").strip("\0\n") if board.exists() else ""
     name = name or fields.get("model name") or platform.processor() or platform.machine()
     return name, set((fields.get("flags") or fields.get("Features") or "").split())
 
 
 def read_state(system: Path = Path("/sys")) -> dict[str, Any]:
-    """What slows a small computer down, as far as the system shows it.
+    """Returns what may slow a small computer down.
 
     Args:
         system: where Linux shows its devices.
@@ -74,7 +74,7 @@ def read_state(system: Path = Path("/sys")) -> dict[str, Any]:
     Returns:
         ``temperature_c`` of the hottest zone, ``frequency_mhz`` of the fastest core and the
         ``frequency_limit_mhz``, and on a Raspberry Pi ``throttled``: what its firmware reports, now and
-        since it started. What is not shown is left out.
+        since it started. What the system does not show is missing.
     """
     state: dict[str, Any] = {}
 
@@ -97,7 +97,7 @@ def read_state(system: Path = Path("/sys")) -> dict[str, Any]:
 
 
 def peak_rss_bytes() -> int | None:
-    """Largest resident size of this process so far; None where the system does not tell."""
+    """Returns the largest resident size of this process so far; None where it is unknown."""
     try:
         import resource
     except ImportError:  # Windows

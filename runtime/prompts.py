@@ -1,9 +1,8 @@
-"""Prompts in: points, boxes and mask inputs in the original image's pixels, checked and turned into
-the decoder's ``point_coords`` and ``point_labels``.
-"""
+"""Checks prompts in the original image's pixels, and turns them into the decoder's inputs."""
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_PAD_POINT, resized_shape
 from pocketsam.errors import PromptError
+from pocketsam.runtime.contract import HAS_MASK_INPUT, MASK_INPUT, POINT_COORDS, POINT_LABELS
+from pocketsam.runtime.image import StrPath
 
 LABELS = (-1, 0, 1, 2, 3)
+Point = tuple[float, float, int]
+"""x, y, label."""
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1."""
 
 
 def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
-    """``values`` as float64 of the given shape (None: any length), finite; or PromptError."""
+    """Returns finite float64 of a shape (None: any length), or raises PromptError."""
     try:
-        given = np.asarray(values)
-        array = given.astype(np.float64, casting="unsafe" if given.dtype.kind in "OUS" else "same_kind")
+        array = np.asarray(values)
+        is_text = array.dtype.kind in "OUS"
+        array = array.astype(np.float64, casting="unsafe" if is_text else "same_kind")
     except (TypeError, ValueError, OverflowError):
         raise PromptError(f"{name} is not an array of numbers") from None
     if not array.ndim:
         raise PromptError(f"{name} is a single number, not an array")
     fits = array.ndim == len(shape) and all(
-        want in (None, got) for want, got in zip(shape, array.shape, strict=True)
+        size in (None, actual) for size, actual in zip(shape, array.shape, strict=True)
     )
     if not fits:
         wanted = ", ".join("any" if n is None else str(n) for n in shape[1:])
@@ -59,7 +65,7 @@ def assemble(
     image_size: int,
     batch: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """B prompts to the decoder's (``point_coords [B, M, 2]``, ``point_labels [B, M]``), float32.
+    """Turns B prompts into ``point_coords`` ``[B, M, 2]`` and ``point_labels`` ``[B, M]``, float32.
 
     The points come first, then the box's corners, or, where there are points but no box, one pad
     point: the order and the count of the reference's ``PromptEncoder``.
@@ -70,7 +76,7 @@ def assemble(
         boxes: ``[B, 4]`` (x0, y0, x1, y1).
         original_size: (height, width).
         image_size: side of the canvas.
-        batch: B where neither points nor boxes say it (a mask input alone, or no prompt at all).
+        batch: B if there are neither points nor boxes: a mask input alone, or no prompt at all.
 
     Raises:
         PromptError: a wrong shape, label or range, NaN, or points without labels.
@@ -81,13 +87,13 @@ def assemble(
     if point_coords is not None and point_labels is not None:
         points = _array("point_coords", point_coords, (batch, None, 2))
         batch, count = points.shape[:2]
-        kinds = _array("point_labels", point_labels, (batch, count))
-        wrong = ~np.isin(kinds, LABELS)
+        given = _array("point_labels", point_labels, (batch, count))
+        wrong = ~np.isin(given, LABELS)
         if wrong.any():
-            raise PromptError(f"point_labels contains {kinds[wrong][0]:g}; known are {LABELS}")
-        _check_inside("point", points, kinds != LABEL_PAD_POINT, original_size)
+            raise PromptError(f"point_labels contains {given[wrong][0]:g}; known are {LABELS}")
+        _check_inside("point", points, given != LABEL_PAD_POINT, original_size)
         # where a padding point lies makes no difference, unless it is too far away for float32
-        coords, labels = [np.where(kinds[..., None] == LABEL_PAD_POINT, 0.0, points)], [kinds]
+        coords, labels = [np.where(given[..., None] == LABEL_PAD_POINT, 0.0, points)], [given]
         if boxes is None:
             coords.append(np.zeros((batch, 1, 2)))
             labels.append(np.full((batch, 1), float(LABEL_PAD_POINT)))
@@ -111,17 +117,55 @@ def assemble(
 
 
 def check_mask_input(mask_input: ArrayLike, batch: int | None, side: int) -> NDArray[np.float32]:
-    """``[B, 1, S/4, S/4]`` float32 logits of an earlier call, or PromptError."""
+    """Returns a mask input ``[B, 1, S/4, S/4]`` as float32.
+
+    Args:
+        mask_input: logits of an earlier call.
+        batch: B; None: any number.
+        side: S/4.
+
+    Raises:
+        PromptError: another shape, or numbers that float32 does not hold.
+    """
     array = _array("mask_input", mask_input, (batch, 1, side, side))
     if (np.abs(array) > np.finfo(np.float32).max).any():
         raise PromptError("mask_input contains numbers beyond float32")
     return array.astype(np.float32)
 
 
-def read_prompt_file(
-    path: str | os.PathLike[str],
-) -> tuple[list[tuple[float, float, int]], list[tuple[float, float, float, float]]]:
-    """Points (x, y, label) and boxes of a prompt file as samexporter and rembg write it.
+def batches(
+    coords: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    masks: NDArray[np.float32] | None,
+    side: int,
+    size: int,
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Gives the decoder's inputs, without the embedding, for at most ``size`` prompts at a time.
+
+    Args:
+        coords, labels: of B prompts, as ``assemble`` returns them.
+        masks: mask inputs ``[B, 1, S/4, S/4]``; None: no mask, as a single input for all prompts.
+        side: S/4.
+        size: prompts per batch.
+
+    Raises:
+        PromptError: B is 0.
+    """
+    if not len(coords):
+        raise PromptError("a batch must hold at least one prompt")
+    for start in range(0, len(coords), size):
+        batch = slice(start, start + size)
+        mask_input = np.zeros((1, 1, side, side), np.float32) if masks is None else masks[batch]
+        yield {
+            POINT_COORDS: coords[batch],
+            POINT_LABELS: labels[batch],
+            MASK_INPUT: np.ascontiguousarray(mask_input),
+            HAS_MASK_INPUT: np.full(len(mask_input), masks is not None, np.float32),
+        }
+
+
+def read_prompt_file(path: StrPath) -> tuple[list[Point], list[Box]]:
+    """Reads points and boxes from a prompt file of samexporter or rembg.
 
     ``[{"type": "point", "data": [x, y], "label": 1}, {"type": "rectangle", "data": [x0, y0, x1, y1]}]``
 
@@ -137,15 +181,15 @@ def read_prompt_file(
         raise PromptError(f"{name}: not JSON: {error}") from None
     if not isinstance(entries, list):
         raise PromptError(f"{name}: must hold a list of prompts")
-    points: list[tuple[float, float, int]] = []
-    boxes: list[tuple[float, float, float, float]] = []
+    points: list[Point] = []
+    boxes: list[Box] = []
     for number, entry in enumerate(entries):
         try:
             kind, data = entry["type"], entry["data"]
             if kind not in ("point", "rectangle"):
                 raise PromptError(f"{name}: prompt {number}: unknown type {kind!r}")
             if not isinstance(data, list):
-                raise TypeError("data is no list")
+                raise TypeError("data is not a list")
             if kind == "point":
                 x, y = map(float, data)
                 points.append((x, y, LABELS[LABELS.index(entry["label"])]))

@@ -1,33 +1,40 @@
 """Masks from a bundle: encode an image once, prompt it many times."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from pocketsam import constants
 from pocketsam.errors import PromptError
 from pocketsam.runtime import contract, prompts
-from pocketsam.runtime.backends.networks import SplitDecoder, open_network, open_split_decoder
-from pocketsam.runtime.backends.ort import asks_for_gpu
-from pocketsam.runtime.bundle import NETWORKS, choose_bundle
+from pocketsam.runtime.backends.networks import open_for_device, open_network
+from pocketsam.runtime.backends.ort import Arrays, Providers
+from pocketsam.runtime.backends.split_decoder import (
+    SplitDecoder,
+    decode_promising,
+    open_split_decoder,
+)
+from pocketsam.runtime.bundle import NETWORKS
 from pocketsam.runtime.embedding import (
     Embedding,
+    as_array,
     check_belongs,
     check_image,
     hash_pixels,
     read_embedding,
 )
-from pocketsam.runtime.everything.generator import everything
-from pocketsam.runtime.everything.grid import Parameters
-from pocketsam.runtime.image import as_pixels, encoder_feeds
-from pocketsam.runtime.machine import cpu_flags
+from pocketsam.runtime.image import ImageLike, Pixels, StrPath, as_pixels, encoder_feeds
 from pocketsam.runtime.manifest import Manifest
-from pocketsam.runtime.masks import Upscaler
+from pocketsam.runtime.upscale import Upscaler
+
+FloatArray = NDArray[np.float32]
+Masks = NDArray[Any]
+"""bool, or float32 logits with ``return_logits``."""
 
 DECODER_BATCH = 8
 """Prompts per call of the decoder: more are no faster, and each takes 60 to 100 MB at 1024."""
@@ -36,37 +43,48 @@ DECODER_BATCH = 8
 class Segmenter:
     """The runtime's counterpart of the reference's ``SamPredictor``.
 
-    It runs ONNX bundles in onnxruntime, TFLite bundles in LiteRT (extra ``litert``), and Core ML
-    bundles on macOS (extra ``coreml``), with the same results.
+    ONNX bundles run in onnxruntime, TFLite bundles in LiteRT (extra ``litert``), Core ML bundles on
+    macOS (extra ``coreml``), with the same results.
 
     Args:
         bundle_dir: a directory that ``pocketsam export`` wrote.
         providers: execution providers by name, best first: cpu, cuda, tensorrt, coreml, xnnpack.
-        threads: threads per operator; None leaves it to onnxruntime (one per physical core).
-        precision: of a bundle that holds several; None: what suits the device, see ``choose_bundle``.
+        threads: threads per operator; None: one per core.
+        precision: which one of a bundle that holds several; None: what suits the device.
+
+    Attributes:
+        manifest: what the bundle's ``manifest.json`` says.
+        image_size: side S of the square canvas, in pixels.
+        encoder_sha256: hash of the encoder's file.
 
     Raises:
         BundleError, IntegrityError: the bundle cannot be used.
         ProviderError: a provider is missing here.
         MissingExtraError: the runtime of the bundle's target is not installed.
+
+    Example:
+        >>> segmenter = Segmenter("bundle")
+        >>> segmenter.set_image("photo.jpg")
+        >>> masks, scores, low_res_masks = segmenter.predict([[220, 120]], [1])
     """
 
     def __init__(
         self,
-        bundle_dir: str | os.PathLike[str],
-        providers: str | Sequence[str] = "cpu",
+        bundle_dir: StrPath,
+        *,
+        providers: Providers = "cpu",
         threads: int | None = None,
         precision: str | None = None,
     ) -> None:
-        bundle = choose_bundle(bundle_dir, precision, asks_for_gpu(providers), cpu_flags())
+        bundle = open_for_device(bundle_dir, providers, precision)
         self.manifest: Manifest = bundle.manifest
         self.image_size: int = bundle.image_size
+        self.encoder_sha256: str = bundle.manifest.encoder.sha256
         self._inputs = bundle.inputs("encoder")
         self._encoder, self._decoder = (
             open_network(bundle, network, providers, threads) for network in NETWORKS
         )
         self._open_split_decoder = partial(open_split_decoder, bundle, providers, threads)
-        self.encoder_sha256: str = bundle.manifest.encoder.sha256
         self._embedding: Any = None  # an array, or on a GPU an OrtValue in its memory
         self._image_sha256: Callable[[], str] = str
         self._upscaler: Upscaler | None = None
@@ -83,11 +101,12 @@ class Segmenter:
         self._require_image()
         return self._original_size
 
-    def set_image(
-        self,
-        image: NDArray[np.uint8] | Image.Image | str | os.PathLike[str],
-        image_format: str = "RGB",
-    ) -> None:
+    @property
+    def upscaler(self) -> Upscaler:
+        """Scales low-resolution logits to the size of the image that is set."""
+        return self._require_image()[1]
+
+    def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
         """Encodes an image; until the next call, prompts refer to it.
 
         Args:
@@ -99,85 +118,62 @@ class Segmenter:
         """
         pixels = as_pixels(image, image_format)
         self._embedding = self._encoder(self.encoder_feeds(pixels))[contract.IMAGE_EMBEDDINGS]
-        # hashed only if asked for; a caller's array, which may change until then, is copied
+        # hashed when needed; a caller's array, which may change until then, is copied
         kept = pixels.copy() if isinstance(image, np.ndarray) else pixels
         self._image_sha256 = partial(hash_pixels, kept)
-        self._original_size = (pixels.shape[0], pixels.shape[1])
-        self._upscaler = Upscaler(self.image_size, self._original_size)
-
-    def embedding(self) -> Embedding:
-        """That of the image that is set, with what it is of: ``embedding().save(path)``."""
-        values, _ = self._require_image()
-        hashes = self._image_sha256(), self.encoder_sha256
-        return Embedding(as_array(values), self._original_size, *hashes)
-
-    def set_embedding(
-        self, path: str | os.PathLike[str], image: NDArray[np.uint8] | None = None
-    ) -> None:
-        """``set_image`` without the encoder: from a file that ``embedding().save`` wrote.
-
-        Args:
-            path: the ``.npz``.
-            image: ``[H, W, 3]`` uint8; if given, the embedding must be of it.
-
-        Raises:
-            ImageError: not such a file. The image set before stays set, in any case.
-            IntegrityError: it is of another image, or another bundle's encoder.
-        """
-        one = read_embedding(path)
-        side = self.image_size // 16
-        check_belongs(one, path, (1, 256, side, side), self.encoder_sha256)
-        if image is not None:
-            check_image(one, path, image)
-        self._embedding, self._image_sha256 = one.values, lambda: one.image_sha256
-        self._original_size = one.original_size
-        self._upscaler = Upscaler(self.image_size, self._original_size)
-
-    def everything(
-        self,
-        image: NDArray[np.uint8] | Image.Image | str | os.PathLike[str],
-        progress: Callable[[int, int], None] = lambda done, total: None,
-        **parameters: Any,
-    ) -> list[dict[str, Any]]:
-        """All objects of an image, without a prompt: the reference's ``SamAutomaticMaskGenerator``.
-
-        Args:
-            image: as for ``set_image``. It is the image that is set afterwards, unless there are crops.
-            progress: called with the number of clicks done, and of all.
-            parameters: those of ``grid.Parameters``, which has the reference's names and defaults.
-
-        Returns:
-            A dict for each mask, best first: ``segmentation`` (``[H, W]`` bool, or RLE by
-            ``output_mode``), ``area`` in pixels, ``bbox`` XYWH, ``predicted_iou``, ``point_coords``
-            ``[[x, y]]``, ``stability_score``, ``crop_box`` XYWH.
-
-        Raises:
-            ImageError: the image cannot be read or used.
-            PromptError: a parameter that makes no sense, or an image too small for its crops.
-        """
-        chosen = Parameters(**parameters)
-        return everything(self, as_pixels(image), chosen, progress)
-
-    @property
-    def upscaler(self) -> Upscaler:
-        """Low-resolution logits to the size of the image that is set."""
-        return self._require_image()[1]
-
-    def encoder_feeds(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The encoder's inputs by name, from ``[H, W, 3]`` uint8 RGB."""
-        return encoder_feeds(pixels, self.image_size, self._inputs)
-
-    def encode(self, feeds: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The encoder alone: what ``encoder_feeds`` gave, to ``[1, 256, S/16, S/16]`` float32."""
-        return as_array(self._encoder(feeds)[contract.IMAGE_EMBEDDINGS])
+        self._set_size((pixels.shape[0], pixels.shape[1]))
 
     def reset_image(self) -> None:
         """Forgets the image."""
         self._embedding = self._upscaler = None
 
-    def get_image_embedding(self) -> NDArray[np.float32]:
-        """The embedding of the image that is set, ``[1, 256, S/16, S/16]`` float32."""
+    def get_image_embedding(self) -> FloatArray:
+        """Returns the embedding of the image that is set, ``[1, 256, S/16, S/16]`` float32."""
         return as_array(self._require_image()[0]).copy()
+
+    def embedding(self) -> Embedding:
+        """Returns the current image's embedding with the hashes of the image and the encoder.
+
+        ``embedding().save(path)`` writes a file for ``set_embedding``.
+        """
+        values, _ = self._require_image()
+        return Embedding(
+            as_array(values), self._original_size, self._image_sha256(), self.encoder_sha256
+        )
+
+    def set_embedding(self, path: StrPath, image: Pixels | None = None) -> None:
+        """Sets an image without the encoder, from a file that ``embedding().save`` wrote.
+
+        Args:
+            path: the ``.npz``.
+            image: ``[H, W, 3]`` uint8; if given, the embedding must be of this image.
+
+        Raises:
+            ImageError: another kind of file. The image set before stays set, in any case.
+            IntegrityError: an embedding of another image, or by another encoder.
+        """
+        embedding = read_embedding(path)
+        side = self.image_size // 16
+        check_belongs(embedding, path, (1, 256, side, side), self.encoder_sha256)
+        if image is not None:
+            check_image(embedding, path, image)
+        self._embedding, self._image_sha256 = embedding.values, lambda: embedding.image_sha256
+        self._set_size(embedding.original_size)
+
+    def encoder_feeds(self, pixels: Pixels) -> dict[str, FloatArray]:
+        """Returns the encoder's inputs by name, from ``[H, W, 3]`` uint8 RGB."""
+        return encoder_feeds(pixels, self.image_size, self._inputs)
+
+    def encode(self, feeds: dict[str, FloatArray]) -> FloatArray:
+        """Runs the encoder alone; the image that is set stays set.
+
+        Args:
+            feeds: what ``encoder_feeds`` returned.
+
+        Returns:
+            The embedding, ``[1, 256, S/16, S/16]`` float32.
+        """
+        return as_array(self._encoder(feeds)[contract.IMAGE_EMBEDDINGS])
 
     def predict(
         self,
@@ -187,8 +183,8 @@ class Segmenter:
         mask_input: ArrayLike | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
-    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-        """Masks for one prompt: ``SamPredictor.predict`` of the reference.
+    ) -> tuple[Masks, FloatArray, FloatArray]:
+        """Returns masks for one prompt, like ``SamPredictor.predict`` of the reference.
 
         Args:
             point_coords: ``[N, 2]`` (x, y) in pixels of the original image.
@@ -205,19 +201,15 @@ class Segmenter:
         Raises:
             PromptError: a prompt that cannot be used, or no image is set.
         """
-
-        def one(values: ArrayLike | None) -> Any:
-            return None if values is None else [values]
-
-        masks, scores, low_res = self.predict_batch(
-            one(point_coords),
-            one(point_labels),
-            one(box),
-            one(mask_input),
-            multimask_output,
-            return_logits,
+        points, labels, boxes, mask_inputs = (
+            cast(ArrayLike, None if values is None else [values])
+            for values in (point_coords, point_labels, box, mask_input)
         )
-        return masks[0], scores[0], low_res[0]
+        results = self.predict_batch(
+            points, labels, boxes, mask_inputs, multimask_output, return_logits
+        )
+        masks, scores, low_res = (result[0] for result in results)
+        return masks, scores, low_res
 
     def predict_batch(
         self,
@@ -227,8 +219,8 @@ class Segmenter:
         mask_inputs: ArrayLike | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
-    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-        """Masks for B independent prompts on one image; each result is that of ``predict``.
+    ) -> tuple[Masks, FloatArray, FloatArray]:
+        """Returns masks for B independent prompts on one image, each the same as by ``predict``.
 
         Args:
             point_coords: ``[B, N, 2]``. Prompts of different lengths need separate calls: a pad point
@@ -240,16 +232,17 @@ class Segmenter:
 
         Returns:
             masks ``[B, C, H, W]``, scores ``[B, C]``, low_res_masks ``[B, C, S/4, S/4]``.
+
+        Raises:
+            PromptError: a prompt that cannot be used, or no image is set.
         """
         scores, low_res = self.predict_low_res(
             point_coords, point_labels, boxes, mask_inputs, multimask_output
         )
-        _, upscaler = self._require_image()
-        masks = np.empty(
-            (*scores.shape, *self._original_size), np.float32 if return_logits else np.bool_
-        )
+        dtype = np.float32 if return_logits else np.bool_
+        masks = np.empty((*scores.shape, *self._original_size), dtype)
         for index in np.ndindex(scores.shape):
-            logits = upscaler.logits(low_res[index])
+            logits = self.upscaler.logits(low_res[index])
             masks[index] = logits if return_logits else logits > constants.MASK_THRESHOLD
         return masks, scores, low_res
 
@@ -260,52 +253,36 @@ class Segmenter:
         boxes: ArrayLike | None = None,
         mask_inputs: ArrayLike | None = None,
         multimask_output: bool = True,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """``predict_batch`` without the full-size masks: (scores ``[B, C]``, low_res_masks)."""
+    ) -> tuple[FloatArray, FloatArray]:
+        """Returns scores and low_res_masks of ``predict_batch``, without the full-size masks."""
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         scores, low_res = [], []
         for feeds in self._decoder_feeds(point_coords, point_labels, boxes, mask_inputs):
-            found = self._decoder(feeds)
-            scores.append(found[contract.IOU_PREDICTIONS][:, chosen])
-            low_res.append(found[contract.LOW_RES_MASKS][:, chosen])
+            outputs = self._decoder(feeds)
+            scores.append(outputs[contract.IOU_PREDICTIONS][:, chosen])
+            low_res.append(outputs[contract.LOW_RES_MASKS][:, chosen])
         return np.concatenate(scores), np.concatenate(low_res)
 
     def predict_promising(
-        self, point_coords: ArrayLike, point_labels: ArrayLike, least: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]]:
-        """``predict_low_res`` for prompts of which only those that score well need masks.
+        self, point_coords: ArrayLike, point_labels: ArrayLike, min_score: float
+    ) -> tuple[FloatArray, NDArray[np.intp], FloatArray]:
+        """Returns scores of all prompts, and low-resolution masks of those that score well.
 
-        In an ONNX bundle on a CPU, the others are dropped half-way: scores come before masks.
+        In an ONNX bundle on a CPU, the other prompts are dropped before their masks are computed.
 
         Args:
             point_coords, point_labels: ``[B, N, 2]`` and ``[B, N]``, as for ``predict_batch``.
-            least: predicted IoU that one of a prompt's masks must exceed.
+            min_score: predicted IoU that at least one of a prompt's masks must exceed.
 
         Returns:
-            scores ``[B, 3]``; kept ``[K]``, the prompts that exceed it; their low_res_masks
-            ``[K, 3, S/4, S/4]``.
+            scores ``[B, 3]``; kept ``[K]``, indices of the prompts that exceed ``min_score``; the
+            low_res_masks of these, ``[K, 3, S/4, S/4]``.
+
+        Raises:
+            PromptError: a prompt that cannot be used, or no image is set.
         """
-        side = self.image_size // 4
-        scores, kept, low_res = [], [np.zeros(0, np.intp)], [np.zeros((0, 3, side, side), np.float32)]
-        done, shared = 0, None
-        for feeds in self._decoder_feeds(point_coords, point_labels):
-            if self._split_decoder:
-                shared = shared or self._split_decoder.share(feeds)
-                found = self._split_decoder.scores(shared, feeds)
-            else:
-                found = self._decoder(feeds)
-            scores.append(found[contract.IOU_PREDICTIONS][:, 1:])
-            good = np.flatnonzero((scores[-1].astype(np.float64) > least).any(axis=1))
-            kept.append(done + good)
-            done += len(scores[-1])
-            if self._split_decoder and len(good):
-                masks = self._split_decoder.masks(
-                    {name: found[name][good] for name in contract.SPLIT_TENSORS}
-                )
-                low_res.append(masks[:, 1:])
-            elif len(good):
-                low_res.append(found[contract.LOW_RES_MASKS][good, 1:])
-        return np.concatenate(scores), np.concatenate(kept), np.concatenate(low_res)
+        batches = self._decoder_feeds(point_coords, point_labels)
+        return decode_promising(batches, self._decoder, self._split_decoder, min_score)
 
     @cached_property
     def _split_decoder(self) -> SplitDecoder | None:
@@ -317,42 +294,23 @@ class Segmenter:
         point_labels: ArrayLike | None,
         boxes: ArrayLike | None = None,
         mask_inputs: ArrayLike | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """The decoder's inputs, ``DECODER_BATCH`` prompts at a time."""
+    ) -> Iterator[Arrays]:
+        """Gives the decoder's inputs, ``DECODER_BATCH`` prompts at a time."""
         embedding, _ = self._require_image()
         side = self.image_size // 4
-        masks = None
-        if mask_inputs is not None:
-            masks = prompts.check_mask_input(mask_inputs, None, side)
+        masks = None if mask_inputs is None else prompts.check_mask_input(mask_inputs, None, side)
+        batch = None if masks is None else len(masks)
         coords, labels = prompts.assemble(
-            point_coords,
-            point_labels,
-            boxes,
-            self._original_size,
-            self.image_size,
-            batch=None if masks is None else len(masks),
+            point_coords, point_labels, boxes, self._original_size, self.image_size, batch=batch
         )
-        if not len(coords):
-            raise PromptError("a batch must hold at least one prompt")
-        for start in range(0, len(coords), DECODER_BATCH):
-            network = slice(start, start + DECODER_BATCH)
-            given = np.zeros((1, 1, side, side), np.float32) if masks is None else masks[network]
-            has_mask = np.full(len(given), masks is not None, np.float32)
-            yield {
-                contract.IMAGE_EMBEDDINGS: embedding,
-                contract.POINT_COORDS: coords[network],
-                contract.POINT_LABELS: labels[network],
-                contract.MASK_INPUT: np.ascontiguousarray(given),
-                contract.HAS_MASK_INPUT: has_mask,
-            }
+        for feeds in prompts.batches(coords, labels, masks, side, DECODER_BATCH):
+            yield feeds | {contract.IMAGE_EMBEDDINGS: embedding}
+
+    def _set_size(self, original_size: tuple[int, int]) -> None:
+        self._original_size = original_size
+        self._upscaler = Upscaler(self.image_size, original_size)
 
     def _require_image(self) -> tuple[Any, Upscaler]:
         if self._embedding is None or self._upscaler is None:
             raise PromptError("no image is set; call set_image first")
         return self._embedding, self._upscaler
-
-
-def as_array(value: Any) -> NDArray[np.float32]:
-    """An embedding in numpy's memory, wherever it was."""
-    array: NDArray[np.float32] = value if isinstance(value, np.ndarray) else value.numpy()
-    return array

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pocketsam.runtime.masks import from_rle
+from pocketsam.runtime.rle import from_rle
 
 CPUS = {"Raspberry Pi 4": ("cortex-a72", 0xD08), "Raspberry Pi 5": ("cortex-a76", 0xD0B)}
 """The processor, and the number that it goes by in /proc/cpuinfo."""
@@ -33,9 +33,7 @@ def main(bundle: str, image: str) -> None:
         sys.exit(f"needs {' and '.join(missing)}: apt-get install {' '.join(missing)}")
     folder = Path("build/arm").resolve()
     root = make_root(folder / "root")
-    here = answers(
-        lambda *args: [sys.executable, "-m", "pocketsam.runtime", *args], {}, bundle, image, folder
-    )
+    here = answers(lambda *args: [sys.executable, "-m", "pocketsam", *args], {}, bundle, image, folder)
     failed = 0
     for number in ONNXRUNTIME:
         site = install(folder / f"onnxruntime-{number}", number)
@@ -62,7 +60,7 @@ def emulated(root: Path, *args: str) -> list[str]:
         str(root / f"usr/bin/{PYTHON}"),
         "-P",  # not the checkout's folder of the same name
         "-m",
-        "pocketsam.runtime",
+        "pocketsam",
         *args,
     ]
 

@@ -20,17 +20,18 @@ from conftest import import_mobile_sam
 from skimage import data
 from test_runtime_everything import plain_nms
 
+from pocketsam.export import export
 from pocketsam.export.metrics import mask_ious
-from pocketsam.export.pipeline import export_bundle
 from pocketsam.models.checkpoint import DEFAULT, default_image_size, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.models.training import scenes
 from pocketsam.models.training.textures import load_textures
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.commands.bench import time_interleaved
 from pocketsam.runtime.compare.fastsam import FastSam
+from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.machine import describe_machine
-from pocketsam.runtime.masks import from_rle
+from pocketsam.runtime.rle import from_rle
+from pocketsam.runtime.timing import time_interleaved
 
 SIZE, THREADS = 1024, 2
 DEFAULTS = {"output_mode": "coco_rle"}
@@ -45,9 +46,10 @@ import numpy as np
 from pathlib import Path
 from PIL import Image
 from skimage import data
-from pocketsam.runtime import Segmenter
+from pocketsam import MaskGenerator, Segmenter
 photo = np.asarray(Image.fromarray(data.astronaut()).resize((4000, 3000)))
-found = Segmenter(sys.argv[1], threads=2).everything(photo, points_per_side=16, **eval(sys.argv[2]))
+segmenter = Segmenter(sys.argv[1], threads=2)
+found = MaskGenerator(segmenter, points_per_side=16, **eval(sys.argv[2])).generate(photo)
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
 print(len(found), int(peak.split()[1]) * 1024)
 """
@@ -83,7 +85,7 @@ def main(folder: str, checkpoint: str = DEFAULT, fastsam: str = "") -> None:
 
 def opened(folder: str, checkpoint: str, size: int) -> Segmenter:
     path = Path(folder) / f"bundle-{size}"
-    export_bundle(checkpoint, path, image_size=size, verify=False, replace=True)
+    export(checkpoint, path, image_size=size, verify=False, force=True)
     return Segmenter(path, threads=THREADS)
 
 
@@ -111,14 +113,14 @@ def timed(segmenter: Segmenter, image: np.ndarray, parameters: dict, **more) -> 
     clicks = 0
     original = segmenter.predict_promising
 
-    def counting(points, labels, least):
+    def counting(points, labels, min_score):
         nonlocal clicks
         clicks += len(points)
-        return original(points, labels, least)
+        return original(points, labels, min_score)
 
     segmenter.predict_promising = counting
     start = time.perf_counter()
-    found = segmenter.everything(image, **parameters, **more)
+    found = MaskGenerator(segmenter, **parameters, **more).generate(image)
     seconds = time.perf_counter() - start
     del segmenter.predict_promising
     return found, seconds, clicks

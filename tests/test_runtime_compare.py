@@ -8,20 +8,20 @@ from conftest import run_pocketsam
 from PIL import Image
 from test_runtime_fastsam import Small, write
 
-from pocketsam.runtime.compare.comparison import DISTANCES, boxes_of, compare, draw_prompts, iou
+from pocketsam.runtime.compare.comparison import DISTANCES, compare, draw_boxes, draw_prompts, iou
 
 
 class Square:
     """A system that answers a point by a square around it, a box by itself; ``grow`` makes it wrong."""
 
     def __init__(self, name, grow=0):
-        self.name, self.grow, self.asked = name, grow, []
+        self.name, self.grow, self.prompts = name, grow, []
 
     def set_image(self, pixels):
         self.size = pixels.shape[:2]
 
-    def answer(self, prompt):
-        self.asked.append(prompt)
+    def segment(self, prompt):
+        self.prompts.append(prompt)
         mask = np.zeros(self.size, bool)
         if prompt.box is not None:
             x0, y0, x1, y1 = prompt.box.astype(int)
@@ -33,13 +33,13 @@ class Square:
         return mask
 
 
-def test_all_systems_are_asked_the_same():
+def test_all_systems_get_the_same_prompts():
     reference, same, larger = Square("reference"), Square("same"), Square("larger", 10)
     image = np.zeros((768, 1024, 3), np.uint8)
-    tallies = compare(reference, [same, larger], [("a", image), ("b", image)], count=3)
+    tallies = compare(reference, [same, larger], [("a", image), ("b", image)], prompts=3)
     kinds = [f"two points {distance}" for distance in DISTANCES] + ["box"]
     for one in (same, larger):
-        assert [p.kind for p in one.asked] == [p.kind for p in reference.asked if p.kind != "point"]
+        assert [p.kind for p in one.prompts] == [p.kind for p in reference.prompts if p.kind != "point"]
         assert list(tallies[one.name].ious) == kinds
         assert all(len(values) == 6 for values in tallies[one.name].ious.values())
     assert set(tallies["same"].to_json()["miou"].values()) == {1.0}
@@ -47,8 +47,8 @@ def test_all_systems_are_asked_the_same():
     assert figures["box"] == 1
     assert 0.2 < figures["two points 100"] < 0.5  # a quarter, more at the edges
     again = Square("again")
-    compare(reference, [again], [("a", image), ("b", image)], count=3)
-    for one, other in zip(again.asked, same.asked, strict=True):
+    compare(reference, [again], [("a", image), ("b", image)], prompts=3)
+    for one, other in zip(again.prompts, same.prompts, strict=True):
         assert np.array_equal(one.points, other.points)
         assert np.array_equal(one.box, other.box)
 
@@ -68,7 +68,7 @@ def test_prompts_lie_inside_at_their_distance(size):
 def test_boxes_are_around_the_references_masks():
     reference = Square("reference")
     reference.set_image(np.zeros((100, 100, 3)))
-    for prompt in boxes_of(reference, np.random.default_rng(0), (100, 100), 5):
+    for prompt in draw_boxes(reference, np.random.default_rng(0), (100, 100), 5):
         x0, y0, x1, y1 = prompt.box
         assert 0 <= x0 < x1 <= 100
         assert 0 <= y0 < y1 <= 100
@@ -86,14 +86,14 @@ def test_the_command(bundle, pictures, tmp_path):
     write(tmp_path / "small.onnx", Small())
     command = ["compare", pictures[0], "--reference", bundle, "--bundle", f"same={bundle}"]
     command += ["--fastsam", f"fast={tmp_path / 'small.onnx'}", "--prompts", 2]
-    done = run_pocketsam(*command, "--json", "--gallery", tmp_path / "gallery")
+    done = run_pocketsam(*command, "--json", "--output", tmp_path / "pictures")
     assert done.returncode == 0, done.stderr
     systems = json.loads(done.stdout)["systems"]
     assert set(systems) == {"reference", "same", "fast"}
     assert all(value == 1 for value in systems["same"]["miou"].values())
     assert all(0 <= value < 1 for value in systems["fast"]["miou"].values())
     assert all(row["image_s"] > 0 and row["prompt_s"] > 0 for row in systems.values())
-    (picture,) = (tmp_path / "gallery").iterdir()
+    (picture,) = (tmp_path / "pictures").iterdir()
     width, height = Image.open(picture).convert("RGB").size
     assert width % 3 == 0  # a column for each system
     assert height > 150

@@ -14,11 +14,12 @@ from pocketsam.errors import PromptError
 from pocketsam.export import export
 from pocketsam.export.metrics import mask_ious
 from pocketsam.models.checkpoint import DEFAULT, load_model
-from pocketsam.runtime import Segmenter
+from pocketsam.runtime import MaskGenerator, Segmenter
 from pocketsam.runtime.everything.candidates import _grown, is_suppressed
 from pocketsam.runtime.everything.components import remove_small_regions
 from pocketsam.runtime.everything.grid import Parameters, coarse_to_fine, crop_boxes, point_grid
-from pocketsam.runtime.masks import Upscaler, from_rle, from_run_lengths, run_lengths
+from pocketsam.runtime.rle import from_rle, from_run_lengths, run_lengths
+from pocketsam.runtime.upscale import Upscaler
 
 LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.6, "points_per_side": 5}
 """So that a few clicks find many masks."""
@@ -119,13 +120,15 @@ def test_the_references_masks(more, generator, large, photo):
     parameters = LOOSE | more | {"output_mode": "coco_rle"}
     wanted = generator(**parameters).generate(photo)
     assert len(wanted) > 3, "nothing to compare"
-    exact = compare(large.everything(photo, **parameters), wanted)
+    exact = compare(MaskGenerator(large, **parameters).generate(photo), wanted)
     assert exact >= 0.9 * len(wanted)
 
 
 def test_output_modes(segmenter, photo):
     modes = ("binary_mask", "uncompressed_rle", "coco_rle")
-    arrays, lengths, codes = (segmenter.everything(photo, output_mode=m, **LOOSE) for m in modes)
+    arrays, lengths, codes = (
+        MaskGenerator(segmenter, output_mode=m, **LOOSE).generate(photo) for m in modes
+    )
     assert len(arrays) > 3
     for array, length, code in zip(arrays, lengths, codes, strict=True):
         mask = array["segmentation"]
@@ -136,9 +139,9 @@ def test_output_modes(segmenter, photo):
 
 
 def test_a_full_pool_changes_nothing(segmenter, photo, monkeypatch):
-    wanted = segmenter.everything(photo, output_mode="coco_rle", **LOOSE)
-    monkeypatch.setattr("pocketsam.runtime.everything.generator.POOL_BYTES", 0)
-    assert segmenter.everything(photo, output_mode="coco_rle", **LOOSE) == wanted
+    wanted = MaskGenerator(segmenter, output_mode="coco_rle", **LOOSE).generate(photo)
+    monkeypatch.setattr("pocketsam.runtime.everything.search.POOL_BYTES", 0)
+    assert MaskGenerator(segmenter, output_mode="coco_rle", **LOOSE).generate(photo) == wanted
 
 
 def test_adaptive_clicks_less_and_finds_nearly_the_same(segmenter, monkeypatch):
@@ -146,17 +149,17 @@ def test_adaptive_clicks_less_and_finds_nearly_the_same(segmenter, monkeypatch):
     clicks = []
     original = segmenter.predict_promising
 
-    def counting(points, labels, least):
+    def counting(points, labels, min_score):
         clicks.extend(map(tuple, np.reshape(points, (-1, 2))))
-        return original(points, labels, least)
+        return original(points, labels, min_score)
 
     monkeypatch.setattr(segmenter, "predict_promising", counting)
     parameters = {"points_per_side": 16, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.7}
-    wanted = segmenter.everything(photo, **parameters)
+    wanted = MaskGenerator(segmenter, **parameters).generate(photo)
     assert len(wanted) > 20
     assert len(clicks) == 256
     clicks.clear()
-    found = segmenter.everything(photo, order="adaptive", **parameters)
+    found = MaskGenerator(segmenter, order="adaptive", **parameters).generate(photo)
     assert len(clicks) == len(set(clicks)) < 256
     ious = [
         max(mask_ious(one["segmentation"], other["segmentation"]) for other in found) for one in wanted
@@ -168,51 +171,52 @@ def test_clicks_of_ones_own_in_adaptive_order(segmenter, photo):
     """They are no lattice, so there are no levels and no neighbours."""
     grid = np.random.default_rng(0).random((16, 2))
     parameters = LOOSE | {"points_per_side": None, "point_grids": [grid], "output_mode": "coco_rle"}
-    found = segmenter.everything(photo, order="adaptive", **parameters)
-    assert found == segmenter.everything(photo, **parameters)
+    found = MaskGenerator(segmenter, order="adaptive", **parameters).generate(photo)
+    assert found == MaskGenerator(segmenter, **parameters).generate(photo)
 
 
-@pytest.mark.parametrize("least", [-np.inf, 0.3, 0.6, 2])
-@pytest.mark.parametrize("is_cut", [True, False])
-def test_masks_of_promising_clicks_only(segmenter, photo, least, is_cut, monkeypatch):
-    """The decoder in parts answers as the whole does."""
-    if is_cut:
+@pytest.mark.parametrize("min_score", [-np.inf, 0.3, 0.6, 2])
+@pytest.mark.parametrize("is_split", [True, False])
+def test_masks_of_promising_clicks_only(segmenter, photo, min_score, is_split, monkeypatch):
+    """The split decoder answers as the whole one does."""
+    if is_split:
         assert segmenter._split_decoder
-    else:  # as of a bundle from before there were stages to cut at
-        monkeypatch.setitem(segmenter.__dict__, "_cut_decoder", None)
+    else:  # as for a bundle without the tensors to split at
+        monkeypatch.setitem(segmenter.__dict__, "_split_decoder", None)
     segmenter.set_image(photo)
     points = point_grid(4)[:, None] * photo.shape[1::-1]
     labels = np.ones((16, 1))
     wanted = segmenter.predict_low_res(points, labels)
-    scores, kept, low_res = segmenter.predict_promising(points, labels, least)
+    scores, kept, low_res = segmenter.predict_promising(points, labels, min_score)
     np.testing.assert_allclose(scores, wanted[0], atol=1e-6)
-    assert list(kept) == [n for n, row in enumerate(wanted[0]) if row.max() > least]
-    assert len(kept) == {-np.inf: 16, 2: 0}.get(least, len(kept))
+    assert list(kept) == [n for n, row in enumerate(wanted[0]) if row.max() > min_score]
+    assert len(kept) == {-np.inf: 16, 2: 0}.get(min_score, len(kept))
     np.testing.assert_allclose(low_res, wanted[1][kept], atol=1e-4)
 
 
 def test_a_time_budget(segmenter, photo):
-    assert segmenter.everything(photo, time_budget=0) == []
-    some = segmenter.everything(photo, time_budget=1e-9, **LOOSE)
+    assert MaskGenerator(segmenter, time_budget=0).generate(photo) == []
+    some = MaskGenerator(segmenter, time_budget=1e-9, **LOOSE).generate(photo)
     assert some == []  # it is over before the first click
-    whole = segmenter.everything(photo, time_budget=3600, output_mode="coco_rle", **LOOSE)
-    assert whole == segmenter.everything(photo, output_mode="coco_rle", **LOOSE)
+    whole = MaskGenerator(segmenter, time_budget=3600, output_mode="coco_rle", **LOOSE).generate(photo)
+    assert whole == MaskGenerator(segmenter, output_mode="coco_rle", **LOOSE).generate(photo)
 
 
 def test_progress(segmenter, photo):
-    told = []
-    segmenter.everything(photo, lambda *counts: told.append(counts), points_per_batch=10, **LOOSE)
-    assert [done for done, _ in told] == [10, 20, 25, 25]
-    assert {total for _, total in told} == {25}
+    calls = []
+    generator = MaskGenerator(segmenter, points_per_batch=10, **LOOSE)
+    generator.generate(photo, progress=lambda *counts: calls.append(counts))
+    assert [done for done, _ in calls] == [10, 20, 25, 25]
+    assert {total for _, total in calls} == {25}
 
 
 def test_a_single_pixel(segmenter):
-    assert isinstance(segmenter.everything(np.zeros((1, 1, 3), np.uint8), **LOOSE), list)
+    assert isinstance(MaskGenerator(segmenter, **LOOSE).generate(np.zeros((1, 1, 3), np.uint8)), list)
 
 
 def test_an_image_smaller_than_its_crops(segmenter):
     with pytest.raises(PromptError, match="1x1 pixels is too small for 2 layers"):
-        segmenter.everything(np.zeros((1, 1, 3), np.uint8), crop_n_layers=2)
+        MaskGenerator(segmenter, crop_n_layers=2).generate(np.zeros((1, 1, 3), np.uint8))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import nn
 
 from pocketsam.errors import BundleError, PromptError
 from pocketsam.runtime.compare.fastsam import FastSam, fit, letterboxed
-from pocketsam.runtime.masks import from_rle
+from pocketsam.runtime.rle import from_rle
 
 CANVAS = (96, 128)
 
@@ -112,7 +112,7 @@ def test_several_classes(tmp_path, photo):
 
 
 def test_records(fastsam, photo):
-    records = fastsam.everything(photo)
+    records = fastsam.generate(photo)
     masks, scores = fastsam.masks
     for record, mask, score in zip(records, masks, scores, strict=True):
         assert np.array_equal(from_rle(record["segmentation"]), mask)
@@ -139,7 +139,7 @@ def test_prompts_choose_among_the_masks(fastsam, photo):
 
 def test_nothing_found(fastsam, photo):
     fastsam.set_image(photo, conf=1)
-    assert fastsam.everything(photo, conf=1) == []
+    assert fastsam.generate(photo, conf=1) == []
     assert not fastsam.predict([[5, 5]]).any()
     assert not fastsam.predict(box=[0, 0, 9, 9]).any()
 

@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
 from pocketsam.export.parity import reference_masks
-from pocketsam.runtime.masks import Upscaler, from_rle, mask_box, to_rle
+from pocketsam.runtime.rle import from_rle, mask_box, to_rle
+from pocketsam.runtime.upscale import Upscaler
 
 
 def postprocess_masks(low, size, image_size):

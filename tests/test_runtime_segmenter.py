@@ -17,8 +17,8 @@ from PIL import Image
 from skimage import data
 
 from pocketsam.errors import BundleError, ImageError, PocketSamError, PromptError, ProviderError
-from pocketsam.runtime import Segmenter
-from pocketsam.runtime.backends.networks import open_split_decoder
+from pocketsam.runtime import MaskGenerator, Segmenter
+from pocketsam.runtime.backends.split_decoder import open_split_decoder
 from pocketsam.runtime.bundle import Bundle, open_bundle
 from pocketsam.runtime.contract import SPLIT_TENSORS
 from pocketsam.runtime.manifest import MANIFEST_NAME
@@ -362,12 +362,13 @@ def test_a_video_does_not_make_memory_grow(bundle, photo):
         return int(Path("/proc/self/statm").read_text().split()[1])
 
     segmenter = Segmenter(bundle)
+    generator = MaskGenerator(segmenter, points_per_side=2, pred_iou_thresh=0)
     taken = []
     for number in range(60):
         segmenter.set_image(np.roll(photo, number, axis=1))
         segmenter.predict([[40, 30]], [1])
         if not number % 6:
-            segmenter.everything(photo, points_per_side=2, pred_iou_thresh=0)
+            generator.generate(photo)
         taken.append(pages())
     grown = (taken[-1] - max(taken[:20])) * resource.getpagesize()
     assert grown < 8 * 2**20, f"{grown} bytes in 40 frames of {photo.nbytes} bytes"

@@ -7,7 +7,6 @@ from onnx import TensorProto, helper
 
 from pocketsam.errors import BundleError, ProviderError
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.backends.networks import onnx_network
 from pocketsam.runtime.backends.ort import (
     DEFAULTS,
     GPUS,
@@ -16,6 +15,7 @@ from pocketsam.runtime.backends.ort import (
     PROVIDERS,
     Recorded,
     check_threads,
+    onnx_network,
     open_session,
     provider_names,
     provider_options,
@@ -130,7 +130,7 @@ def test_a_gpu(name, bundle, photo):
     wanted.set_image(photo)
     masks, scores, _ = wanted.predict([[200, 150]], [1])
     for options in ("", f":{GRAPHS[PROVIDERS[name]]}=1"):
-        segmenter = Segmenter(bundle, name + options)
+        segmenter = Segmenter(bundle, providers=name + options)
         for _ in range(2):
             segmenter.set_image(photo)
         found, its, _ = segmenter.predict([[200, 150]], [1])

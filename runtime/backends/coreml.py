@@ -1,29 +1,26 @@
 """Core ML packages through Apple's own predictor: macOS only."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pocketsam.errors import BundleError, MissingExtraError, ProviderError
 from pocketsam.runtime import contract as c
-
-Arrays = dict[str, Any]
+from pocketsam.runtime.backends.ort import Arrays, Network, Providers
 
 
 def available() -> bool:
-    """Whether this system can run Core ML packages."""
+    """Returns whether this system can run Core ML packages."""
     return sys.platform == "darwin"
 
 
-def open_coreml(path: Path, name: str, providers: str | Sequence[str] = "cpu") -> Any:
-    """One callable, dict of float32 arrays in and out, on an ``.mlpackage``.
+def open_coreml(path: Path, name: str, providers: Providers = "cpu") -> Network:
+    """Opens an encoder or a decoder: float32 arrays by name in, float32 arrays by name out.
 
     Args:
-        path: the package.
+        path: the ``.mlpackage``.
         name: what errors call it.
         providers: ``cpu``, or ``coreml`` for the CPU, GPU and Neural Engine as the system chooses.
 
@@ -39,8 +36,8 @@ def open_coreml(path: Path, name: str, providers: str | Sequence[str] = "cpu") -
         )
     if not available():
         raise BundleError(
-            f"{name}: Core ML predicts on macOS, iOS and their kin only; here, "
-            "`pocketsam verify --checkpoint` executes the program in torch"
+            f"{name}: Core ML predicts on Apple's systems only; here, "
+            "`pocketsam verify --checkpoint` runs the program in torch"
         )
     try:
         import coremltools as ct

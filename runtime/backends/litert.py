@@ -1,29 +1,27 @@
 """TFLite files through LiteRT: ai-edge-litert, the runtime of Android, here on the CPU (XNNPACK)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pocketsam.errors import BundleError, MissingExtraError, ProviderError
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.ort import check_threads
+from pocketsam.runtime.backends.ort import Arrays, Providers, check_threads
 from pocketsam.runtime.machine import count_cores
 
 SIGNATURE = "serving_default"
 CHANNELS_LAST = (c.PIXEL_VALUES, c.IMAGE_EMBEDDINGS)
-"""Tensors that our TFLite files hold as [1, H, W, C]; the manifest says so at each."""
-
-Arrays = dict[str, Any]
+"""Tensors that TFLite files hold as ``[1, H, W, C]``, as the manifest's ``layout`` says."""
 
 
 class TfliteNetwork:
-    """One callable, dict of float32 arrays in and out, named as in the file's signature.
+    """A network as a callable: float32 arrays by name in, float32 arrays by name out.
 
-    All arrays are as in ``contract``; those of ``CHANNELS_LAST`` are turned on the way.
+    All arrays have the shapes of ``contract``; ``CHANNELS_LAST`` are transposed to the file's layout
+    and back.
 
     Attributes:
-        shapes: of the inputs, as the file has them.
+        shapes: the inputs' shapes in the file.
     """
 
     def __init__(self, runner: Any, name: str) -> None:
@@ -33,9 +31,13 @@ class TfliteNetwork:
         }
 
     def __call__(self, feeds: Arrays) -> Arrays:
-        """Raises BundleError if LiteRT fails."""
+        """Returns the outputs.
+
+        Raises:
+            BundleError: LiteRT failed.
+        """
         used = {
-            key: np.ascontiguousarray(_turned(key, feeds[key], (0, 2, 3, 1)), np.float32)
+            key: np.ascontiguousarray(_transposed(key, feeds[key], (0, 2, 3, 1)), np.float32)
             for key in self.shapes
             if key in feeds
         }
@@ -43,19 +45,19 @@ class TfliteNetwork:
             found: Arrays = self._runner(**used)
         except Exception as error:
             raise BundleError(f"{self._name}: LiteRT failed: {_first_line(error)}") from None
-        return {key: _turned(key, array, (0, 3, 1, 2)) for key, array in found.items()}
+        return {key: _transposed(key, array, (0, 3, 1, 2)) for key, array in found.items()}
 
 
 def open_tflite(
-    data: bytes, name: str, providers: str | Sequence[str] = "cpu", threads: int | None = None
+    data: bytes, name: str, providers: Providers = "cpu", threads: int | None = None
 ) -> TfliteNetwork:
-    """Opens one half.
+    """Opens an encoder or a decoder.
 
     Args:
-        data: a TFLite file.
+        data: the bytes of a TFLite file.
         name: what errors call it.
         providers: only ``cpu``.
-        threads: None: one per core; LiteRT's own choice would be a single one.
+        threads: None: one per core (LiteRT itself would take a single thread).
 
     Raises:
         BundleError: LiteRT cannot load the file.
@@ -77,7 +79,7 @@ def open_tflite(
         raise BundleError(f"{name}: LiteRT cannot load it: {_first_line(error)}") from None
 
 
-def _turned(name: str, array: Any, axes: tuple[int, ...]) -> Any:
+def _transposed(name: str, array: Any, axes: tuple[int, ...]) -> Any:
     return array.transpose(axes) if name in CHANNELS_LAST and array.ndim == 4 else array
 
 

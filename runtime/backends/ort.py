@@ -1,7 +1,7 @@
-"""onnxruntime sessions: execution providers by name, threads, and errors that say what is there."""
+"""ONNX networks through onnxruntime: execution providers by name, threads, and clear errors."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,15 @@ import numpy as np
 import onnxruntime as ort
 
 from pocketsam.errors import BundleError, ProviderError
+from pocketsam.runtime import contract as c
+
+Providers = str | Sequence[str]
+"""An execution provider, or several, the best first; see ``provider_options``."""
+Arrays = dict[str, Any]
+"""Arrays by name; on a GPU the embedding is an ``OrtValue`` in its memory."""
+Network = Callable[[Arrays], Arrays]
+
+OUTPUTS = {"encoder": (c.IMAGE_EMBEDDINGS,), "decoder": (c.IOU_PREDICTIONS, c.LOW_RES_MASKS)}
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -19,16 +28,16 @@ PROVIDERS = {
 }
 MAX_THREADS = 1024
 GPUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-"""Providers whose tensors live in a GPU's memory: between the halves, the embedding stays there."""
+"""Providers whose tensors live in a GPU's memory: the embedding stays there for the decoder."""
 GRAPHS = {
     "CUDAExecutionProvider": "enable_cuda_graph",
     "TensorrtExecutionProvider": "trt_cuda_graph_enable",
 }
-"""The option that records a run once and replays it. It wants static shapes, which the encoder has."""
+"""The option that records a run once and replays it: for static shapes, as the encoder has."""
 DEFAULTS: dict[str, dict[str, str]] = {
-    # TF32 rounds products to 10 bits: parity with PyTorch in float32 would be lost without a word
+    # TF32 rounds products to 10 bits, which would silently break parity with PyTorch in float32
     "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
-    # building an engine takes minutes, so it is kept; fp16 is the bundle's to choose, not TensorRT's
+    # building an engine takes minutes, so it is kept; the bundle chooses the precision, not TensorRT
     "TensorrtExecutionProvider": {
         "trt_engine_cache_enable": "1",
         "trt_timing_cache_enable": "1",
@@ -38,16 +47,19 @@ DEFAULTS: dict[str, dict[str, str]] = {
 """Options that differ from onnxruntime's own defaults."""
 
 CONFIG = {
-    # threads that spin on after a run take the cores from the other half, and from numpy
+    # threads that spin on after a run take the cores from the next network, and from numpy
     "session.force_spinning_stop": "1",
-    # so that weights stored in few bits are made float once, at loading, and fused as others are
+    # makes float32 of weights in few bits once, at loading, so that they are fused like others
     "session.disable_quant_qdq": "1",
 }
-"""Of every session; ``docs/speed.md`` says what the first one gains."""
+"""Options of every session; ``docs/speed.md`` says what the first one gains."""
 
 
-def provider_names(providers: str | Sequence[str]) -> list[str]:
-    """Short or full names to onnxruntime's names, in order of preference.
+def provider_names(providers: Providers) -> list[str]:
+    """Returns onnxruntime's names of providers, in order of preference.
+
+    Args:
+        providers: short names such as ``cpu``, or onnxruntime's own.
 
     Raises:
         ProviderError: a name that is unknown, or a provider that this onnxruntime lacks.
@@ -55,14 +67,17 @@ def provider_names(providers: str | Sequence[str]) -> list[str]:
     return [name for name, _ in provider_options(providers)]
 
 
-def provider_options(providers: str | Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Providers as onnxruntime takes them, from ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``.
+def provider_options(providers: Providers) -> list[tuple[str, dict[str, str]]]:
+    """Returns providers and their options as onnxruntime takes them.
 
-    The options are onnxruntime's own, over those of ``DEFAULTS``: ``cuda:device_id=1``,
-    ``tensorrt:trt_fp16_enable=1``. TensorRT keeps its engines in pocketsam's cache.
+    Args:
+        providers: ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``, such as ``cuda:device_id=1``. The options
+            are onnxruntime's own, and replace those of ``DEFAULTS``. TensorRT keeps its engines in
+            pocketsam's cache.
 
     Raises:
-        ProviderError: as ``provider_names``, or an option that is not KEY=VALUE.
+        ProviderError: a name that is unknown, a provider that this onnxruntime lacks, or an option that
+            is not KEY=VALUE.
     """
     wanted = [providers] if isinstance(providers, str) else list(providers)
     if not wanted:
@@ -72,8 +87,8 @@ def provider_options(providers: str | Sequence[str]) -> list[tuple[str, dict[str
     short = {name: key for key, name in PROVIDERS.items()}
     present = ", ".join(short.get(name, name) for name in available)
     chosen = []
-    for given in wanted:
-        name, _, text = given.partition(":") if isinstance(given, str) else (given, "", "")
+    for provider in wanted:
+        name, _, text = provider.partition(":") if isinstance(provider, str) else (provider, "", "")
         key = str(name).lower()
         found = PROVIDERS.get(key) or full.get(key)
         if found is None:
@@ -86,26 +101,30 @@ def provider_options(providers: str | Sequence[str]) -> list[tuple[str, dict[str
         for entry in text.split(",") if text else []:
             key, equals, value = entry.partition("=")
             if not key or not equals:
-                raise ProviderError(f"{given!r}: options are KEY=VALUE, separated by commas")
+                raise ProviderError(f"{provider!r}: options are KEY=VALUE, separated by commas")
             options[key] = value
         chosen.append((found, options))
     return chosen
 
 
-def asks_for_gpu(providers: str | Sequence[str]) -> bool:
-    """Whether the first provider is one of ``GPUS``, present here or not."""
+def asks_for_gpu(providers: Providers) -> bool:
+    """Returns whether the first provider is one of ``GPUS``, whether it is installed or not."""
     first = providers if isinstance(providers, str) else next(iter(providers), "")
     key = str(first).partition(":")[0].lower()
     return any(key in (short, full.lower()) for short, full in PROVIDERS.items() if full in GPUS)
 
 
 def cache_directory() -> Path:
-    """Where this user's programs keep what can be made again."""
+    """Returns pocketsam's folder in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketsam"
 
 
 def check_threads(threads: int | None) -> int:
-    """The number of threads for onnxruntime, 0 meaning its own choice (one per physical core)."""
+    """Returns the number of threads for onnxruntime; 0, its own choice (one per core), for None.
+
+    Raises:
+        ProviderError: not a whole number from 1 to ``MAX_THREADS``.
+    """
     if threads is None:
         return 0
     if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
@@ -116,7 +135,11 @@ def check_threads(threads: int | None) -> int:
 def run_session(
     session: ort.InferenceSession, name: str, outputs: Sequence[str], feeds: dict[str, Any]
 ) -> list[Any]:
-    """The named outputs for the named inputs, or BundleError with onnxruntime's reason."""
+    """Returns the named outputs for the named inputs.
+
+    Raises:
+        BundleError: onnxruntime failed.
+    """
     try:
         results: list[Any] = session.run(list(outputs), feeds)
     except Exception as error:  # onnxruntime raises a dozen unrelated classes
@@ -128,16 +151,20 @@ def run_bound(
     session: ort.InferenceSession,
     name: str,
     outputs: Sequence[str],
-    feeds: dict[str, Any],
+    feeds: Arrays,
     device: str,
+    *,
     kept: Collection[str] = (),
 ) -> list[Any]:
-    """``run_session`` by I/O binding: what is on the device already is not copied there again.
+    """Returns the named outputs, like ``run_session``, without copying what is on the device already.
 
     Args:
         device: ``cuda``, or ``cpu``.
-        feeds: arrays, or what an earlier call kept.
-        kept: outputs that stay on the device, as ``OrtValue``; the others come as arrays.
+        feeds: arrays, or ``OrtValue``s that an earlier call returned.
+        kept: outputs that stay on the device, as ``OrtValue``; the others are returned as arrays.
+
+    Raises:
+        BundleError: onnxruntime failed.
     """
     try:
         binding = session.io_binding()
@@ -158,10 +185,10 @@ def run_bound(
 
 
 class Recorded:
-    """The encoder as a CUDA graph: input and output stay at their places, and runs are replayed.
+    """The encoder as a CUDA graph, whose runs are replayed with input and output at fixed addresses.
 
     Args:
-        session: with ``GRAPHS``' option on, of one input and one output of static shapes.
+        session: has one input and one output of static shapes, and the option of ``GRAPHS``.
         device: ``cuda``; ``cpu`` does the same without recording.
     """
 
@@ -177,7 +204,7 @@ class Recorded:
         self._binding.bind_ortvalue_output(result.name, self._output)
 
     def __call__(self, feeds: dict[str, Any]) -> Any:
-        """The output, on the device: the next call overwrites it."""
+        """Returns the output, which stays on the device and which the next call overwrites."""
         self._input.update_inplace(np.ascontiguousarray(feeds[self._name]))
         self._session.run_with_iobinding(self._binding)
         return self._output
@@ -186,18 +213,18 @@ class Recorded:
 def open_session(
     model: bytes,
     name: str,
-    providers: str | Sequence[str] = "cpu",
+    providers: Providers = "cpu",
     threads: int | None = None,
     static: bool = False,
 ) -> ort.InferenceSession:
-    """A session on a model's bytes.
+    """Opens a session.
 
     Args:
-        model: an ONNX file.
+        model: the bytes of an ONNX file.
         name: what errors call it.
         providers: see ``provider_options``.
         threads: see ``check_threads``.
-        static: whether all shapes are, so that ``GRAPHS`` may be used; otherwise it is switched off.
+        static: whether all shapes are static; ``GRAPHS`` is switched off otherwise.
 
     Raises:
         ProviderError: a provider is missing, or present but not usable on this machine.
@@ -217,6 +244,53 @@ def open_session(
     except Exception as error:  # onnxruntime raises a dozen unrelated classes
         reason = str(error).splitlines()[0]
         raise BundleError(f"{name}: onnxruntime cannot load it: {reason}") from None
-    if session.get_providers()[0] != chosen[0][0]:  # it falls back without a word
+    if session.get_providers()[0] != chosen[0][0]:  # onnxruntime falls back silently
         raise ProviderError(f"provider {chosen[0][0]} is installed but does not start on this machine")
     return session
+
+
+def open_onnx(
+    data: bytes, name: str, network: str, providers: Providers = "cpu", threads: int | None = None
+) -> Network:
+    """Opens an encoder or a decoder.
+
+    Args:
+        data: the bytes of an ONNX file.
+        name: what errors call it.
+        network: ``encoder`` or ``decoder``.
+        providers: see ``provider_options``.
+        threads: see ``check_threads``.
+
+    Raises:
+        ProviderError, BundleError: as ``open_session``.
+    """
+    session = open_session(data, name, providers, threads, static=network == "encoder")
+    first, options = provider_options(providers)[0]
+    device = "cuda" if first in GPUS else None
+    if device and network == "encoder" and options.get(GRAPHS[first], "0").lower() in ("1", "true"):
+        recorded = Recorded(session, device)
+        return lambda feeds: {c.IMAGE_EMBEDDINGS: recorded(feeds)}
+    return onnx_network(session, network, name, device)
+
+
+def onnx_network(session: ort.InferenceSession, network: str, name: str, device: str | None) -> Network:
+    """Returns the encoder or decoder of an open session as a callable.
+
+    Args:
+        session: the session.
+        network: ``encoder`` or ``decoder``.
+        name: what errors call it.
+        device: where the embedding stays between encoder and decoder; None: in numpy's memory.
+    """
+    outputs = OUTPUTS[network]
+
+    def call(feeds: Arrays) -> Arrays:
+        if network == "decoder":  # (0, 0): no full-size masks; ``Upscaler`` is exact and cheaper
+            feeds = feeds | {c.ORIG_IM_SIZE: np.zeros(2, np.float32)}
+        if device:
+            results = run_bound(session, name, outputs, feeds, device, kept=(c.IMAGE_EMBEDDINGS,))
+        else:
+            results = run_session(session, name, outputs, feeds)
+        return dict(zip(outputs, results, strict=True))
+
+    return call

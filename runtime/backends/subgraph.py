@@ -1,9 +1,7 @@
-"""A decoder's graph cut in parts, so that clicks share what they can, and those whose scores promise
-nothing cost no masks.
+"""Subgraphs of an ONNX file, for ``SplitDecoder``.
 
-Some of it depends on the image alone. The scores of a click are known half-way: what follows only makes
-its masks. An ONNX file is a protobuf, which onnxruntime brings a reader for; the few messages that
-matter here are described below, and whatever else a file holds passes through as it is.
+An ONNX file is a protobuf, and onnxruntime brings a reader of protobufs. The few messages that matter
+here are described below; whatever else a file holds passes through unchanged.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,9 +12,9 @@ import onnxruntime as ort
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 TYPES = {"tensor(float)": 1, "tensor(int64)": 7, "tensor(bool)": 9, "tensor(float16)": 10}
-"""onnxruntime's names of ONNX's numbers."""
+"""ONNX's numbers of element types, by onnxruntime's names."""
 
-# message: {field: (number, type)}; a list is a repeated field. From onnx.proto.
+# message: {field: (number, type)}, from onnx.proto; the type of a repeated field is in a list
 SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
     "Model": {"graph": (7, "Graph")},
     "Graph": {
@@ -39,47 +37,53 @@ SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
 @cache
 def _model_class() -> Any:
     field = descriptor_pb2.FieldDescriptorProto
-    kinds = {str: field.TYPE_STRING, int: field.TYPE_INT64}
+    scalars = {str: field.TYPE_STRING, int: field.TYPE_INT64}
     file = descriptor_pb2.FileDescriptorProto(name="pocketsam/onnx.proto", package="pocketsam")
     for name, fields in SCHEMA.items():
         message = file.message_type.add(name=name)
-        for key, (number, kind) in fields.items():
-            repeated = isinstance(kind, list)
-            kind = kind[0] if repeated else kind
+        for key, (number, declared) in fields.items():
+            repeated = isinstance(declared, list)
+            scalar_or_message = declared[0] if repeated else declared
             entry = message.field.add(name=key, number=number)
             entry.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            if isinstance(kind, str):
-                entry.type, entry.type_name = field.TYPE_MESSAGE, f".pocketsam.{kind}"
+            if isinstance(scalar_or_message, str):
+                entry.type = field.TYPE_MESSAGE
+                entry.type_name = f".pocketsam.{scalar_or_message}"
             else:
-                entry.type = kinds[kind]
+                entry.type = scalars[scalar_or_message]
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("pocketsam.Model"))
 
 
-def extract(model: bytes, outputs: Sequence[str], given: Sequence[ort.NodeArg] = ()) -> bytes:
-    """The part of a graph that computes ``outputs``, which may be tensors inside it.
+def extract(model: bytes, outputs: Sequence[str], start: Sequence[ort.NodeArg] = ()) -> bytes:
+    """Returns the subgraph that computes some tensors, as an ONNX file.
 
     Args:
-        model: the whole graph.
-        outputs: names.
-        given: tensors inside it to start from, as a session that computes them describes them.
+        model: the bytes of an ONNX file.
+        outputs: names of the tensors.
+        start: tensors inside the graph that become the subgraph's inputs; a session describes them.
     """
     kept = _model_class().FromString(model)
-    _keep(kept.graph, outputs, [one.name for one in given])
-    for one in given:
-        value = kept.graph.input.add(name=one.name)
-        value.type.tensor.elem_type = TYPES[one.type]
-        for size in one.shape:
+    _keep(kept.graph, outputs, [tensor.name for tensor in start])
+    for tensor in start:
+        value = kept.graph.input.add(name=tensor.name)
+        value.type.tensor.elem_type = TYPES[tensor.type]
+        for size in tensor.shape:
             value.type.tensor.shape.dim.add(**{"value" if isinstance(size, int) else "name": size})
     data: bytes = kept.SerializeToString()
     return data
 
 
 def frontier(model: bytes, inputs: Collection[str]) -> list[str]:
-    """The tensors that follow from ``inputs`` alone, and that something else is computed from."""
+    """Returns names of the last tensors that can be computed from some inputs alone.
+
+    Args:
+        model: the bytes of an ONNX file.
+        inputs: names of inputs.
+    """
     graph = _model_class().FromString(model).graph
-    known = {*inputs, *(one.name for one in graph.initializer), ""}
+    known = {*inputs, *(tensor.name for tensor in graph.initializer), ""}
     computed: set[str] = set()
     wanted: set[str] = set()
     for node in graph.node:
@@ -91,21 +95,21 @@ def frontier(model: bytes, inputs: Collection[str]) -> list[str]:
     return sorted(wanted)
 
 
-def _keep(graph: Any, outputs: Sequence[str], given: Sequence[str]) -> None:
-    """Leaves of a graph what computes ``outputs``, going back no further than ``given``."""
+def _keep(graph: Any, outputs: Sequence[str], start: Sequence[str]) -> None:
+    """Removes from a graph all that is not needed to compute ``outputs`` from ``start``."""
     needed, inside = set(outputs), set()
     for index in reversed(range(len(graph.node))):  # nodes stand in order of computation
         node = graph.node[index]
-        if needed.difference(given).isdisjoint(node.output):
+        if needed.difference(start).isdisjoint(node.output):
             del graph.node[index]
         else:
             needed.update(node.input)
             inside.update(node.output)
     _filter(graph.initializer, needed)
-    _filter(graph.input, needed.difference(inside, given))
+    _filter(graph.input, needed.difference(inside, start))
     _filter(graph.output, outputs)
     _filter(graph.value_info, inside.difference(outputs))
-    for name in set(outputs).difference(one.name for one in graph.output):
+    for name in set(outputs).difference(tensor.name for tensor in graph.output):
         graph.output.add(name=name)
 
 

@@ -1,234 +1,173 @@
-"""``pocketsam bench``: latency, measured so that the figure means something.
-
-Everything is interleaved: each round times every stage once, and a matrix product beside them, so that
-a machine that slows down slows all of them. The matrix product gives the floor: the time that the
-encoder's multiplications alone would take at the rate this machine reaches in this very run.
-"""
+"""``pocketsam bench``: latency of a bundle on this machine."""
 
 import argparse
-import os
-import time
-from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import onnxruntime as ort
+from typing import Any, NotRequired, TypedDict
 
 from pocketsam import terminal
-from pocketsam.errors import BundleError, PocketSamError
-from pocketsam.runtime.backends.networks import open_network
-from pocketsam.runtime.backends.ort import open_session, provider_names
-from pocketsam.runtime.bundle import open_bundle
-from pocketsam.runtime.image import load_image
+from pocketsam.errors import UsageError
+from pocketsam.runtime.backends.networks import open_for_device
+from pocketsam.runtime.backends.ort import Providers, provider_names
+from pocketsam.runtime.commands.options import BUNDLE_HELP
+from pocketsam.runtime.image import Pixels, StrPath, load_image
 from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
 from pocketsam.runtime.segmenter import Segmenter
+from pocketsam.runtime.timing import (
+    GEMM_SIDE,
+    Floor,
+    LoadTimes,
+    Task,
+    Timing,
+    bundle_tasks,
+    cold_load,
+    drawn_image,
+    encoder_floor,
+    gemm_gflops,
+    gemm_task,
+    onnx_task,
+    summarise,
+    time_interleaved,
+)
 
-GEMM_SIDE = 2048
-Stage = Callable[[], object]
+RUNS, WARMUP = 20, 3
+
+
+class GemmResult(TypedDict):
+    """Side of the square matrices, the rate of the fastest product, and the products' times."""
+
+    side: int
+    gflop_per_s: float
+    seconds: Timing
+
+
+class BenchResult(TypedDict):
+    """What ``bench`` returns and ``pocketsam bench --json`` prints; times are seconds.
+
+    ``stages`` has ``encoder``, ``decoder``, ``end to end``, and ``against encoder`` and so on with a
+    second bundle. ``state`` is ``before`` and ``after`` the rounds: temperature, frequency, throttling.
+    ``peak_rss_bytes`` is of this process, with the bundle loaded and one image done.
+    """
+
+    bundle: str
+    machine: dict[str, Any]
+    state: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
+    cold_load_s: LoadTimes
+    stages: dict[str, Timing]
+    gemm: GemmResult
+    encoder_floor: Floor | None
+    peak_rss_bytes: int | None
+    against: NotRequired[dict[str, Any]]
 
 
 def bench(
-    bundle_dir: str | os.PathLike[str],
-    runs: int = 20,
-    warmup: int = 3,
-    providers: str | Sequence[str] = "cpu",
+    bundle_dir: StrPath,
+    *,
+    runs: int = RUNS,
+    warmup: int = WARMUP,
+    providers: Providers = "cpu",
     threads: int | None = None,
-    image: str | None = None,
+    precision: str | None = None,
+    image: StrPath | None = None,
     against: str | None = None,
-) -> dict[str, Any]:
+) -> BenchResult:
     """Measures a bundle on this machine.
 
     Args:
         bundle_dir: the bundle.
-        runs, warmup: rounds that count, and rounds before them that do not.
-        providers, threads: as for ``Segmenter``.
-        image: a file; otherwise a drawn image of 1024x768.
+        runs: rounds that count.
+        warmup: rounds before them that do not.
+        providers, threads, precision: as for ``Segmenter``.
+        image: a file; None: a drawn image of 1024x768.
         against: a second bundle, or an encoder as ONNX file, timed in the same rounds.
 
-    Returns:
-        ``machine``, ``state`` (temperature, frequency, throttling, before and after), ``settings``,
-        ``cold_load_s``, ``stages`` (seconds: n, min, p50, p90, p99, mean),
-        ``gemm``, ``encoder_floor``, ``peak_rss_bytes`` (of this process, with the bundle loaded and one
-        image done), and ``against`` with the second's figures.
+    Raises:
+        UsageError: ``runs`` or ``warmup`` is too small.
+        BundleError, ImageError, ProviderError: what cannot be opened.
     """
     if runs < 1 or warmup < 0:
-        raise PocketSamError(f"bench needs runs >= 1 and warmup >= 0, not {runs} and {warmup}")
+        raise UsageError(f"bench needs runs >= 1 and warmup >= 0, not {runs} and {warmup}")
     pixels = drawn_image() if image is None else load_image(image)
-    cold = cold_load(bundle_dir, providers, threads)
-    stages = bundle_stages(bundle_dir, pixels, providers, threads, "")
-    stages["end to end"]()
+    bundle = open_for_device(bundle_dir, providers, precision)
+    cold = cold_load(bundle, providers, threads)
+    segmenter = Segmenter(
+        bundle.path, providers=providers, threads=threads, precision=bundle.manifest.precision
+    )
+    tasks = bundle_tasks(segmenter, pixels)
+    tasks["end to end"]()
     peak = peak_rss_bytes()  # before anything else is loaded for comparison
-    second: dict[str, Any] | None = None
+    second: dict[str, Any] = {}
     if against is not None:
-        second = {"path": against}
-        if Path(against).is_dir():
-            second["cold_load_s"] = cold_load(against, providers, threads)
-            stages |= bundle_stages(against, pixels, providers, threads, "against ")
-        else:
-            stages["against encoder"] = onnx_stage(against, providers, threads)
-    stages["gemm"] = gemm_stage(threads)
+        more, second = _second_tasks(against, pixels, providers, threads)
+        tasks |= more
+    tasks["gemm"] = gemm_task(threads)
     before = read_state()
-    times = time_interleaved(stages, runs, warmup)
+    times = time_interleaved(tasks, runs, warmup)
     state = {"before": before, "after": read_state()}
 
-    gflops = 2 * GEMM_SIDE**3 / min(times["gemm"]) / 1e9
     figures = {name: summarise(samples) for name, samples in times.items()}
-    gemm = figures.pop("gemm")
-    result = {
+    gemm, macs = figures.pop("gemm"), bundle.manifest.encoder.macs
+    gflops = gemm_gflops(gemm["min"])
+    result: BenchResult = {
         "bundle": str(bundle_dir),
         "machine": describe_machine(),
         "state": state,
         "settings": {
+            "precision": bundle.manifest.precision,
             "providers": provider_names(providers),
-            "threads": threads or "onnxruntime's choice",
+            "threads": threads,
             "runs": runs,
             "warmup": warmup,
             "image_pixels": list(pixels.shape[:2]),
         },
         "cold_load_s": cold,
         "stages": figures,
-        "gemm": {"side": GEMM_SIDE, "gflop_per_s": gflops, **gemm},
-        "encoder_floor": _floor(open_bundle(bundle_dir).manifest.encoder.macs, figures, gflops),
+        "gemm": {"side": GEMM_SIDE, "gflop_per_s": gflops, "seconds": gemm},
+        "encoder_floor": None if macs is None else encoder_floor(macs, figures["encoder"], gflops),
         "peak_rss_bytes": peak,
     }
-    if second is not None:
-        ours, theirs = figures["encoder"], figures["against encoder"]
-        second["encoder_time_ratio"] = {key: ours[key] / theirs[key] for key in ("min", "p50")}
-        result["against"] = second
+    if against is not None:
+        result["against"] = second | {"encoder_time_ratio": _ratios(figures)}
     return result
 
 
-def drawn_image() -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Gradients and noise, 768x1024: latency does not depend on what is in a picture."""
-    y, x = np.mgrid[0:768, 0:1024]
-    noise = np.random.default_rng(0).integers(0, 64, (768, 1024, 3))
-    ramps = np.stack([x * 191 // 1024, y * 191 // 768, (x + y) * 191 // 1792], axis=-1)
-    return (ramps + noise).astype(np.uint8)
+def _second_tasks(
+    path: str, pixels: Pixels, providers: Providers, threads: int | None
+) -> tuple[dict[str, Task], dict[str, Any]]:
+    """Returns the tasks of a second bundle or encoder, and what is known of it before they run."""
+    if not Path(path).is_dir():
+        return {"against encoder": onnx_task(path, providers, threads)}, {"path": path}
+    cold = cold_load(open_for_device(path, providers), providers, threads)
+    segmenter = Segmenter(path, providers=providers, threads=threads)
+    return bundle_tasks(segmenter, pixels, "against "), {"path": path, "cold_load_s": cold}
 
 
-def cold_load(
-    bundle_dir: str | os.PathLike[str], providers: str | Sequence[str], threads: int | None
-) -> dict[str, Any]:
-    """Seconds from files to sessions, read from the disk where the system lets us drop its cache."""
-    bundle = open_bundle(bundle_dir)
-    seconds: dict[str, Any] = {}
-    dropped = hasattr(os, "posix_fadvise")
-    for network in ("encoder", "decoder"):
-        if dropped:
-            descriptor = os.open(bundle.path / bundle.manifest.network(network).file, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
-        start = time.perf_counter()
-        open_network(bundle, network, providers, threads)
-        seconds[network] = time.perf_counter() - start
-    return seconds | {"page_cache_dropped": dropped}
-
-
-def bundle_stages(
-    bundle_dir: str | os.PathLike[str],
-    pixels: np.ndarray[Any, np.dtype[np.uint8]],
-    providers: str | Sequence[str],
-    threads: int | None,
-    prefix: str,
-) -> dict[str, Stage]:
-    """Encoder, decoder (one click, low-resolution masks) and end to end, as functions to time."""
-    segmenter = Segmenter(bundle_dir, providers, threads)
-    feeds = segmenter.encoder_feeds(pixels)
-    height, width = pixels.shape[:2]
-    points, labels = [[[width / 2, height / 2]]], [[1]]
-    segmenter.set_image(pixels)
-
-    def end_to_end() -> None:
-        segmenter.set_image(pixels)
-        segmenter.predict_batch(points, labels)
-
-    return {
-        f"{prefix}encoder": lambda: segmenter.encode(feeds),
-        f"{prefix}decoder": lambda: segmenter.predict_low_res(points, labels),
-        f"{prefix}end to end": end_to_end,
-    }
-
-
-def onnx_stage(path: str, providers: str | Sequence[str], threads: int | None) -> Stage:
-    """Any ONNX file with static float32 inputs, fed with noise."""
-    try:
-        session = open_session(Path(path).read_bytes(), path, providers, threads)
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}") from None
-    rng = np.random.default_rng(0)
-    feeds = {}
-    for tensor in session.get_inputs():
-        if tensor.type != "tensor(float)" or not all(type(n) is int for n in tensor.shape):
-            raise BundleError(
-                f"{path}: input {tensor.name} is {tensor.type} {tensor.shape}; "
-                "bench feeds float32 of static shapes"
-            )
-        feeds[tensor.name] = rng.standard_normal(tensor.shape, np.float32)
-    return lambda: session.run(None, feeds)
-
-
-def gemm_stage(threads: int | None) -> Stage:
-    """A product of two square matrices through onnxruntime, on the CPU, with as many threads."""
-    model = files("pocketsam.runtime").joinpath("gemm.onnx").read_bytes()
-    session: ort.InferenceSession = open_session(model, "gemm.onnx", threads=threads)
-    matrix = np.random.default_rng(0).standard_normal((GEMM_SIDE, GEMM_SIDE), np.float32)
-    return lambda: session.run(None, {"a": matrix, "b": matrix})
-
-
-def time_interleaved(stages: dict[str, Stage], runs: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of each stage in each round; a round runs every stage once."""
-    times: dict[str, list[float]] = {name: [] for name in stages}
-    for number in range(warmup + runs):
-        for name, stage in stages.items():
-            start = time.perf_counter()
-            stage()
-            seconds = time.perf_counter() - start
-            if number >= warmup:
-                times[name].append(seconds)
-    return times
-
-
-def summarise(samples: list[float]) -> dict[str, float]:
-    """n, min, p50, p90, p99 and mean of some seconds."""
-    p50, p90, p99 = np.percentile(samples, [50, 90, 99]).tolist()
-    return {
-        "n": len(samples),
-        "min": min(samples),
-        "p50": p50,
-        "p90": p90,
-        "p99": p99,
-        "mean": sum(samples) / len(samples),
-    }
-
-
-def _floor(
-    macs: int | None, figures: dict[str, dict[str, float]], gflops: float
-) -> dict[str, float] | None:
-    if macs is None:
-        return None
-    seconds = 2 * macs / gflops / 1e9
-    encoder = figures["encoder"]
-    return {
-        "seconds": seconds,
-        "ratio_min": encoder["min"] / seconds,
-        "ratio_p50": encoder["p50"] / seconds,
-    }
+def _ratios(figures: dict[str, Timing]) -> dict[str, float]:
+    ours, theirs = figures["encoder"], figures["against encoder"]
+    return {"min": ours["min"] / theirs["min"], "p50": ours["p50"] / theirs["p50"]}
 
 
 def add_bench(subparsers: terminal.Subparsers) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("bench", help="measure a bundle on this machine")
-    parser.add_argument("bundle")
-    parser.add_argument("--runs", type=int, default=20, metavar="N")
-    parser.add_argument("--warmup", type=int, default=3, metavar="N")
+    parser.add_argument("bundle", help=BUNDLE_HELP)
+    parser.add_argument(
+        "--runs", type=int, default=RUNS, metavar="N", help=f"rounds that count (default {RUNS})"
+    )
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        default=WARMUP,
+        metavar="N",
+        help=f"rounds before them that do not (default {WARMUP})",
+    )
     parser.add_argument("--image", metavar="FILE", help="default: a drawn image of 1024x768")
     parser.add_argument(
         "--against", metavar="PATH", help="a second bundle or encoder.onnx, timed in the same rounds"
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print the result to stdout as JSON")
     terminal.add_device_options(parser)
+    terminal.add_precision(parser)
     parser.set_defaults(run=run_bench)
 
 
@@ -236,12 +175,13 @@ def run_bench(args: argparse.Namespace) -> None:
     """Runs the command."""
     result = bench(
         args.bundle,
-        args.runs,
-        args.warmup,
-        terminal.providers(args),
-        args.threads,
-        args.image,
-        args.against,
+        runs=args.runs,
+        warmup=args.warmup,
+        providers=terminal.providers(args),
+        threads=args.threads,
+        precision=args.precision,
+        image=args.image,
+        against=args.against,
     )
     if args.json:
         terminal.print_json(result)
@@ -249,19 +189,13 @@ def run_bench(args: argparse.Namespace) -> None:
         print_bench(result)
 
 
-def print_bench(result: dict[str, Any]) -> None:
-    """The result as a table, in milliseconds."""
-    machine, settings = result["machine"], result["settings"]
-    print(f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags'])})")
-    versions = ", ".join(f"{k} {machine[k]}" for k in ("python", "onnxruntime", "numpy", "pocketsam"))
-    print(f"{machine['system']}; {versions}")
-    print(
-        f"{', '.join(settings['providers'])}; threads: {settings['threads']}; "
-        f"{settings['runs']} rounds after {settings['warmup']} for warming up"
-    )
+def print_bench(result: BenchResult) -> None:
+    """Prints the result as a table, in milliseconds."""
+    _print_settings(result)
     print(f"{'ms':20}" + "".join(f"{key:>9}" for key in ("min", "p50", "p90", "p99")))
     for name, row in result["stages"].items():
-        print(f"{name:20}" + "".join(f"{row[key] * 1e3:9.1f}" for key in ("min", "p50", "p90", "p99")))
+        values = (row["min"], row["p50"], row["p90"], row["p99"])
+        print(f"{name:20}" + "".join(f"{value * 1e3:9.1f}" for value in values))
     cold = result["cold_load_s"]
     source = "from disk" if cold["page_cache_dropped"] else "page cache warm"
     print(f"load ({source}): encoder {cold['encoder']:.2f} s, decoder {cold['decoder']:.2f} s")
@@ -281,6 +215,18 @@ def print_bench(result: dict[str, Any]) -> None:
     if against := result.get("against"):
         ratio = against["encoder_time_ratio"]
         print(
-            f"encoder time over that of {against['path']}: "
+            f"encoder time relative to {against['path']}: "
             f"{ratio['min']:.3f} (min), {ratio['p50']:.3f} (median)"
         )
+
+
+def _print_settings(result: BenchResult) -> None:
+    machine, settings = result["machine"], result["settings"]
+    print(f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags'])})")
+    versions = ", ".join(f"{k} {machine[k]}" for k in ("python", "onnxruntime", "numpy", "pocketsam"))
+    print(f"{machine['system']}; {versions}")
+    print(
+        f"{settings['precision']}; {', '.join(settings['providers'])}; "
+        f"threads: {settings['threads'] or 'default'}; "
+        f"{settings['runs']} rounds after {settings['warmup']} for warming up"
+    )

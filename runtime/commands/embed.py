@@ -1,39 +1,35 @@
-"""``pocketsam embed``: embeddings of images in files, for many prompts later."""
+"""``pocketsam embed``: writes embeddings of images to files, for prompts later."""
 
 import argparse
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pocketsam import terminal
 from pocketsam.errors import ImageError
+from pocketsam.runtime.commands.options import add_bundle, check_threads, open_segmenter
 from pocketsam.runtime.embedding import hash_pixels, read_embedding
-from pocketsam.runtime.image import find_images, load_image
-from pocketsam.runtime.segmenter import Segmenter
+from pocketsam.runtime.image import Pixels, find_images, load_image
 
 
 def add_embed(subparsers: terminal.Subparsers) -> None:
-    """Adds ``embed``."""
+    """Adds the command."""
     parser = subparsers.add_parser(
         "embed",
-        help="encode images and keep their embeddings, for many prompts later",
-        description="`pocketsam segment … --embedding FILE` then needs the decoder alone.",
+        help="encode images and keep their embeddings, for prompts later",
+        description="`pocketsam segment … --embedding FILE` then runs only the decoder.",
     )
-    parser.add_argument("bundle", help="directory that `pocketsam export` wrote")
-    parser.add_argument("image", help="an image; or a folder, of which images done before are skipped")
+    add_bundle(parser)
+    parser.add_argument("image", help="an image, or a folder; images done before are skipped")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="for NAME.npz of each image"
+        "--output", required=True, type=Path, metavar="DIR", help="folder for NAME.npz of each image"
     )
-    terminal.add_device_options(parser)
-    terminal.add_precision(parser)
     parser.set_defaults(run=run_embed)
 
 
 def run_embed(args: argparse.Namespace) -> None:
     """Runs the command."""
-    segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads, args.precision)
+    check_threads(args)
     files = find_images(args.image)
+    segmenter = open_segmenter(args)
     for number, file in enumerate(files, start=1):
         path = args.output / f"{file.name}.npz"
         pixels = load_image(file)
@@ -45,9 +41,10 @@ def run_embed(args: argparse.Namespace) -> None:
         print(f"{number}/{len(files)} wrote {path}")
 
 
-def _is_done(path: Path, pixels: NDArray[np.uint8], encoder_sha256: str) -> bool:
+def _is_done(path: Path, pixels: Pixels, encoder_sha256: str) -> bool:
     try:
-        one = read_embedding(path)
+        embedding = read_embedding(path)
     except ImageError:
         return False
-    return one.encoder_sha256 == encoder_sha256 and one.image_sha256 == hash_pixels(pixels)
+    hashes = embedding.encoder_sha256, embedding.image_sha256
+    return hashes == (encoder_sha256, hash_pixels(pixels))

@@ -1,4 +1,4 @@
-"""``pocketsam everything``: all objects of an image, or of each image of a folder."""
+"""``pocketsam everything``: finds all objects of an image, or of each image of a folder."""
 
 import argparse
 from dataclasses import fields
@@ -6,31 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from pocketsam import terminal
-from pocketsam.errors import PocketSamError
+from pocketsam.errors import PromptError, UsageError
 from pocketsam.runtime.commands import results
-from pocketsam.runtime.commands.segment import open_segmenter
-from pocketsam.runtime.everything.grid import ORDERS, Parameters
+from pocketsam.runtime.commands.options import add_bundle, check_threads, open_segmenter
+from pocketsam.runtime.everything.generator import MaskGenerator
+from pocketsam.runtime.everything.grid import ORDERS, Parameters, make_parameters
 from pocketsam.runtime.image import find_images, load_image
 from pocketsam.runtime.segmenter import Segmenter
 
-NUMBERS: dict[str, tuple[type, str]] = {
+PARAMETERS: dict[str, tuple[type, str]] = {
     "points_per_side": (int, "clicks along each side of the grid"),
-    "points_per_batch": (int, "clicks per call of the decoder"),
-    "pred_iou_thresh": (float, "least predicted IoU"),
-    "stability_score_thresh": (float, "least stability of the mask's outline"),
+    "points_per_batch": (int, "clicks between two checks of the time budget"),
+    "pred_iou_thresh": (float, "minimum predicted IoU"),
+    "stability_score_thresh": (float, "minimum stability of the mask's outline"),
     "stability_score_offset": (
         float,
         "logits by which thresholds are shifted for stability",
     ),
-    "box_nms_thresh": (float, "overlap of boxes above which the worse mask goes"),
+    "box_nms_thresh": (float, "overlap of boxes above which the worse mask is suppressed"),
     "crop_n_layers": (int, "layers of crops that are searched as well"),
-    "crop_nms_thresh": (float, "the same overlap between crops"),
+    "crop_nms_thresh": (float, "the same, between masks of different crops"),
     "crop_overlap_ratio": (float, "overlap of crops, as a share of the image's short side"),
-    "crop_n_points_downscale_factor": (int, "by how much each layer's grid is coarser"),
+    "crop_n_points_downscale_factor": (
+        int,
+        "factor by which each layer's grid is coarser",
+    ),
     "min_mask_region_area": (int, "pixels below which islands and holes are removed"),
-    "time_budget": (float, "seconds after which the best so far is returned"),
+    "time_budget": (float, "seconds after which no further click is made"),
 }
-"""The parameters that are options of the command: their types, and what they are."""
+"""The types and descriptions of the options that are parameters of ``MaskGenerator``."""
 
 
 def add_everything(subparsers: terminal.Subparsers) -> None:
@@ -40,35 +44,34 @@ def add_everything(subparsers: terminal.Subparsers) -> None:
         help="find all objects of an image, without a prompt",
         description="A grid of clicks, filtered as segment-anything's SamAutomaticMaskGenerator does.",
     )
-    parser.add_argument("bundle", help="directory that `pocketsam export` wrote")
-    parser.add_argument("image", help="an image; or a folder, of which images done before are skipped")
+    add_bundle(parser)
+    parser.add_argument("image", help="an image, or a folder; images done before are skipped")
     parser.add_argument(
         "--output",
         action="append",
         required=True,
         metavar="OUT",
         help="label map (.png), picture (.jpg, .webp), COCO dataset (.json), or a directory for all; "
-        "repeatable. For a folder of images: a directory, with a directory for each",
+        "repeatable. For a folder of images: a directory, for a directory of each image",
     )
     defaults = {field.name: field.default for field in fields(Parameters)}
-    for name, (kind, what) in NUMBERS.items():
+    for name, (type_, description) in PARAMETERS.items():
         default = "" if defaults[name] is None else f" (default {defaults[name]:.4g})"
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=kind, metavar="N", help=what + default)
+        parser.add_argument(option, type=type_, metavar="N", help=description + default)
     parser.add_argument(
-        "--order", choices=ORDERS, help="adaptive: leave out clicks that accepted masks explain"
+        "--order",
+        choices=ORDERS,
+        help="adaptive: no clicks where masks already lie (default grid)",
     )
-    parser.add_argument("--json", action="store_true", help="print the COCO dataset to stdout, too")
-    terminal.add_device_options(parser)
-    terminal.add_precision(parser)
+    parser.add_argument("--json", action="store_true", help="print the COCO dataset to stdout as well")
     parser.set_defaults(run=run_everything)
 
 
 def run_everything(args: argparse.Namespace) -> None:
-    """Runs the command."""
-    given = {name: getattr(args, name) for name in (*NUMBERS, "order")}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    Parameters(**chosen)  # before any work is done
+    """Runs the command; ``--json`` prints ``Dataset.record``."""
+    check_threads(args)
+    chosen = _parameters(args)
     outputs = [Path(name) for name in args.output]
     if Path(args.image).is_dir():
         _run_folder(args, outputs, chosen)
@@ -86,9 +89,20 @@ def run_everything(args: argparse.Namespace) -> None:
         print(f"wrote {file}")
 
 
+def _parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the parameters that are given, after checking them."""
+    values = {name: getattr(args, name) for name in (*PARAMETERS, "order")}
+    chosen = {name: value for name, value in values.items() if value is not None}
+    try:
+        make_parameters(**chosen)
+    except PromptError as error:
+        raise UsageError(str(error)) from None
+    return chosen
+
+
 def _run_folder(args: argparse.Namespace, outputs: list[Path], chosen: dict[str, Any]) -> None:
     if len(outputs) > 1 or outputs[0].suffix or args.json:
-        raise PocketSamError("a folder of images wants one directory as --output, and no --json")
+        raise UsageError("for a folder of images, --output is a single directory, without --json")
     files = find_images(args.image)
     segmenter = open_segmenter(args)
     for number, file in enumerate(files, start=1):
@@ -105,7 +119,8 @@ def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -
     def bar(done: int, total: int) -> None:
         terminal.show_progress(f"{name}: {done} of {total} clicks", done == total)
 
-    records = segmenter.everything(image, bar, output_mode="coco_rle", **chosen)
-    # large ones first, so that small ones lie on top where masks are drawn
+    generator = MaskGenerator(segmenter, output_mode="coco_rle", **chosen)
+    records = generator.generate(image, progress=bar)
+    # large masks first, so that small ones lie on top where they are drawn
     records.sort(key=lambda record: -record["area"])
     return results.Dataset(name, image, [results.Outlined(record) for record in records], segmenter)

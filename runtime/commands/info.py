@@ -1,34 +1,27 @@
-"""The commands that a base install can run: info, verify (golden vectors), segment, everything,
-embed, compare, bench, roofline."""
+"""``pocketsam info``: what a bundle holds, and the figures that it was verified by."""
 
 import argparse
 from typing import Any
 
 from pocketsam import terminal
 from pocketsam.errors import IntegrityError
-from pocketsam.runtime import golden
 from pocketsam.runtime.bundle import NETWORKS, Bundle, open_bundle
-from pocketsam.runtime.commands.bench import add_bench
-from pocketsam.runtime.commands.embed import add_embed
-from pocketsam.runtime.commands.everything import add_everything
-from pocketsam.runtime.commands.roofline import add_roofline
-from pocketsam.runtime.commands.segment import add_segment
-from pocketsam.runtime.compare.comparison import add_compare
+from pocketsam.runtime.commands.options import BUNDLE_HELP
 from pocketsam.runtime.manifest import NetworkFile
 
 
 def add_info(subparsers: terminal.Subparsers) -> None:
-    """Adds ``info``."""
+    """Adds the command."""
     parser = subparsers.add_parser(
         "info", help="what a bundle holds, and the figures it was verified by"
     )
-    parser.add_argument("bundle")
-    parser.add_argument("--json", action="store_true", help="the manifest itself")
+    parser.add_argument("bundle", help=BUNDLE_HELP)
+    parser.add_argument("--json", action="store_true", help="print the manifest to stdout")
     parser.set_defaults(run=run_info)
 
 
 def run_info(args: argparse.Namespace) -> None:
-    """Prints the manifest, after checking the files against it."""
+    """Checks the files against the manifest, and prints it; ``--json`` prints ``manifest.json``."""
     bundle = open_bundle(args.bundle)
     for network in (*NETWORKS, "golden"):
         bundle.source(network)
@@ -64,7 +57,7 @@ def _print_network(name: str, network: NetworkFile) -> None:
 
 
 def print_parity(parity: dict[str, Any] | None) -> None:
-    """The parity table of a manifest or a report, one ✓ or ✗ per tensor."""
+    """Prints the parity table of a manifest or a report, with ✓ or ✗ for each tensor."""
     if parity is None:
         print("  not verified (written with --no-verify)")
         return
@@ -92,48 +85,3 @@ def _figures(row: dict[str, Any]) -> str:
         f"max |Δ| {float(row['max_abs']):.1e}, mean {float(row['mean_abs']):.1e}, "
         f"scale {row['scale']:.3g}, cosine {row['cosine']:.7f}, SNR {float(row['snr_db']):.0f} dB"
     )
-
-
-def add_verify(subparsers: terminal.Subparsers) -> argparse.ArgumentParser:
-    """Adds ``verify`` with golden vectors; the exporter adds the checkpoint to it."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "verify",
-        help="does this bundle compute what PyTorch computes?",
-        description="Without a checkpoint: the bundle's golden vectors, on this machine.",
-    )
-    parser.add_argument("bundle")
-    parser.add_argument("--json", action="store_true")
-    terminal.add_device_options(parser)
-    parser.set_defaults(run=run_verify)
-    return parser
-
-
-def add_verify_golden(subparsers: terminal.Subparsers) -> None:
-    """``add_verify`` as a command of its own."""
-    add_verify(subparsers)
-
-
-def run_verify(args: argparse.Namespace) -> None:
-    """Runs the golden vectors."""
-    results = golden.check_golden(args.bundle, terminal.providers(args), args.threads)
-    if args.json:
-        terminal.print_json([vars(result) for result in results])
-    else:
-        for one in results:
-            print(
-                f"{terminal.mark(one.ok)} golden {one.prompt}: max |Δ| of the logits "
-                f"{one.error:.1e} × scale, of the scores {one.score_error:.1e}"
-            )
-    golden.raise_if_failed(results)
-
-
-COMMANDS: tuple[terminal.AddCommand, ...] = (
-    add_info,
-    add_verify_golden,
-    add_segment,
-    add_everything,
-    add_embed,
-    add_compare,
-    add_bench,
-    add_roofline,
-)

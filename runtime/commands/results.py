@@ -1,4 +1,4 @@
-"""Objects that were found, written as a mask, a picture or JSON; each file whole or not at all."""
+"""Writes the objects that were found as a mask, a picture or JSON."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.errors import PocketSamError
+from pocketsam.errors import UsageError
 from pocketsam.files import make_folder, write_file
-from pocketsam.runtime.masks import from_rle, mask_box, to_rle
-from pocketsam.runtime.overlay import draw_overlay, label_map
+from pocketsam.runtime.commands.overlay import draw_overlay, label_map
+from pocketsam.runtime.everything.generator import MaskRecord
+from pocketsam.runtime.prompts import Box, Point
+from pocketsam.runtime.rle import from_rle, mask_box, to_rle
 from pocketsam.runtime.segmenter import Segmenter
 
-Point = tuple[float, float, int]
-Box = tuple[float, float, float, float]
 PICTURES = (".jpg", ".jpeg", ".webp")
 LAST = "masks.json"
-"""What ``write_all`` writes last: where it is, all is."""
+"""The file that ``write_all`` writes last: where it is, all files are."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One object: its prompt, its mask ``[H, W]`` and the score that the model gives it."""
+    """An object that was prompted: the prompt, the mask ``[H, W]`` and its score (predicted IoU)."""
 
     points: list[Point]
     boxes: list[Box]
@@ -34,7 +34,7 @@ class Found:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """For JSON; as in COCO: RLE, XYWH box, area in pixels."""
+        """The object in JSON; as in COCO: RLE, XYWH box, area in pixels."""
         return {
             "segmentation": to_rle(self.mask),
             "bbox": mask_box(self.mask),
@@ -48,9 +48,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Outlined:
-    """One of many objects: a record of ``Segmenter.everything``, in COCO's RLE until it is drawn."""
+    """A record of ``MaskGenerator.generate``, in COCO's RLE until it is drawn."""
 
-    entry: dict[str, Any]
+    entry: MaskRecord
     points: Sequence[Point] = ()
     boxes: Sequence[Box] = ()
 
@@ -62,7 +62,7 @@ class Outlined:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a writer may want: the image's name and pixels ``[H, W, 3]``, and its objects."""
+    """What writers need: the image's name and pixels ``[H, W, 3]``, and its objects."""
 
     name: str
     image: NDArray[np.uint8]
@@ -71,17 +71,17 @@ class Results:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What JSON files hold."""
+        """The content of a JSON file."""
         return {
             "image": self.name,
             "size": list(self.image.shape[:2]),
             **self.about,
-            "masks": [one.entry for one in self.found],
+            "masks": [item.entry for item in self.found],
         }
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the masks come from."""
+        """The canvas and the checkpoint that the masks come from."""
         return {
             "image_size": self.segmenter.image_size,
             "checkpoint_sha256": self.segmenter.manifest.model.checkpoint_sha256,
@@ -94,28 +94,28 @@ class Dataset(Results):
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What JSON files hold."""
+        """The content of a JSON file."""
         height, width = self.image.shape[:2]
         return {
             "info": self.about,
             "images": [{"id": 1, "file_name": self.name, "width": width, "height": height}],
             "categories": [{"id": 1, "name": "object"}],
             "annotations": [
-                {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, **one.entry}
-                for number, one in enumerate(self.found, start=1)
+                {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, **item.entry}
+                for number, item in enumerate(self.found, start=1)
             ],
         }
 
 
 Writer = Callable[[Path, Results], list[Path]]
-"""Writes what the path asks for; returns the files it wrote."""
+"""Writes results to a path; returns the files that it wrote."""
 
 
 def writer_for(path: Path) -> Writer:
-    """Chooses by suffix, before any work is done, so that a bad name costs nothing.
+    """Returns the writer for a path, by its suffix; a path without suffix is a directory for all.
 
     Raises:
-        PocketSamError: a suffix that nothing here writes.
+        UsageError: an unknown suffix.
     """
     suffix = path.suffix.lower()
     if suffix == ".png":
@@ -127,32 +127,32 @@ def writer_for(path: Path) -> Writer:
     if not suffix or path.is_dir():
         return write_all
     known = ", ".join((".png", ".json", *PICTURES))
-    raise PocketSamError(f"{path}: unknown suffix {suffix!r}; known are {known}")
+    raise UsageError(f"{path}: unknown suffix {suffix!r}; known are {known}")
 
 
 def write_mask(path: Path, results: Results) -> list[Path]:
-    """One object in black and white, or the numbers of several."""
+    """Writes a label map: an object in black and white, or several as numbers."""
     size = (results.image.shape[0], results.image.shape[1])
-    picture = label_map((one.mask for one in results.found), len(results.found), size)
+    picture = label_map((item.mask for item in results.found), len(results.found), size)
     return _write(path, lambda work: picture.save(work))
 
 
 def write_overlay(path: Path, results: Results) -> list[Path]:
-    """The photograph with masks and prompts drawn on it."""
-    points = [point for one in results.found for point in one.points]
-    boxes = [box for one in results.found for box in one.boxes]
-    picture = draw_overlay(results.image, (one.mask for one in results.found), points, boxes)
+    """Writes the photograph with masks and prompts drawn on it."""
+    points = [point for item in results.found for point in item.points]
+    boxes = [box for item in results.found for box in item.boxes]
+    picture = draw_overlay(results.image, (item.mask for item in results.found), points, boxes)
     return _write(path, lambda work: picture.save(work, quality=92))
 
 
 def write_json(path: Path, results: Results) -> list[Path]:
-    """``Results.record``."""
+    """Writes ``Results.record``."""
     text = json.dumps(results.record, indent=2, ensure_ascii=False)
     return _write(path, lambda work: work.write_text(text + "\n", encoding="utf-8"))
 
 
 def write_all(path: Path, results: Results) -> list[Path]:
-    """The three of them, in a directory."""
+    """Writes mask, picture and JSON into a directory."""
     make_folder(path)
     return [
         *write_mask(path / "mask.png", results),

@@ -1,19 +1,19 @@
-"""``pocketsam roofline``: what MobileSAM's encoder can reach on a device, from two of its figures.
+"""``pocketsam roofline``: how fast MobileSAM's encoder can be on a device.
 
-The roofline model (Williams et al. 2009): an operation takes at least its arithmetic over the device's
-FLOP/s, and at least its memory traffic over the bandwidth; an encoder takes the sum of the larger of
-the two. That is a bound, not a prediction: kernels reach a half to nine tenths of a peak.
+The roofline model (Williams et al. 2009) divides each operation's arithmetic by the device's FLOP/s,
+and its memory traffic by the bandwidth, and adds up the larger of the two. The sum is a bound, not a
+prediction: kernels reach 50 to 90 % of a peak.
 """
 
 import argparse
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from pocketsam import terminal
-from pocketsam.errors import PocketSamError
+from pocketsam.errors import UsageError
+from pocketsam.runtime.timing import gemm_gflops, gemm_task, time_interleaved
 
 SIZES = (256, 384, 512, 768, 1024)
 FLOAT_BYTES = 4
@@ -21,7 +21,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Operation:
-    """Multiply-accumulates of one operation, the values that it moves, and its weights."""
+    """An operation's multiply-accumulates, the values that it moves, and its weights, as numbers."""
 
     macs: float
     values: float
@@ -30,7 +30,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Device:
-    """GFLOP/s in float32 and GB/s of memory, both peaks of the data sheet, and how they come about."""
+    """Peak GFLOP/s in float32 and GB/s of memory, and the data sheet that they come from."""
 
     gflops: float
     bandwidth: float
@@ -46,72 +46,75 @@ DEVICES = {
 }
 
 
+def _conv(
+    side: int, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1
+) -> Operation:
+    out, weights = (side // stride) ** 2, outputs * inputs // groups * kernel**2
+    return Operation(out * weights, side**2 * inputs + out * outputs, weights)
+
+
+def _gelu(side: int, channels: int) -> Operation:
+    return Operation(0, 2 * side**2 * channels, 0)
+
+
+def _merging(side: int, inputs: int, outputs: int, stride: int) -> Iterator[Operation]:
+    yield _conv(side, inputs, outputs)
+    yield _gelu(side, outputs)
+    yield _conv(side, outputs, outputs, 3, stride, outputs)
+    yield _gelu(side // stride, outputs)
+    yield _conv(side // stride, outputs, outputs)
+
+
+def _block(side: int, channels: int, window: int) -> Iterator[Operation]:
+    tokens, padded = side**2, (-(-side // window) * window) ** 2
+    keys = window**2
+    yield Operation(0, 2 * tokens * channels, 0)  # LayerNorm
+    yield Operation(3 * padded * channels**2, 4 * padded * channels, 3 * channels**2)
+    scores = padded * keys * (channels // 32)
+    yield Operation(padded * keys * channels, 2 * padded * channels + scores, 0)
+    yield Operation(0, 2 * scores, 0)  # softmax
+    yield Operation(padded * keys * channels, 2 * padded * channels + scores, 0)
+    yield Operation(padded * channels**2, 2 * padded * channels, channels**2)
+    yield _conv(side, channels, channels, 3, groups=channels)
+    yield Operation(0, 2 * tokens * channels, 0)  # LayerNorm
+    yield Operation(4 * tokens * channels**2, 5 * tokens * channels, 4 * channels**2)
+    yield Operation(0, 8 * tokens * channels, 0)  # GELU
+    yield Operation(4 * tokens * channels**2, 5 * tokens * channels, 4 * channels**2)
+
+
 def operations(size: int) -> Iterator[Operation]:
-    """The encoder's convolutions, matrix products and elementwise passes at a canvas of ``size``."""
-
-    def conv(
-        side: int, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1
-    ) -> Operation:
-        out, weights = (side // stride) ** 2, outputs * inputs // groups * kernel**2
-        return Operation(out * weights, side**2 * inputs + out * outputs, weights)
-
-    def gelu(side: int, channels: int) -> Operation:
-        return Operation(0, 2 * side**2 * channels, 0)
-
-    def merging(side: int, inputs: int, outputs: int, stride: int) -> Iterator[Operation]:
-        yield conv(side, inputs, outputs)
-        yield gelu(side, outputs)
-        yield conv(side, outputs, outputs, 3, stride, outputs)
-        yield gelu(side // stride, outputs)
-        yield conv(side // stride, outputs, outputs)
-
-    def block(side: int, channels: int, window: int) -> Iterator[Operation]:
-        tokens, padded = side**2, (-(-side // window) * window) ** 2
-        keys = window**2
-        yield Operation(0, 2 * tokens * channels, 0)  # LayerNorm
-        yield Operation(3 * padded * channels**2, 4 * padded * channels, 3 * channels**2)
-        scores = padded * keys * (channels // 32)
-        yield Operation(padded * keys * channels, 2 * padded * channels + scores, 0)
-        yield Operation(0, 2 * scores, 0)  # softmax
-        yield Operation(padded * keys * channels, 2 * padded * channels + scores, 0)
-        yield Operation(padded * channels**2, 2 * padded * channels, channels**2)
-        yield conv(side, channels, channels, 3, groups=channels)
-        yield Operation(0, 2 * tokens * channels, 0)  # LayerNorm
-        yield Operation(4 * tokens * channels**2, 5 * tokens * channels, 4 * channels**2)
-        yield Operation(0, 8 * tokens * channels, 0)  # GELU
-        yield Operation(4 * tokens * channels**2, 5 * tokens * channels, 4 * channels**2)
-
+    """Gives the encoder's operations at a canvas of ``size`` pixels."""
     side = size // 4
-    yield conv(size, 3, 32, 3, 2)
-    yield gelu(size // 2, 32)
-    yield conv(size // 2, 32, 64, 3, 2)
+    yield _conv(size, 3, 32, 3, 2)
+    yield _gelu(size // 2, 32)
+    yield _conv(size // 2, 32, 64, 3, 2)
     for _ in range(2):
-        yield conv(side, 64, 256)
-        yield gelu(side, 256)
-        yield conv(side, 256, 256, 3, groups=256)
-        yield gelu(side, 256)
-        yield conv(side, 256, 64)
-        yield gelu(side, 64)
-    yield from merging(side, 64, 128, 2)
+        yield _conv(side, 64, 256)
+        yield _gelu(side, 256)
+        yield _conv(side, 256, 256, 3, groups=256)
+        yield _gelu(side, 256)
+        yield _conv(side, 256, 64)
+        yield _gelu(side, 64)
+    yield from _merging(side, 64, 128, 2)
     for _ in range(2):
-        yield from block(size // 8, 128, 7)
-    yield from merging(size // 8, 128, 160, 2)
+        yield from _block(size // 8, 128, 7)
+    yield from _merging(size // 8, 128, 160, 2)
     for _ in range(6):
-        yield from block(size // 16, 160, 14)
-    yield from merging(size // 16, 160, 320, 1)
+        yield from _block(size // 16, 160, 14)
+    yield from _merging(size // 16, 160, 320, 1)
     for _ in range(2):
-        yield from block(size // 16, 320, 7)
-    yield conv(size // 16, 320, 256)
-    yield conv(size // 16, 256, 256, 3)
+        yield from _block(size // 16, 320, 7)
+    yield _conv(size // 16, 320, 256)
+    yield _conv(size // 16, 256, 256, 3)
 
 
 def encoder_macs(size: int) -> int:
-    """Multiply-accumulates of the encoder: 38.8 G at 1024."""
+    """Returns the encoder's multiply-accumulates: 38.8 G at 1024."""
     return int(sum(operation.macs for operation in operations(size)))
 
 
 def bound(size: int, gflops: float, bandwidth: float, bytes_per_value: int = FLOAT_BYTES) -> float:
-    """Seconds that the encoder takes at least.
+    """Returns the minimum number of seconds that the encoder takes.
 
     Args:
         size: side of the canvas in pixels.
@@ -121,30 +124,23 @@ def bound(size: int, gflops: float, bandwidth: float, bytes_per_value: int = FLO
     """
     return sum(
         max(
-            2 * one.macs / gflops / 1e9,
-            (one.values + one.weights) * bytes_per_value / bandwidth / 1e9,
+            2 * operation.macs / gflops / 1e9,
+            (operation.values + operation.weights) * bytes_per_value / bandwidth / 1e9,
         )
-        for one in operations(size)
+        for operation in operations(size)
     )
 
 
 def measure() -> Device:
-    """This machine: the rate of a matrix product, and of copying 256 MB."""
-    from pocketsam.runtime.commands.bench import GEMM_SIDE, Stage, gemm_stage
-
-    def best(stage: Stage) -> float:
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            stage()
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
-
+    """Measures this machine: the rate of a matrix product, and of copying 128 MB."""
     source = np.ones(2**25, np.float32)
     target = np.empty_like(source)
-    gflops = 2 * GEMM_SIDE**3 / best(gemm_stage(None)) / 1e9
-    bandwidth = 3 * source.nbytes / best(lambda: np.copyto(target, source)) / 1e9  # write-allocate
-    return Device(gflops, bandwidth, "this machine, measured: matrix product, copy")
+    tasks = {"gemm": gemm_task(None), "copy": lambda: np.copyto(target, source)}
+    times = time_interleaved(tasks, rounds=6, warmup=1)
+    bandwidth = 3 * source.nbytes / min(times["copy"]) / 1e9  # a write reads the target first
+    return Device(
+        gemm_gflops(min(times["gemm"])), bandwidth, "this machine, measured: matrix product, copy"
+    )
 
 
 def add_roofline(subparsers: terminal.Subparsers) -> None:
@@ -160,22 +156,28 @@ def add_roofline(subparsers: terminal.Subparsers) -> None:
         "--efficiency", type=float, default=0.5, metavar="X",
         help="share of the bound's speed that kernels reach, for the estimate (default 0.5)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print the result to stdout as JSON")
     parser.set_defaults(run=run_roofline)
 
 
 def run_roofline(args: argparse.Namespace) -> None:
-    """Prints bound and estimate for each image size."""
+    """Prints bound and estimate for each image size.
+
+    ``--json`` prints an object: ``device``, ``bits``, and ``rows``, each with ``image_size``, ``gmac``,
+    ``bound_s`` and ``estimate_s``.
+    """
     if (args.gflops is None) != (args.bandwidth is None):
-        raise PocketSamError("--gflops and --bandwidth belong together")
+        raise UsageError("give --gflops and --bandwidth together")
     if args.device and args.gflops is not None:
-        raise PocketSamError("name a device, or give --gflops and --bandwidth, not both")
+        raise UsageError("name a device, or give --gflops and --bandwidth, not both")
+    if not 0 < args.efficiency <= 1:
+        raise UsageError(f"--efficiency {args.efficiency}: must be above 0, and at most 1")
     if args.gflops is not None:
+        if not (args.gflops > 0 and args.bandwidth > 0):
+            raise UsageError("--gflops and --bandwidth must be above 0")
         device = Device(args.gflops, args.bandwidth, "as given")
     else:
         device = DEVICES[args.device] if args.device else measure()
-    if not (device.gflops > 0 and device.bandwidth > 0 and 0 < args.efficiency <= 1):
-        raise PocketSamError("GFLOP/s and GB/s must be above 0, and the efficiency in 0..1")
     rows = []
     for size in SIZES:
         seconds = bound(size, device.gflops, device.bandwidth, args.bits // 8)

@@ -1,4 +1,4 @@
-"""``pocketsam segment``: objects cut out of one image, as a mask, a picture or JSON."""
+"""``pocketsam segment``: cuts objects out of an image, as a mask, a picture or JSON."""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from pocketsam import terminal
-from pocketsam.errors import PocketSamError
+from pocketsam.errors import UsageError
 from pocketsam.runtime.commands import results
-from pocketsam.runtime.commands.results import Box, Found, Point
+from pocketsam.runtime.commands.options import add_bundle, check_threads, open_segmenter
+from pocketsam.runtime.commands.results import Found
 from pocketsam.runtime.image import load_image
-from pocketsam.runtime.prompts import read_prompt_file
+from pocketsam.runtime.prompts import Box, Point, read_prompt_file
 from pocketsam.runtime.segmenter import Segmenter
 
 
@@ -20,10 +21,10 @@ def add_segment(subparsers: terminal.Subparsers) -> None:
     parser = subparsers.add_parser(
         "segment",
         help="cut objects out of an image",
-        description="Points describe one object, together with a box if one is given. Several boxes "
-        "and no points are one object each.",
+        description="All points, with a box if there is one, describe a single object. Several boxes "
+        "without points are an object each.",
     )
-    parser.add_argument("bundle", help="directory that `pocketsam export` wrote")
+    add_bundle(parser)
     parser.add_argument("image")
     parser.add_argument(
         "--point",
@@ -35,7 +36,7 @@ def add_segment(subparsers: terminal.Subparsers) -> None:
     )
     parser.add_argument("--box", action="append", default=[], type=parse_box, metavar="X0,Y0,X1,Y1")
     parser.add_argument(
-        "--prompts", metavar="FILE.json", help="points and rectangles, as samexporter's"
+        "--prompt-file", metavar="FILE.json", help="points and rectangles, as samexporter writes them"
     )
     parser.add_argument(
         "--output",
@@ -45,11 +46,11 @@ def add_segment(subparsers: terminal.Subparsers) -> None:
         help="mask (.png), picture (.jpg, .webp), JSON (.json), or a directory for all; repeatable",
     )
     parser.add_argument(
-        "--embedding", metavar="FILE.npz", help="of this image, by `pocketsam embed`: skips the encoder"
+        "--embedding",
+        metavar="FILE.npz",
+        help="from `pocketsam embed`; the encoder does not run",
     )
-    parser.add_argument("--json", action="store_true", help="print the JSON to stdout, too")
-    terminal.add_device_options(parser)
-    terminal.add_precision(parser)
+    parser.add_argument("--json", action="store_true", help="print what .json holds to stdout as well")
     parser.set_defaults(run=run_segment)
 
 
@@ -59,12 +60,14 @@ def _numbers(text: str, counts: tuple[int, ...]) -> list[float]:
     except ValueError:
         values = []
     if len(values) not in counts:
-        raise argparse.ArgumentTypeError(f"{text!r}: wants {' or '.join(map(str, counts))} numbers")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be {' or '.join(map(str, counts))} numbers, separated by commas"
+        )
     return values
 
 
 def parse_point(text: str) -> Point:
-    """``X,Y`` or ``X,Y,LABEL``."""
+    """Parses ``X,Y`` or ``X,Y,LABEL``."""
     x, y, *label = _numbers(text, (2, 3))
     if label and label[0] not in (0, 1):
         raise argparse.ArgumentTypeError(f"{text!r}: the label must be 1 (object) or 0 (background)")
@@ -72,22 +75,23 @@ def parse_point(text: str) -> Point:
 
 
 def parse_box(text: str) -> Box:
-    """``X0,Y0,X1,Y1``."""
+    """Parses ``X0,Y0,X1,Y1``."""
     x0, y0, x1, y1 = _numbers(text, (4,))
     return x0, y0, x1, y1
 
 
 def run_segment(args: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Runs the command; ``--json`` prints ``Results.record``."""
+    check_threads(args)
+    writers = [(Path(name), results.writer_for(Path(name))) for name in args.output]
     points, boxes = list(args.point), list(args.box)
-    if args.prompts:
-        more_points, more_boxes = read_prompt_file(args.prompts)
+    if args.prompt_file:
+        more_points, more_boxes = read_prompt_file(args.prompt_file)
         points, boxes = points + more_points, boxes + more_boxes
     if not points and not boxes:
-        raise PocketSamError("nothing to segment: give --point, --box or --prompts")
+        raise UsageError("nothing to segment: give --point, --box or --prompt-file")
     if points and len(boxes) > 1:
-        raise PocketSamError("points and several boxes: which box the points belong to is not clear")
-    writers = [(Path(name), results.writer_for(Path(name))) for name in args.output]
+        raise UsageError("points and several boxes: it is not clear which box the points belong to")
 
     image = load_image(args.image)
     segmenter = open_segmenter(args)
@@ -101,14 +105,15 @@ def run_segment(args: argparse.Namespace) -> None:
     if args.json:
         terminal.print_json(made.record)
         return
-    for number, (one, entry) in enumerate(zip(found, made.record["masks"], strict=True), start=1):
-        print(f"object {number}: score {one.score:.3f}, {entry['area']} pixels, box {entry['bbox']}")
+    for number, entry in enumerate(made.record["masks"], start=1):
+        score, area = entry["predicted_iou"], entry["area"]
+        print(f"object {number}: score {score:.3f}, {area} pixels, box {entry['bbox']}")
     for file in written:
         print(f"wrote {file}")
 
 
 def find_objects(segmenter: Segmenter, points: list[Point], boxes: list[Box]) -> list[Found]:
-    """One object for all points (and at most one box), or one for each box."""
+    """Returns an object for all points (and at most one box), or an object for each box."""
     if points:
         prompts = [(points, boxes)]
         coords = np.array([[point[:2] for point in points]], np.float32)
@@ -121,17 +126,9 @@ def find_objects(segmenter: Segmenter, points: list[Point], boxes: list[Box]) ->
         prompts = [([], [box]) for box in boxes]
         batch, tokens = {"boxes": boxes}, 2
     # The reference's rule (SamOnnxModel.select_masks): a single click or box is ambiguous and gets the
-    # best of three masks; a longer prompt gets the mask made for it.
+    # best of three masks; a longer prompt gets the single mask.
     masks, scores, _ = segmenter.predict_batch(**batch, multimask_output=tokens < 3)
     best = scores.argmax(axis=1)
     return [
         Found(*prompt, masks[i, best[i]], float(scores[i, best[i]])) for i, prompt in enumerate(prompts)
     ]
-
-
-def open_segmenter(args: argparse.Namespace) -> Segmenter:
-    """The bundle of a command, with a word where its masks mean nothing."""
-    segmenter = Segmenter(args.bundle, terminal.providers(args), args.threads, args.precision)
-    if not segmenter.manifest.model.trained:
-        terminal.say("note: this bundle holds untrained weights; its masks mean nothing")
-    return segmenter

@@ -1,104 +1,110 @@
-"""``pocketsam compare``: whose masks are a reference system's, at the same prompts, and how fast.
+"""Compares the masks and the speed of systems with a reference system's, at the same prompts.
 
-Prompts as in MobileSAM's paper (Zhang et al. 2023, arXiv:2306.14289, section 4): two foreground points
-at growing distance; and the boxes around the reference's answers to single points. Any system that has
-a bundle can be the reference or a rival, and FastSAM as an ONNX file.
+Prompts are those of MobileSAM's paper (Zhang et al. 2023, arXiv:2306.14289, section 4): two foreground
+points at growing distance, and the boxes around the reference's masks of single points.
 """
 
-import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from pocketsam import terminal
-from pocketsam.errors import PocketSamError
-from pocketsam.files import make_folder, write_file
 from pocketsam.runtime.compare.fastsam import FastSam
-from pocketsam.runtime.image import find_images, load_image
-from pocketsam.runtime.machine import describe_machine
-from pocketsam.runtime.masks import mask_bounds
-from pocketsam.runtime.overlay import draw_overlay
+from pocketsam.runtime.image import Pixels
+from pocketsam.runtime.rle import mask_bounds
 from pocketsam.runtime.segmenter import Segmenter
 
+Mask = NDArray[np.bool_]
+PROMPTS = 5
+"""Prompts of each kind per image."""
 DISTANCES = (100, 200, 300, 400, 500)
-"""Between the two points, in pixels of an image whose longest side is 1024, as in the paper."""
-TILE = 320
-"""Longest side of a picture in the gallery."""
+"""Pixels between the two points, in an image whose longest side is 1024, as in the paper."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question: foreground points ``[N, 2]``, or a box ``[4]``."""
+    """Foreground points ``[N, 2]``, or a box ``[4]``; ``kind`` is the row of the table it counts in."""
 
     kind: str
     points: NDArray[np.float64] | None = None
     box: NDArray[np.float64] | None = None
 
 
+Answers = tuple[Prompt, list[Mask]]
+"""A prompt, and the masks of all systems, the reference's first."""
+Report = Callable[[str, Pixels, list[Answers]], None]
+"""Receives an image's name, its pixels, and the answers to all prompts."""
+
+
 class System(Protocol):
-    """What can be compared."""
+    """A system that can be compared."""
 
     name: str
 
-    def set_image(self, pixels: NDArray[np.uint8]) -> None:
+    def set_image(self, pixels: Pixels) -> None:
         """Does all that does not depend on a prompt."""
 
-    def answer(self, prompt: Prompt) -> NDArray[np.bool_]:
-        """The mask ``[H, W]``."""
+    def segment(self, prompt: Prompt) -> Mask:
+        """Returns the mask ``[H, W]`` of a prompt on the image that is set."""
 
 
 class SamSystem:
-    """A bundle; of three masks it gives the one that it scores best."""
+    """A bundle, whose answer is the best scored of three masks."""
 
     def __init__(self, name: str, segmenter: Segmenter) -> None:
         self.name, self._segmenter = name, segmenter
 
-    def set_image(self, pixels: NDArray[np.uint8]) -> None:
-        """The encoder."""
+    def set_image(self, pixels: Pixels) -> None:
+        """Runs the encoder."""
         self._segmenter.set_image(pixels)
 
-    def answer(self, prompt: Prompt) -> NDArray[np.bool_]:
-        """The decoder."""
+    def segment(self, prompt: Prompt) -> Mask:
+        """Runs the decoder."""
         if prompt.box is not None:
             masks, scores, _ = self._segmenter.predict(box=prompt.box)
         else:
             assert prompt.points is not None
             masks, scores, _ = self._segmenter.predict(prompt.points, np.ones(len(prompt.points)))
-        best: NDArray[np.bool_] = masks[int(scores.argmax())]
+        best: Mask = masks[int(scores.argmax())]
         return best
 
 
 class FastSamSystem:
-    """FastSAM; a prompt chooses among the masks that it found."""
+    """FastSAM, whose answer is chosen among the masks that it found."""
 
     def __init__(self, name: str, network: FastSam) -> None:
         self.name, self._network = name, network
 
-    def set_image(self, pixels: NDArray[np.uint8]) -> None:
-        """The network, and all masks."""
+    def set_image(self, pixels: Pixels) -> None:
+        """Runs the network, and finds all masks."""
         self._network.set_image(pixels)
 
-    def answer(self, prompt: Prompt) -> NDArray[np.bool_]:
-        """A choice."""
+    def segment(self, prompt: Prompt) -> Mask:
+        """Chooses a mask."""
         return self._network.predict(prompt.points, None, prompt.box)
+
+
+class Summary(TypedDict):
+    """Mean IoU with the reference by kind of prompt, and median seconds per image and per prompt."""
+
+    miou: dict[str, float]
+    image_s: float
+    prompt_s: float
 
 
 @dataclass
 class Tally:
-    """What was measured of one system: IoU by kind of prompt, seconds per image and per prompt."""
+    """What was measured of a system: IoU by kind of prompt, seconds per image and per prompt."""
 
     ious: dict[str, list[float]] = field(default_factory=dict)
     image_s: list[float] = field(default_factory=list)
     prompt_s: list[float] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """Means of the IoU, medians of the seconds."""
+    def summary(self) -> Summary:
+        """Returns means of the IoU and medians of the seconds."""
         return {
             "miou": {kind: float(np.mean(values)) for kind, values in self.ious.items()},
             "image_s": float(np.median(self.image_s)),
@@ -107,9 +113,12 @@ class Tally:
 
 
 def draw_prompts(rng: np.random.Generator, size: tuple[int, int], count: int) -> list[Prompt]:
-    """``count`` pairs of points at each distance, inside an image of (height, width).
+    """Returns pairs of points at each distance; a distance that does not fit the image is left out.
 
-    A distance that does not fit the image is left out.
+    Args:
+        rng: chooses the points.
+        size: (height, width) of the image.
+        count: pairs at each distance.
     """
     height, width = size
     found = []
@@ -126,14 +135,21 @@ def draw_prompts(rng: np.random.Generator, size: tuple[int, int], count: int) ->
     return found
 
 
-def boxes_of(
+def draw_boxes(
     reference: System, rng: np.random.Generator, size: tuple[int, int], count: int
 ) -> list[Prompt]:
-    """``count`` boxes, around what the reference answers to single points."""
+    """Returns at most ``count`` boxes, around the reference's masks of single points.
+
+    Args:
+        reference: the image is set.
+        rng: chooses the points.
+        size: (height, width) of the image.
+        count: how many points.
+    """
     found = []
     for _ in range(count):
         point = rng.uniform((0, 0), (size[1], size[0]))
-        bounds = mask_bounds(reference.answer(Prompt("point", point[None])))
+        bounds = mask_bounds(reference.segment(Prompt("point", point[None])))
         if bounds is not None and bounds[2] > bounds[0] and bounds[3] > bounds[1]:
             x0, y0, x1, y1 = bounds
             found.append(Prompt("box", box=np.array([x0, y0, x1 + 1, y1 + 1], np.float64)))
@@ -143,136 +159,50 @@ def boxes_of(
 def compare(
     reference: System,
     systems: Sequence[System],
-    images: Sequence[tuple[str, NDArray[np.uint8]]],
-    count: int = 5,
+    images: Sequence[tuple[str, Pixels]],
+    *,
+    prompts: int = PROMPTS,
     seed: int = 0,
-    gallery: Path | None = None,
+    report: Report = lambda name, pixels, answers: None,
 ) -> dict[str, Tally]:
-    """Asks all systems the same, image by image, so that a machine that slows down slows all of them.
+    """Gives all systems the same prompts, image by image, so that a slower machine slows all of them.
 
     Args:
-        reference: whose masks count as right.
-        systems: their rivals.
+        reference: its masks count as right.
+        systems: the others.
         images: names and ``[H, W, 3]`` uint8.
-        count: prompts of each kind per image.
+        prompts: prompts of each kind per image.
         seed: of the prompts.
-        gallery: a folder for a picture of each image: a box's and a pair's answers of all systems.
+        report: called after each image.
+
+    Returns:
+        What was measured of each system, by its name.
     """
     everyone = (reference, *systems)
-    tallies = {one.name: Tally() for one in everyone}
+    tallies = {system.name: Tally() for system in everyone}
     for number, (name, pixels) in enumerate(images):
         rng = np.random.default_rng([seed, number])
         size = (pixels.shape[0], pixels.shape[1])
-        for one in everyone:
+        for system in everyone:
             start = time.perf_counter()
-            one.set_image(pixels)
-            tallies[one.name].image_s.append(time.perf_counter() - start)
-        prompts = [*draw_prompts(rng, size, count), *boxes_of(reference, rng, size, count)]
-        shown: dict[str, list[NDArray[np.bool_]]] = {}
-        for prompt in prompts:
-            answers = []
-            for one in everyone:
+            system.set_image(pixels)
+            tallies[system.name].image_s.append(time.perf_counter() - start)
+        drawn = [*draw_prompts(rng, size, prompts), *draw_boxes(reference, rng, size, prompts)]
+        answers: list[Answers] = []
+        for prompt in drawn:
+            masks = []
+            for system in everyone:
                 start = time.perf_counter()
-                answers.append(one.answer(prompt))
-                tallies[one.name].prompt_s.append(time.perf_counter() - start)
-            for one, mask in zip(everyone, answers, strict=True):
-                tallies[one.name].ious.setdefault(prompt.kind, []).append(iou(answers[0], mask))
-            shown.setdefault(prompt.kind, answers)
-        if gallery is not None:
-            draw_gallery(gallery / f"{Path(name).stem}.png", pixels, prompts, shown)
-        terminal.say(f"{number + 1}/{len(images)} {name}: {len(prompts)} prompts")
+                masks.append(system.segment(prompt))
+                tallies[system.name].prompt_s.append(time.perf_counter() - start)
+            for system, mask in zip(everyone, masks, strict=True):
+                tallies[system.name].ious.setdefault(prompt.kind, []).append(iou(masks[0], mask))
+            answers.append((prompt, masks))
+        report(name, pixels, answers)
     return tallies
 
 
-def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Of two masks; 1 if both are empty."""
+def iou(first: Mask, second: Mask) -> float:
+    """Returns the IoU of two masks ``[H, W]``; 1 if both are empty."""
     union = np.count_nonzero(first | second)
     return np.count_nonzero(first & second) / union if union else 1.0
-
-
-def draw_gallery(
-    path: Path,
-    pixels: NDArray[np.uint8],
-    prompts: Sequence[Prompt],
-    shown: dict[str, list[NDArray[np.bool_]]],
-) -> None:
-    """A row for the first prompt of each kind, a column for each system, the reference first."""
-    rows = []
-    for kind, masks in shown.items():
-        prompt = next(one for one in prompts if one.kind == kind)
-        points = [] if prompt.points is None else [(float(x), float(y), 1) for x, y in prompt.points]
-        boxes = [] if prompt.box is None else [tuple(map(float, prompt.box))]
-        tiles = []
-        for mask in masks:
-            tile = draw_overlay(pixels, [mask], points, boxes)  # type: ignore[arg-type]
-            tile.thumbnail((TILE, TILE))
-            tiles.append(np.asarray(tile))
-        rows.append(np.concatenate(tiles, axis=1))
-    picture = Image.fromarray(np.concatenate(rows))
-    make_folder(path.parent)
-    write_file(path, lambda work: picture.save(work))
-
-
-def add_compare(subparsers: terminal.Subparsers) -> None:
-    """Adds the command."""
-    parser = subparsers.add_parser(
-        "compare",
-        help="whose masks are a reference system's, at the same prompts, and how fast",
-        description="Pairs of points at growing distance, and boxes; mean IoU with the reference.",
-    )
-    parser.add_argument("images", help="an image, or a folder of them")
-    parser.add_argument("--reference", required=True, metavar="BUNDLE", help="such as one of SAM ViT-H")
-    parser.add_argument("--bundle", action="append", default=[], metavar="[NAME=]BUNDLE")
-    parser.add_argument(
-        "--fastsam", action="append", default=[], metavar="[NAME=]FILE.onnx", help="FastSAM, YOLOv8-seg"
-    )
-    parser.add_argument("--prompts", type=int, default=5, metavar="N", help="of each kind, per image")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--gallery", type=Path, metavar="DIR", help="for a picture of each image")
-    parser.add_argument("--json", action="store_true")
-    terminal.add_device_options(parser)
-    parser.set_defaults(run=run_compare)
-
-
-def run_compare(args: argparse.Namespace) -> None:
-    """Runs the command."""
-    if args.prompts < 1:
-        raise PocketSamError(f"--prompts {args.prompts}: at least 1")
-    if not args.bundle and not args.fastsam:
-        raise PocketSamError("nothing to compare with the reference: give --bundle or --fastsam")
-    device = terminal.providers(args), args.threads
-    reference = SamSystem("reference", Segmenter(args.reference, *device))
-    systems: list[System] = []
-    for text in args.bundle:
-        name, path = named(text)
-        systems.append(SamSystem(name, Segmenter(path, *device)))
-    for text in args.fastsam:
-        name, path = named(text)
-        systems.append(FastSamSystem(name, FastSam(path, *device)))
-    names = [one.name for one in (reference, *systems)]
-    if len(set(names)) < len(names):
-        raise PocketSamError(f"two systems of one name ({', '.join(names)}): give NAME=PATH")
-    images = [(file.name, load_image(file)) for file in find_images(args.images)]
-    tallies = compare(reference, systems, images, args.prompts, args.seed, args.gallery)
-    result = {name: tally.to_json() for name, tally in tallies.items()}
-    if args.json:
-        terminal.print_json({"machine": describe_machine(), "systems": result})
-    else:
-        print(table(result))
-
-
-def named(text: str) -> tuple[str, str]:
-    """NAME=PATH, or a path that is its own name."""
-    name, equals, path = text.partition("=")
-    return (name, path) if equals else (Path(text).name or text, text)
-
-
-def table(result: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a line for each system, a column for each kind of prompt."""
-    kinds = list(next(iter(result.values()))["miou"])
-    lines = [f"| system | {' | '.join(kinds)} | image ms | prompt ms |"]
-    lines.append("|---|" + "---|" * (len(kinds) + 2))
-    for name, row in result.items():
-        ious = " | ".join(f"{row['miou'][kind]:.3f}" for kind in kinds)
-        lines.append(f"| {name} | {ious} | {1e3 * row['image_s']:.0f} | {1e3 * row['prompt_s']:.0f} |")
-    return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""FastSAM to compare with: a YOLOv8-seg network that the user brings as ONNX, decoded here in numpy.
+"""FastSAM to compare with: a YOLOv8-seg network as ONNX file, whose output is decoded in numpy.
 
-One pass finds up to a few hundred masks (Zhao et al. 2023, arXiv:2306.12156); a prompt only chooses
-among them. Each anchor has a box, a score for each class and 32 coefficients; a mask is the sum of 32
-prototypes by those coefficients (YOLACT, Bolya et al. 2019, arXiv:1904.02689), cut to its box.
+A run finds up to a few hundred masks (Zhao et al. 2023, arXiv:2306.12156); a prompt only chooses among
+them. Each anchor has a box, a score for each class and 32 coefficients. A mask is the sum of 32
+prototypes weighted by the coefficients (YOLACT, Bolya et al. 2019, arXiv:1904.02689), cropped to the
+box.
 """
 
 import os
@@ -16,25 +17,26 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from pocketsam.errors import BundleError, PromptError
-from pocketsam.runtime.backends.ort import open_session, run_session
+from pocketsam.runtime.backends.ort import Providers, open_session, run_session
 from pocketsam.runtime.everything.candidates import box_areas, box_intersections
-from pocketsam.runtime.image import as_pixels
-from pocketsam.runtime.masks import mask_bounds, resize_matrix, to_rle
+from pocketsam.runtime.image import ImageLike, Pixels, StrPath, as_pixels
+from pocketsam.runtime.rle import mask_bounds, to_rle
+from pocketsam.runtime.upscale import resize_matrix
 
 COEFFICIENTS = 32
 PADDING = 114
-"""Grey, around an image that is not of the network's shape."""
-CONFIDENCE, OVERLAP, MOST = 0.4, 0.9, 300
-"""FastSAM's thresholds: of the score, of the IoU of boxes, and how many masks there are at most."""
+"""Grey around an image that has not the network's shape."""
+CONFIDENCE, OVERLAP, MAX_MASKS = 0.4, 0.9, 300
+"""FastSAM's minimum score, maximum IoU of boxes, and maximum number of masks."""
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image lies in the network's canvas: scaled to fit, in the middle, grey around.
+    """Position of an image in the network's canvas: scaled to fit, in the middle, grey around.
 
     Attributes:
         canvas, size: (height, width) of the canvas, and of the image in it.
-        top, left: where the image begins.
+        top, left: first row and column of the image.
         scale: canvas pixels per image pixel.
     """
 
@@ -46,7 +48,7 @@ class Letterbox:
 
 
 def fit(shape: tuple[int, int], canvas: tuple[int, int]) -> Letterbox:
-    """Where an image of (height, width) lies in a canvas."""
+    """Returns the position of an image of (height, width) in a canvas of (height, width)."""
     scale = min(canvas[0] / shape[0], canvas[1] / shape[1])
     height, width = (max(1, min(round(n * scale), c)) for n, c in zip(shape, canvas, strict=True))
     top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
@@ -57,18 +59,18 @@ class FastSam:
     """A FastSAM or other YOLOv8-seg network.
 
     Args:
-        path: its ONNX file: one input ``[1, 3, H, W]``, outputs ``[1, 4 + classes + 32, anchors]`` and
-            prototypes ``[1, 32, H/4, W/4]``.
+        path: an ONNX file with an input ``[1, 3, H, W]``, outputs ``[1, 4 + classes + 32, anchors]``
+            and prototypes ``[1, 32, H/4, W/4]``.
         providers, threads: as for ``Segmenter``.
 
     Raises:
-        BundleError: the file cannot be read, or is another network.
+        BundleError: the file cannot be read, or has other inputs.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
-        providers: str | Sequence[str] = "cpu",
+        path: StrPath,
+        providers: Providers = "cpu",
         threads: int | None = None,
     ) -> None:
         self.name = os.fspath(path)
@@ -88,13 +90,15 @@ class FastSam:
         shape = inputs[0].shape if len(inputs) == 1 else []
         sides = shape[2:] if len(shape) == 4 and shape[1] == 3 else []
         if not sides or not all(type(n) is int for n in sides):
-            told = ", ".join(f"{one.name} {one.shape}" for one in inputs)
-            raise BundleError(f"{self.name}: wanted one input [1, 3, H, W] of static size, not {told}")
+            actual = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in inputs)
+            raise BundleError(
+                f"{self.name}: needs a single input [1, 3, H, W] of static size, not {actual}"
+            )
         return inputs[0].name, (sides[0], sides[1])
 
     def set_image(
         self,
-        image: NDArray[np.uint8] | Image.Image | str | os.PathLike[str],
+        image: ImageLike,
         conf: float = CONFIDENCE,
         iou: float = OVERLAP,
     ) -> None:
@@ -102,8 +106,8 @@ class FastSam:
 
         Args:
             image: as for ``Segmenter.set_image``.
-            conf: least score, 0..1.
-            iou: IoU of boxes above which the lower score goes, 0..1.
+            conf: minimum score, 0..1.
+            iou: IoU of boxes above which the mask with the lower score is suppressed, 0..1.
 
         Raises:
             ImageError: the image cannot be used.
@@ -125,15 +129,15 @@ class FastSam:
         self._scores, self._shape = scores, shape
 
     def _split(self, outputs: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Rows ``[anchors, 4 + classes + 32]`` and prototypes ``[32, h, w]``."""
-        flat = [one[0] for one in outputs if one.ndim == 3 and one.shape[1] > 4 + COEFFICIENTS]
-        prototypes = [one[0] for one in outputs if one.ndim == 4 and one.shape[1] == COEFFICIENTS]
+        """Returns rows ``[anchors, 4 + classes + 32]`` and prototypes ``[32, h, w]``."""
+        flat = [x[0] for x in outputs if x.ndim == 3 and x.shape[1] > 4 + COEFFICIENTS]
+        prototypes = [x[0] for x in outputs if x.ndim == 4 and x.shape[1] == COEFFICIENTS]
         if len(flat) != 1 or len(prototypes) != 1:
             named = zip(self._outputs, outputs, strict=True)
-            told = ", ".join(f"{name} {list(one.shape)}" for name, one in named)
+            actual = ", ".join(f"{name} {list(array.shape)}" for name, array in named)
             raise BundleError(
-                f"{self.name}: wanted outputs [1, 4 + classes + 32, anchors] and [1, 32, h, w], as of "
-                f"FastSAM or YOLOv8-seg, not {told}"
+                f"{self.name}: needs outputs [1, 4 + classes + 32, anchors] and [1, 32, h, w], like "
+                f"FastSAM or YOLOv8-seg, not {actual}"
             )
         return flat[0].T, prototypes[0]
 
@@ -142,11 +146,15 @@ class FastSam:
         """All masks ``[N, H, W]`` of the image that is set, best first, and their scores ``[N]``."""
         return self._masks, self._scores
 
-    def everything(
-        self, image: NDArray[np.uint8] | Image.Image | str | os.PathLike[str], **thresholds: float
+    def generate(
+        self, image: ImageLike, conf: float = CONFIDENCE, iou: float = OVERLAP
     ) -> list[dict[str, Any]]:
-        """Records like those of ``Segmenter.everything``, in COCO's RLE."""
-        self.set_image(image, **thresholds)
+        """Returns all masks of an image as ``MaskGenerator.generate`` does, in COCO's RLE.
+
+        Args:
+            image, conf, iou: as for ``set_image``.
+        """
+        self.set_image(image, conf, iou)
         records = []
         for mask, score in zip(self._masks, self._scores, strict=True):
             x0, y0, x1, y1 = mask_bounds(mask) or (0, 0, 0, 0)
@@ -160,10 +168,15 @@ class FastSam:
         point_labels: ArrayLike | None = None,
         box: ArrayLike | None = None,
     ) -> NDArray[np.bool_]:
-        """The mask ``[H, W]`` that a prompt chooses, by FastSAM's rules; empty where no mask fits.
+        """Chooses the mask ``[H, W]`` of a prompt by FastSAM's rules; it is empty where no mask fits.
 
-        Points: the masks on foreground points are joined, those on background points taken away, large
-        ones first. A box: the mask whose IoU with the box's rectangle is largest.
+        Of points, the masks on foreground points are joined, and the masks on background points are
+        removed from them, large masks first. Of a box, the mask with the largest IoU is chosen.
+
+        Args:
+            point_coords: ``[N, 2]`` (x, y) in pixels.
+            point_labels: ``[N]``: 1 foreground, 0 background; None: all foreground.
+            box: ``[4]`` (x0, y0, x1, y1).
 
         Raises:
             PromptError: points and a box together, neither, or no image is set.
@@ -199,8 +212,8 @@ class FastSam:
         return best
 
 
-def letterboxed(pixels: NDArray[np.uint8], box: Letterbox) -> NDArray[np.float32]:
-    """``[H, W, 3]`` uint8 to the network's ``[1, 3, h, w]``, 0..1."""
+def letterboxed(pixels: Pixels, box: Letterbox) -> NDArray[np.float32]:
+    """Turns ``[H, W, 3]`` uint8 into the network's input ``[1, 3, h, w]``, 0..1."""
     height, width = box.size
     canvas = np.full((*box.canvas, 3), PADDING, np.uint8)
     scaled = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
@@ -211,11 +224,12 @@ def letterboxed(pixels: NDArray[np.uint8], box: Letterbox) -> NDArray[np.float32
 def select(
     rows: NDArray[np.float32], conf: float, iou: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Boxes ``[N, 4]`` x0 y0 x1 y1 in the canvas, scores and coefficients of what stays, best first.
+    """Returns boxes ``[N, 4]`` in the canvas, scores and coefficients of the kept anchors, best first.
 
     Args:
         rows: ``[anchors, 4 + classes + 32]``: centre, size, scores of classes, coefficients.
-        conf, iou: thresholds; boxes of all classes suppress each other.
+        conf: minimum score.
+        iou: maximum IoU of boxes; boxes of all classes suppress each other.
     """
     scores = rows[:, 4:-COEFFICIENTS].max(axis=1)
     order = np.argsort(-scores, kind="stable")
@@ -223,17 +237,17 @@ def select(
     centre, size = rows[order, :2], rows[order, 2:4]
     boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
     areas = box_areas(boxes)
-    gone = np.zeros(len(order), np.bool_)
+    suppressed = np.zeros(len(order), np.bool_)
     kept: list[int] = []
     for index in range(len(order)):
-        if gone[index]:
+        if suppressed[index]:
             continue
         kept.append(index)
-        if len(kept) == MOST:
+        if len(kept) == MAX_MASKS:
             break
         rest = slice(index + 1, None)
         common = box_intersections(boxes[index], boxes[rest])
-        gone[rest] |= common > iou * (areas[index] + areas[rest] - common)
+        suppressed[rest] |= common > iou * (areas[index] + areas[rest] - common)
     return boxes[kept], scores[order[kept]], rows[order[kept], -COEFFICIENTS:]
 
 
@@ -244,10 +258,17 @@ def draw(
     box: Letterbox,
     shape: tuple[int, int],
 ) -> NDArray[np.bool_]:
-    """Masks ``[N, H, W]`` at the image's size.
+    """Computes masks ``[N, H, W]`` at the image's size.
 
-    The prototypes' sum is cut to the image within the canvas, interpolated to its size, cut to the box,
-    and thresholded at 0, which is 0.5 of its sigmoid.
+    The weighted sum of prototypes is cropped to the image within the canvas, interpolated to the
+    image's size, cropped to the box, and thresholded at 0, where its sigmoid is 0.5.
+
+    Args:
+        boxes: ``[N, 4]`` in the canvas.
+        coefficients: ``[N, 32]``.
+        prototypes: ``[32, h, w]``.
+        box: the image's position in the canvas.
+        shape: (H, W) of the image.
     """
     _, high, wide = prototypes.shape
     logits = (coefficients @ prototypes.reshape(len(prototypes), -1)).reshape(-1, high, wide)
@@ -266,5 +287,5 @@ def draw(
 
 
 def _inside(start: float, stop: float, length: int) -> slice:
-    """The pixels whose number lies in [start, stop)."""
+    """Returns the pixels whose index lies in [start, stop), as a slice."""
     return slice(max(0, int(np.ceil(start))), max(0, min(length, int(np.ceil(stop)))))

@@ -1,24 +1,26 @@
-"""Connected regions of a mask, by numpy, where others take OpenCV's ``connectedComponents``."""
+"""Connected regions of a mask, in numpy."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.runtime.masks import runs
+from pocketsam.runtime.rle import runs
 
 
 def remove_small_regions(
     mask: NDArray[np.bool_], area: int, mode: str
 ) -> tuple[NDArray[np.bool_], bool]:
-    """A mask ``[H, W]`` without its holes, or islands, of fewer than ``area`` pixels.
+    """Removes holes, or islands, of fewer than ``area`` pixels.
 
-    Regions are connected over edges and corners, and the largest island stays in any case:
-    ``remove_small_regions`` of the reference.
+    Regions are connected over edges and corners. The largest island is always kept
+    (``remove_small_regions`` of the reference, which calls OpenCV).
 
     Args:
+        mask: ``[H, W]``.
+        area: in pixels.
         mode: "holes" or "islands".
 
     Returns:
-        The mask, and whether it changed.
+        The new mask, and whether it differs.
     """
     holes = mode == "holes"
     found = runs(~mask if holes else mask)
@@ -41,7 +43,7 @@ def remove_small_regions(
 def _regions(
     rows: NDArray[np.intp], first: NDArray[np.intp], after: NDArray[np.intp], width: int
 ) -> NDArray[np.intp]:
-    """The number of the region of each of ``runs``, counted from 0 in reading order."""
+    """Returns the region's number of each run (see ``rle.runs``), counted from 0 in reading order."""
     stride = width + 2
     above = (rows - 1) * stride
     # the runs of the row above that overlap this one, or touch it at a corner
@@ -52,11 +54,11 @@ def _regions(
     offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     upper = np.repeat(start, counts) + offsets
     label = np.arange(len(rows))
-    while True:  # each round takes the least label over a link, then follows labels to their ends
+    while True:  # each round takes the smallest label of linked runs, then follows labels to the end
         old = label.copy()
-        least = np.minimum(label[upper], label[below])
-        np.minimum.at(label, label[upper], least)
-        np.minimum.at(label, label[below], least)
+        smallest = np.minimum(label[upper], label[below])
+        np.minimum.at(label, label[upper], smallest)
+        np.minimum.at(label, label[below], smallest)
         while True:
             further = label[label]
             if np.array_equal(further, label):

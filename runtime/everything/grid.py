@@ -1,43 +1,70 @@
-"""Where "segment everything" clicks: its parameters, the grids of points, the crops of an image."""
+"""Where the mask generator clicks: its parameters, the grids of points, the crops of an image."""
 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PromptError
-from pocketsam.runtime.masks import Box
+from pocketsam.runtime.rle import Box
 
 MAX_SIDE = 256
-"""Points a side: 65,536 clicks, hours of work."""
+"""Largest ``points_per_side``: 65,536 clicks, hours of work."""
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 ORDERS = ("grid", "adaptive")
 
 
+class ParameterOptions(TypedDict, total=False):
+    """The parameters as keyword arguments; ``Parameters`` describes them."""
+
+    points_per_side: int | None
+    points_per_batch: int
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    stability_score_offset: float
+    box_nms_thresh: float
+    crop_n_layers: int
+    crop_nms_thresh: float
+    crop_overlap_ratio: float
+    crop_n_points_downscale_factor: int
+    point_grids: Sequence[NDArray[np.float64]] | None
+    min_mask_region_area: int
+    output_mode: Literal["binary_mask", "uncompressed_rle", "coco_rle"]
+    order: Literal["grid", "adaptive"]
+    time_budget: float | None
+
+
 @dataclass(frozen=True)
 class Parameters:
-    """The reference's, under its names and with its defaults, and three of ours.
+    """The parameters of the reference's generator, with its defaults, and two more: order, time_budget.
 
     Attributes:
-        points_per_side: the grid has its square of clicks; None: ``point_grids`` says them.
-        points_per_batch: clicks per call of the decoder.
-        pred_iou_thresh: least predicted IoU, 0..1.
-        stability_score_thresh: least IoU of the mask at thresholds ± ``stability_score_offset``, 0..1.
+        points_per_side: N for a grid of N x N clicks; None: ``point_grids`` has the clicks.
+        points_per_batch: clicks that are examined together; between batches, ``progress`` is called and
+            the time budget is checked. The decoder is called with ``DECODER_BATCH`` clicks.
+        pred_iou_thresh: minimum predicted IoU, 0..1; 0 keeps all masks.
+        stability_score_thresh: minimum IoU, 0..1, of the mask at thresholds ± the offset.
         stability_score_offset: in logits.
-        box_nms_thresh: IoU of boxes above which the lower score goes, within a crop.
-        crop_n_layers: layer i of crops has 4**i of them, each with a grid of its own.
-        crop_nms_thresh: likewise between crops; the smaller crop wins.
-        crop_overlap_ratio: of the image's short side, in the first layer.
-        crop_n_points_downscale_factor: the grid of layer i has this to the power i fewer points a side.
+        box_nms_thresh: IoU of boxes, within a crop, above which the mask with the lower score is
+            suppressed.
+        crop_n_layers: layers of crops that are searched as well; layer i has 4**i crops.
+        crop_nms_thresh: IoU of boxes, between crops, above which the mask of the larger crop is
+            suppressed.
+        crop_overlap_ratio: overlap of the crops in the first layer, relative to the image's short side.
+        crop_n_points_downscale_factor: divides ``points_per_side`` once per layer of crops.
         point_grids: for each layer ``[N, 2]`` in 0..1, instead of ``points_per_side``.
         min_mask_region_area: islands and holes of fewer pixels are removed.
-        output_mode: ``segmentation`` as array, as list of run lengths, or as COCO's RLE.
-        order: "grid" clicks everywhere, as the reference. "adaptive" clicks coarsely first and leaves
-            out what accepted masks already explain; see ``docs/everything.md`` for what it finds.
-        time_budget: seconds after which no further click is made; None: no limit; 0: no masks.
+        output_mode: ``segmentation`` as ``binary_mask``, ``uncompressed_rle`` or ``coco_rle``.
+        order: "grid" makes all clicks, like the reference. "adaptive" makes coarse clicks first, and
+            none where accepted masks already lie; see ``docs/everything.md`` for what it finds.
+        time_budget: seconds after which no further click is made; None: unlimited; 0: no masks.
+
+    Raises:
+        PromptError: a value out of range.
     """
 
     points_per_side: int | None = 32
@@ -57,7 +84,7 @@ class Parameters:
     time_budget: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises PromptError for a value that makes no sense."""
+        """Checks the values."""
         if (self.points_per_side is None) == (self.point_grids is None):
             raise PromptError("give either points_per_side or point_grids")
         if self.points_per_side is not None:
@@ -66,8 +93,8 @@ class Parameters:
         self._whole("crop_n_layers", 0, 4)
         self._whole("crop_n_points_downscale_factor", 1, MAX_SIDE)
         self._whole("min_mask_region_area", 0, 2**31)
-        shares = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh")
-        for name in (*shares, "crop_overlap_ratio"):
+        ratios = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh")
+        for name in (*ratios, "crop_overlap_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PromptError(f"{name} must lie in 0..1, not {getattr(self, name)}")
         if not 0 <= self.stability_score_offset < math.inf:
@@ -77,6 +104,9 @@ class Parameters:
                 raise PromptError(f"{name} must be {', '.join(known)}, not {getattr(self, name)!r}")
         if self.time_budget is not None and not self.time_budget >= 0:
             raise PromptError(f"time_budget must be seconds >= 0, not {self.time_budget}")
+        self._check_grids()
+
+    def _check_grids(self) -> None:
         for number, grid in enumerate(self.grids()):
             if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
                 raise PromptError(f"point_grids[{number}] must be [N, 2], not {list(grid.shape)}")
@@ -89,34 +119,54 @@ class Parameters:
             raise PromptError(f"{name} must be a whole number from {low} to {high}, not {value}")
 
     def grids(self) -> list[NDArray[np.float64]]:
-        """For each layer of crops the clicks ``[N, 2]`` (x, y) in 0..1, row by row."""
+        """Returns, for each layer of crops, the clicks ``[N, 2]`` (x, y) in 0..1, row by row."""
         if self.point_grids is not None:
             if len(self.point_grids) != self.crop_n_layers + 1:
                 raise PromptError(
                     f"point_grids has {len(self.point_grids)} grids; crop_n_layers "
-                    f"{self.crop_n_layers} wants {self.crop_n_layers + 1}"
+                    f"{self.crop_n_layers} needs {self.crop_n_layers + 1}"
                 )
             return [np.asarray(grid, np.float64) for grid in self.point_grids]
         assert self.points_per_side is not None
         factor = self.crop_n_points_downscale_factor
         sides = [int(self.points_per_side / factor**layer) for layer in range(self.crop_n_layers + 1)]
         if not sides[-1]:
-            raise PromptError("crop_n_points_downscale_factor leaves the last layer without points")
+            raise PromptError(
+                "crop_n_points_downscale_factor is so large that the last layer has no points"
+            )
         return [point_grid(side) for side in sides]
 
 
+def make_parameters(**options: Unpack[ParameterOptions]) -> Parameters:
+    """Returns the parameters.
+
+    Raises:
+        PromptError: an unknown name, or a value out of range.
+    """
+    known = [field.name for field in fields(Parameters)]
+    unknown = sorted(set(options).difference(known))
+    if unknown:
+        raise PromptError(f"no parameter {', '.join(unknown)}; known are {', '.join(known)}")
+    return Parameters(**options)
+
+
 def point_grid(side: int) -> NDArray[np.float64]:
-    """``[side², 2]``: the centres of side x side equal cells."""
+    """Returns the centres of side x side equal cells, ``[side², 2]`` (x, y) in 0..1."""
     offset = 1 / (2 * side)
     centres = np.linspace(offset, 1 - offset, side)
     return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
 
 
 def crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list[tuple[Box, int]]:
-    """Crops x0 y0 x1 y1 of an image of (height, width), each with its layer; the image itself first.
+    """Returns crops (x0, y0, x1, y1) of an image, each with its layer; the image itself is first.
 
     Layer i has 2**i crops a side, which overlap by ``overlap_ratio`` of the short side, halved with
     each layer (``generate_crop_boxes`` of the reference).
+
+    Args:
+        size: (height, width) of the image.
+        layers: how many, besides the image itself.
+        overlap_ratio: in the first layer.
     """
     height, width = size
     crops: list[tuple[Box, int]] = [((0, 0, width, height), 0)]
@@ -131,18 +181,21 @@ def crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list
 
 
 def coarse_to_fine(grid: NDArray[np.float64]) -> list[NDArray[np.intp]]:
-    """Numbers of a ``point_grid``'s clicks in levels, each an even lattice twice as dense; another grid
-    is a single level."""
+    """Returns the indices of a grid's clicks in levels, each an even lattice twice as dense.
+
+    Args:
+        grid: clicks ``[N, 2]``; if they are not a ``point_grid``, they are a single level.
+    """
     side = math.isqrt(len(grid))
     if not np.array_equal(grid, point_grid(side)):
         return [np.arange(len(grid))]
     row, column = np.divmod(np.arange(len(grid)), side)
-    left = np.ones(len(grid), np.bool_)
+    remaining = np.ones(len(grid), np.bool_)
     levels = []
     stride = 2 ** max(side.bit_length() - 3, 0)
     while stride:
-        here = left & (row % stride == stride // 2) & (column % stride == stride // 2)
+        here = remaining & (row % stride == stride // 2) & (column % stride == stride // 2)
         levels.append(np.flatnonzero(here))
-        left &= ~here
+        remaining &= ~here
         stride //= 2
     return levels

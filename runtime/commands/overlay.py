@@ -1,4 +1,4 @@
-"""Pictures for people: masks laid over the photograph, with the prompts drawn."""
+"""Draws masks and prompts on a photograph, and label maps."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,9 +25,15 @@ def draw_overlay(
     points: Sequence[tuple[float, float, int]] = (),
     boxes: Sequence[tuple[float, float, float, float]] = (),
 ) -> Image.Image:
-    """The image ``[H, W, 3]`` with each mask tinted and outlined, points as dots, boxes as frames.
+    """Draws each mask tinted and outlined, points as dots, boxes as frames.
 
     Foreground points are green, background points red.
+
+    Args:
+        image: ``[H, W, 3]`` uint8.
+        masks: ``[H, W]`` bool each.
+        points: (x, y, label) in pixels.
+        boxes: (x0, y0, x1, y1) in pixels.
     """
     picture = image.copy()
     for number, mask in enumerate(masks):
@@ -50,7 +56,13 @@ def draw_overlay(
 
 
 def label_map(masks: Iterable[NDArray[np.bool_]], count: int, size: tuple[int, int]) -> Image.Image:
-    """``count`` masks of (H, W): one as black and white; several as their numbers 1, 2, … on 0."""
+    """Draws a single mask in black and white, or several as numbers 1, 2, … on 0.
+
+    Args:
+        masks: ``[H, W]`` bool each; where they overlap, the later one is on top.
+        count: how many.
+        size: (H, W).
+    """
     labels = np.zeros(size, np.uint8 if count < 256 else np.uint16)
     for number, mask in enumerate(masks, start=1):
         labels[mask] = 255 if count == 1 else number

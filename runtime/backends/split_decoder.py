@@ -1,0 +1,122 @@
+"""An ONNX decoder as three networks, so that clicks share work and bad ones cost no masks."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.ort import (
+    Arrays,
+    Network,
+    Providers,
+    asks_for_gpu,
+    open_session,
+    run_session,
+)
+from pocketsam.runtime.bundle import Bundle
+
+
+class SplitDecoder:
+    """An ONNX decoder as three networks: for what all prompts share, for scores, and for masks.
+
+    Args:
+        model: the decoder's file.
+        name: what errors call it.
+        providers, threads: as for ``open_network``.
+
+    Raises:
+        ImportError: protobuf is not installed.
+        BundleError: onnxruntime cannot load a part of the file.
+    """
+
+    SHARED = (c.IMAGE_EMBEDDINGS, c.MASK_INPUT, c.HAS_MASK_INPUT)
+    """Inputs that are the same for all prompts."""
+
+    def __init__(self, model: bytes, name: str, providers: Providers, threads: int | None) -> None:
+        from pocketsam.runtime.backends import subgraph
+
+        def session(*arguments: Any) -> ort.InferenceSession:
+            return open_session(subgraph.extract(*arguments), name, providers, threads)
+
+        self._name = name
+        until_scores = subgraph.extract(model, (c.IOU_PREDICTIONS, *c.SPLIT_TENSORS))
+        self._shared = session(until_scores, subgraph.frontier(until_scores, self.SHARED))
+        start = self._shared.get_outputs()
+        self._scores = session(until_scores, (c.IOU_PREDICTIONS, *c.SPLIT_TENSORS), start)
+        start = [tensor for tensor in self._scores.get_outputs() if tensor.name in c.SPLIT_TENSORS]
+        self._masks = session(model, (c.LOW_RES_MASKS,), start)
+
+    def _run(self, session: ort.InferenceSession, feeds: Arrays) -> Arrays:
+        outputs = [tensor.name for tensor in session.get_outputs()]
+        used = {tensor.name: feeds[tensor.name] for tensor in session.get_inputs()}
+        return dict(zip(outputs, run_session(session, self._name, outputs, used), strict=True))
+
+    def share(self, feeds: Arrays) -> Arrays:
+        """Returns the tensors that all prompts share, from the decoder's inputs ``SHARED``."""
+        return self._run(self._shared, feeds)
+
+    def scores(self, shared: Arrays, feeds: Arrays) -> Arrays:
+        """Returns ``iou_predictions`` ``[B, 4]`` and ``SPLIT_TENSORS`` of B prompts."""
+        return self._run(self._scores, feeds | shared)
+
+    def masks(self, tensors: Arrays) -> Any:
+        """Returns ``low_res_masks`` ``[B, 4, S/4, S/4]`` from ``SPLIT_TENSORS`` of B prompts."""
+        return self._run(self._masks, tensors)[c.LOW_RES_MASKS]
+
+
+def open_split_decoder(
+    bundle: Bundle, providers: Providers = "cpu", threads: int | None = None
+) -> SplitDecoder | None:
+    """Opens the decoder of an ONNX bundle as a ``SplitDecoder``.
+
+    Returns:
+        The decoder; None on a GPU, where splitting gains nothing, for another target, for a file
+        without ``SPLIT_TENSORS``, and without protobuf.
+
+    Raises:
+        BundleError, IntegrityError, ProviderError: as ``open_network``.
+    """
+    has_tensors = set(c.SPLIT_TENSORS).issubset(bundle.manifest.decoder.intermediates)
+    if not has_tensors or bundle.manifest.target != "onnx" or asks_for_gpu(providers):
+        return None
+    try:
+        return SplitDecoder(bundle.read("decoder"), f"{bundle.path}: decoder", providers, threads)
+    except ImportError:  # an onnxruntime that came without protobuf
+        return None
+
+
+def decode_promising(
+    batches: Iterable[Arrays], decoder: Network, split: SplitDecoder | None, min_score: float
+) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]]:
+    """Decodes prompts, and returns the masks of those that score well; see ``predict_promising``.
+
+    Args:
+        batches: the decoder's inputs, without mask inputs.
+        decoder: computes scores and masks of all prompts.
+        split: does the same in less time, if there is one.
+        min_score: predicted IoU that at least one of a prompt's masks must exceed.
+    """
+    scores, kept, low_res = [], [], []
+    done, shared = 0, None
+    for feeds in batches:
+        if split:
+            shared = shared or split.share(feeds)
+            outputs = split.scores(shared, feeds)
+        else:
+            outputs = decoder(feeds)
+        scores.append(outputs[c.IOU_PREDICTIONS][:, 1:])
+        good = np.flatnonzero((scores[-1].astype(np.float64) > min_score).any(axis=1))
+        kept.append(done + good)
+        done += len(scores[-1])
+        side = feeds[c.MASK_INPUT].shape[-1]
+        if not len(good):
+            masks = np.zeros((0, 4, side, side), np.float32)
+        elif split:
+            masks = split.masks({name: outputs[name][good] for name in c.SPLIT_TENSORS})
+        else:
+            masks = outputs[c.LOW_RES_MASKS][good]
+        low_res.append(masks[:, 1:])
+    return np.concatenate(scores), np.concatenate(kept), np.concatenate(low_res)

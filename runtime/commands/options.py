@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+import argparse
+
+from pocketsam import terminal
+from pocketsam.errors import UsageError
+from pocketsam.runtime.backends.ort import MAX_THREADS
+from pocketsam.runtime.segmenter import Segmenter
+
+BUNDLE_HELP = "directory that `pocketsam export` wrote"
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Adds the bundle, ``--provider``, ``--threads`` and ``--precision``."""
+    parser.add_argument("bundle", help=BUNDLE_HELP)
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--provider``, ``--threads`` and ``--precision``."""
+    terminal.add_device_options(parser)
+    terminal.add_precision(parser)
+
+
+def check_threads(args: argparse.Namespace) -> None:
+    """Raises UsageError unless ``--threads`` is in range."""
+    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
+        raise UsageError(f"--threads {args.threads}: must be from 1 to {MAX_THREADS}")
+
+
+def open_segmenter(args: argparse.Namespace) -> Segmenter:
+    """Opens the bundle of a command; says on stderr if its weights are untrained."""
+    segmenter = Segmenter(
+        args.bundle,
+        providers=terminal.providers(args),
+        threads=args.threads,
+        precision=args.precision,
+    )
+    if not segmenter.manifest.model.trained:
+        terminal.say("note: this bundle holds untrained weights; its masks mean nothing")
+    return segmenter

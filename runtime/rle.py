@@ -1,0 +1,128 @@
+"""Masks as COCO's run-length encoding, and their boxes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels."""
+
+
+def mask_bounds(mask: NDArray[np.bool_]) -> Box | None:
+    """Returns (x0, y0, x1, y1) of a mask's outermost pixels; None if it is empty."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(columns):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+def mask_box(mask: NDArray[np.bool_]) -> list[int]:
+    """Returns COCO's ``[x, y, width, height]`` of a mask ``[H, W]``; zeros if the mask is empty."""
+    bounds = mask_bounds(mask)
+    if bounds is None:
+        return [0, 0, 0, 0]
+    x0, y0, x1, y1 = bounds
+    return [x0, y0, x1 - x0 + 1, y1 - y0 + 1]
+
+
+def runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Returns row, first column, and column after the last of each horizontal run, in reading order."""
+    width = mask.shape[1] + 1  # with an empty column between rows, where every run ends
+    framed = np.zeros((mask.shape[0], width), np.bool_)
+    framed[:, :-1] = mask
+    flat = framed.ravel()
+    change = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if len(flat) and flat[0]:
+        change = np.concatenate([[0], change])
+    rows, first = np.divmod(change[::2], width)
+    return rows, first, change[1::2] - rows * width
+
+
+def run_lengths(
+    mask: NDArray[np.bool_], corner: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None
+) -> NDArray[np.int64]:
+    """Returns lengths of alternating runs in column order; the first is background, and may be 0.
+
+    Args:
+        mask: ``[h, w]``.
+        corner: (x, y) of the mask's first pixel in an image that is empty elsewhere.
+        size: (H, W) of the image; None: the mask is the image.
+    """
+    height, width = size or mask.shape
+    column, first, after = runs(mask.T)
+    origin = (column + corner[0]) * height + corner[1]  # in the image's columns laid end to end
+    starts, ends = origin + first, origin + after
+    joined = np.flatnonzero(ends[:-1] == starts[1:])  # continues at the top of the next column
+    starts, ends = np.delete(starts, joined + 1), np.delete(ends, joined)
+    changes = np.stack([starts, ends], axis=1).ravel()
+    lengths = np.diff(np.concatenate([[0], changes, [height * width]]))
+    return lengths[:-1] if len(lengths) > 1 and not lengths[-1] else lengths
+
+
+def from_run_lengths(
+    lengths: Sequence[int] | NDArray[np.int64], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Returns the mask ``[H, W]`` of ``run_lengths``."""
+    filled = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(filled, np.asarray(lengths, np.int64)).reshape(size, order="F")
+
+
+def to_rle(mask: NDArray[Any]) -> dict[str, Any]:
+    """Encodes a mask ``[H, W]`` (bool, or 0 and 1) as COCO's compressed run-length encoding.
+
+    Returns:
+        ``{"size": [H, W], "counts": str}``, equal to ``pycocotools.mask.encode``.
+
+    Raises:
+        ValueError: the mask is not two-dimensional.
+    """
+    if mask.ndim != 2:
+        raise ValueError(f"mask must have the shape [H, W], not {list(mask.shape)}")
+    return compress(run_lengths(mask.astype(bool)).tolist(), mask.shape)
+
+
+def compress(lengths: Sequence[int], size: Sequence[int]) -> dict[str, Any]:
+    """Returns run lengths as COCO compresses them.
+
+    From the fourth on, the difference to the length two before is stored, in groups of 5 bits, the
+    lowest first.
+    """
+    out = bytearray()
+    for i, length in enumerate(lengths):
+        value = length - lengths[i - 2] if i > 2 else length
+        while True:
+            group, value = value & 31, value >> 5
+            done = value == (-1 if group & 16 else 0)
+            out.append(48 + (group if done else group | 32))
+            if done:
+                break
+    return {"size": list(size), "counts": out.decode("ascii")}
+
+
+def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
+    """Decodes what ``to_rle`` returned, to a mask ``[H, W]`` bool.
+
+    Raises:
+        ValueError: the counts are damaged, or do not fill the size.
+    """
+    height, width = rle["size"]
+    lengths: list[int] = []
+    value = shift = 0
+    for code in rle["counts"].encode("ascii"):
+        group = code - 48
+        if not 0 <= group < 64:
+            raise ValueError(
+                f"counts holds the byte {code}, which does not occur in run-length encoding"
+            )
+        value |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            if group & 16:
+                value -= 1 << shift
+            lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+            value = shift = 0
+    if shift or min(lengths, default=0) < 0 or sum(lengths) != height * width:
+        raise ValueError(f"counts do not describe a mask of {height}x{width} pixels")
+    return from_run_lengths(lengths, (height, width))
