@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pocketsam import constants
 from pocketsam.export.metrics import mask_figures, tensor_figures
 from pocketsam.export.target import Arrays
-from pocketsam.export.traced import Decoder, Encoder, TracedNetwork, run
+from pocketsam.export.traced import Decoder, Encoder, TracedNetwork, run, run_outputs
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.image import preprocess, preprocess_raw
@@ -256,7 +256,7 @@ def measure_encoder(model: Sam, cases: Sequence[Case], encode: Encode) -> Accura
         embedding = encode(case.feeds[c.PIXEL_VALUES])
         snrs.append(tensor_figures(case.outputs[c.IMAGE_EMBEDDINGS], embedding)["snr_db"])
         for prompt in case.prompts:
-            found, _ = run(Decoder(model), prompt.feeds | {c.IMAGE_EMBEDDINGS: embedding})
+            found = run_outputs(Decoder(model), prompt.feeds | {c.IMAGE_EMBEDDINGS: embedding})
             logits = postprocess_masks(found[c.LOW_RES_MASKS], prompt.size, prompt.image_size)
             wanted = prompt.mask_logits > constants.MASK_THRESHOLD
             scores = (prompt.outputs[c.IOU_PREDICTIONS], found[c.IOU_PREDICTIONS])

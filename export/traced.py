@@ -203,6 +203,12 @@ def count_macs(network: TracedNetwork) -> int:
 
 
 @torch.inference_mode()
+def run_outputs(network: TracedNetwork, feeds: dict[str, Any]) -> dict[str, Any]:
+    """Runs a network in PyTorch on numpy arrays; returns its outputs as numpy arrays by name."""
+    results = network(*(torch.from_numpy(feeds[name]) for name in network.inputs))
+    return {name: x.numpy() for name, x in zip(network.outputs, results, strict=True)}
+
+
 def run(network: TracedNetwork, feeds: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs a network in PyTorch on numpy arrays.
 
@@ -210,6 +216,5 @@ def run(network: TracedNetwork, feeds: dict[str, Any]) -> tuple[dict[str, Any], 
         Outputs and intermediate outputs, numpy arrays by name.
     """
     with tapped(network) as taps:
-        results = network(*(torch.from_numpy(feeds[name]) for name in network.inputs))
-    outputs = {name: x.numpy() for name, x in zip(network.outputs, results, strict=True)}
+        outputs = run_outputs(network, feeds)
     return outputs, {name: taps[name].numpy() for name in network.intermediates()}
