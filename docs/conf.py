@@ -22,9 +22,10 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
+types = "ArrayLike FloatArray ImageLike Masks Pixels Progress Providers Record StrPath"
+autodoc_type_aliases = {name: name for name in types.split()}  # the API page says what they are
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_use_ivar = False
 
 
 def _escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
