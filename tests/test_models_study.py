@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from pocketsam.models.evaluation import study as module
@@ -21,7 +22,16 @@ def test_methods_get_equal_time():
     assert planned["batch 4, 1x iterations"].steps == planned["batch 8, 1x iterations"].steps == 300
 
 
+@pytest.fixture
+def _no_denormals():
+    """As the command does: gradients are full of them here, and a CPU is slow with them."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_no_denormals")
 def test_it_runs_and_is_kept(tmp_path, monkeypatch):
     report = study(tmp_path, TINY)
     seconds = report["seconds_per_step"]
