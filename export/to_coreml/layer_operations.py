@@ -126,7 +126,7 @@ def _pool(
     ceil_mode: bool,
     outside: float,
 ) -> tuple[Tensor, list[int], list[int]]:
-    """The padded input, the window and the strides."""
+    """Returns the padded input, the window and the strides."""
     window = ints(kernel_sizes)
     stride = ones_unless(strides, len(window))
     pads = _padding(x.shape[2:], window, stride, [1] * len(window), pad_type, pad)
@@ -149,7 +149,13 @@ def max_pool(
     pad: Any = None,
     ceil_mode: bool = False,
 ) -> Tensor:
-    padded, window, stride = _pool(x, kernel_sizes, strides, pad_type, pad, ceil_mode, -math.inf)
+    options: dict[str, Any] = {
+        "strides": strides,
+        "pad_type": pad_type,
+        "pad": pad,
+        "ceil_mode": ceil_mode,
+    }
+    padded, window, stride = _pool(x, kernel_sizes, outside=-math.inf, **options)
     pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(window)]
     return pool(padded, window, stride)
 
@@ -165,12 +171,18 @@ def avg_pool(
     exclude_padding_from_average: bool = False,
     ceil_mode: bool = False,
 ) -> Tensor:
-    padded, window, stride = _pool(x, kernel_sizes, strides, pad_type, pad, ceil_mode, 0.0)
+    options: dict[str, Any] = {
+        "strides": strides,
+        "pad_type": pad_type,
+        "pad": pad,
+        "ceil_mode": ceil_mode,
+    }
+    padded, window, stride = _pool(x, kernel_sizes, outside=0.0, **options)
     pool: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(window)]
     total = pool(padded, window, stride)
     if not exclude_padding_from_average:
         return total
-    inside, _, _ = _pool(torch.ones_like(x), kernel_sizes, strides, pad_type, pad, ceil_mode, 0.0)
+    inside, _, _ = _pool(torch.ones_like(x), kernel_sizes, outside=0.0, **options)
     return total / pool(inside, window, stride)
 
 
