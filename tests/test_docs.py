@@ -84,7 +84,7 @@ def test_commands_in_the_text_exist(page):
     for code in re.findall(r"`((?:pocketsam|make) [^`\n]+)`", PAGES[page]):
         program, name, *rest = code.split()
         if program == "make":
-            assert name in MAKE_TARGETS or name == "export-NAME", code
+            check_make([name, *rest])
         elif name not in ("COMMAND", "--version"):
             options = {word.split("=")[0] for word in rest if word.startswith("--")}
             assert options <= options_of(name), code
@@ -168,6 +168,15 @@ def run_blocks(page):
         if is_run:
             exec(compiled, names)
     return names
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_compile(page):
+    """Those that are not run as well; and each of these says why."""
+    for _, code in blocks(PAGES[page], "python"):
+        compile(code, page, "exec")
+    markers = re.findall(f"^{NOT_RUN}", PAGES[page], re.MULTILINE)
+    assert len(markers) == sum(not is_run for is_run, _ in blocks(PAGES[page], "python"))
 
 
 RUN = [page for page, text in PAGES.items() if any(is_run for is_run, _ in blocks(text, "python"))]
