@@ -12,7 +12,7 @@ import pytest
 from conftest import run_pocketsam
 from test_runtime_manifest import TFLITE
 
-from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError
+from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError, UsageError
 from pocketsam.export import export
 from pocketsam.export.to_tflite import convert as to_tflite
 from pocketsam.export.usage import render
@@ -196,7 +196,7 @@ def test_files_that_are_no_tflite():
         open_tflite(b"nonsense", "the file")
     with pytest.raises(ProviderError, match="provider cpu, not cuda"):
         open_tflite(b"nonsense", "the file", "cuda")
-    with pytest.raises(ProviderError, match="threads"):
+    with pytest.raises(UsageError, match="threads"):
         open_tflite(b"nonsense", "the file", threads=0)
 
 

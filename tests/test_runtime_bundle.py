@@ -83,7 +83,7 @@ def test_every_flipped_bit_and_every_cut_is_found(fake, part):
     assert bundle.read(part) == good
 
 
-def test_damage_is_told_in_figures(fake):
+def test_an_error_has_the_figures_of_damage(fake):
     bundle = open_bundle(fake)
     (fake / "golden.npz").write_bytes(b"short")
     with pytest.raises(IntegrityError, match=r"golden\.npz: 5 bytes, the manifest says 19"):

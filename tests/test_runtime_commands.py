@@ -49,6 +49,12 @@ def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
     done = run_pocketsam("verify", bundle)
     assert done.returncode == 0
     assert done.stdout.count("✓ golden") == 2
+    result = json.loads(run_pocketsam("verify", bundle, "--json").stdout)
+    assert (result["precision"], result["passed"]) == ("fp32", True)
+    assert [(prompt["prompt"], prompt["ok"]) for prompt in result["prompts"]] == [
+        ("point", True),
+        ("box", True),
+    ]
 
     done = run_pocketsam(
         "verify", bundle, "--checkpoint", "seeded:11", "--images", photo_file, "--json"
@@ -60,10 +66,10 @@ def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
     assert {row["worst_case"].split(",")[0] for row in report["rows"]} == {"cat.png"}
 
 
-def test_verify_runs_where_it_is_told_to(bundle):
+def test_verify_runs_on_the_chosen_device(bundle):
     for extra in ([], ["--checkpoint", "seeded:11"]):
         fails(run_pocketsam("verify", bundle, *extra, "--provider", "cuda"), 1, "cuda", "present are")
-        fails(run_pocketsam("verify", bundle, *extra, "--threads", "0"), 1, "threads")
+        fails(run_pocketsam("verify", bundle, *extra, "--threads", "0"), 2, "threads")
 
 
 def test_verify_against_another_checkpoint_fails_and_names_the_first_tensor(bundle, photo_file):
@@ -136,7 +142,7 @@ def test_segment_prompt_rules(bundle, photo, photo_file, tmp_path):
         {"type": "rectangle", "data": [10, 10, 200, 200]},
     ]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    (filed,) = record("--prompts", tmp_path / "prompts.json")
+    (filed,) = record("--prompt-file", tmp_path / "prompts.json")
     assert filed == both
 
 
@@ -160,12 +166,12 @@ def test_bad_input_of_segment(bundle, photo_file, tmp_path):
     fails(segment(*good, "--point", "900,5"), 1, "(900, 5)", "outside the image")
     fails(segment(*good, "--point", "nan,5"), 1, "NaN")
     fails(segment(*good, "--box", "9,9,5,5"), 1, "x0 <= x1")
-    fails(segment(*good, "--box", "1,1,5,5", "--box", "1,1,5,5"), 1, "several boxes")
-    fails(segment(*good, "--prompts", tmp_path / "none.json"), 1, "none.json")
-    fails(segment(bundle, photo_file, "--output", tmp_path / "out.png"), 1, "nothing to segment")
-    fails(segment(*good[:-1], tmp_path / "out.gif"), 1, "unknown suffix '.gif'")
+    fails(segment(*good, "--box", "1,1,5,5", "--box", "1,1,5,5"), 2, "several boxes")
+    fails(segment(*good, "--prompt-file", tmp_path / "none.json"), 1, "none.json")
+    fails(segment(bundle, photo_file, "--output", tmp_path / "out.png"), 2, "nothing to segment")
+    fails(segment(*good[:-1], tmp_path / "out.gif"), 2, "unknown suffix '.gif'")
     fails(segment(*good, "--provider", "cuda"), 1, "cuda", "present are: ")
-    fails(segment(*good, "--threads", "0"), 1, "threads")
+    fails(segment(*good, "--threads", "0"), 2, "threads")
     for wrong in ("5", "5,5,7", "a,b", ""):
         fails(segment(*good, f"--point={wrong}"), 2, "--point")
     assert not (tmp_path / "out.png").exists()
@@ -244,7 +250,7 @@ def test_bench_as_a_table_against_a_bundle(bundle):
 
 
 def test_bad_input_of_bench(bundle, tmp_path):
-    fails(run_pocketsam("bench", bundle, "--runs", 0), 1, "runs")
+    fails(run_pocketsam("bench", bundle, "--runs", 0), 2, "runs")
     fails(run_pocketsam("bench", bundle, "--against", tmp_path / "none.onnx"), 1, "none.onnx")
     fails(
         run_pocketsam("bench", bundle, "--against", bundle / "decoder.onnx"),

@@ -104,11 +104,13 @@ def test_the_command(bundle, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 1, "nothing to compare with the reference"),
-        (["--bundle", "{bundle}", "--prompts", "0"], 1, "--prompts 0"),
-        (["--bundle", "reference={bundle}"], 1, "two systems of one name"),
-        (["--fastsam", "{bundle}/decoder.onnx"], 1, "wanted one input"),
+        ([], 2, "nothing to compare with the reference"),
+        (["--bundle", "{bundle}", "--prompts", "0"], 2, "--prompts 0"),
+        (["--bundle", "reference={bundle}"], 2, "two systems of the same name"),
+        (["--fastsam", "{bundle}/decoder.onnx"], 1, "needs a single input"),
         (["--bundle", "absent"], 1, "absent"),
+        (["--bundle", "{bundle}", "--threads", "0"], 2, "--threads 0"),
+        (["--bundle", "{bundle}", "--precision", "fp16"], 1, "holds fp32, not fp16"),
     ],
 )
 def test_wrong_arguments(arguments, code, message, bundle, pictures):

@@ -107,9 +107,11 @@ def test_everything_of_a_folder_is_resumed(bundle, photo, tmp_path):
     assert "2/2 b.png: " in done.stdout
     dataset = json.loads((tmp_path / "out" / "b.png" / "masks.json").read_text())
     assert dataset["annotations"][0]["segmentation"]["size"] == [50, 60]
-    areas = [one["area"] for one in dataset["annotations"]]
+    areas = [annotation["area"] for annotation in dataset["annotations"]]
     assert areas == sorted(areas, reverse=True)
-    assert {one["image_id"] for one in dataset["annotations"]} == {dataset["images"][0]["id"]}
+    assert {annotation["image_id"] for annotation in dataset["annotations"]} == {
+        dataset["images"][0]["id"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_everything_of_a_folder_is_resumed(bundle, photo, tmp_path):
 def test_wrong_arguments_of_everything(arguments, message, bundle, pictures, tmp_path):
     command = ["everything", bundle, pictures[0], "--output", tmp_path / "out", *arguments]
     done = run_pocketsam(*command)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "out").exists()
 

@@ -1,5 +1,7 @@
 """Segment everything: held against the reference's generator on the same weights."""
 
+import dataclasses
+import inspect
 import math
 import sys
 import types
@@ -17,7 +19,13 @@ from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.runtime import MaskGenerator, Segmenter
 from pocketsam.runtime.everything.candidates import _grown, is_suppressed
 from pocketsam.runtime.everything.components import remove_small_regions
-from pocketsam.runtime.everything.grid import Parameters, coarse_to_fine, crop_boxes, point_grid
+from pocketsam.runtime.everything.grid import (
+    ParameterOptions,
+    Parameters,
+    coarse_to_fine,
+    crop_boxes,
+    point_grid,
+)
 from pocketsam.runtime.rle import from_rle, from_run_lengths, run_lengths
 from pocketsam.runtime.upscale import Upscaler
 
@@ -89,17 +97,17 @@ def compare(found, wanted, masks=from_rle):
     """Equal records, in the same order; a pixel may differ where a logit is within rounding of 0."""
     assert len(found) == len(wanted)
     exact = 0
-    for one, other in zip(found, wanted, strict=True):
-        assert one.keys() == other.keys()
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.keys() == theirs.keys()
         for key in ("predicted_iou", "stability_score"):
-            assert one[key] == pytest.approx(other[key], abs=1e-3)
-        assert one["crop_box"] == other["crop_box"]
-        assert one["point_coords"][0] == pytest.approx(other["point_coords"][0])
-        assert np.abs(np.subtract(one["bbox"], other["bbox"])).max() <= 1
-        exact += one["segmentation"] == other["segmentation"]
-        first, second = masks(one["segmentation"]), masks(other["segmentation"])
+            assert ours[key] == pytest.approx(theirs[key], abs=1e-3)
+        assert ours["crop_box"] == theirs["crop_box"]
+        assert ours["point_coords"][0] == pytest.approx(theirs["point_coords"][0])
+        assert np.abs(np.subtract(ours["bbox"], theirs["bbox"])).max() <= 1
+        exact += ours["segmentation"] == theirs["segmentation"]
+        first, second = masks(ours["segmentation"]), masks(theirs["segmentation"])
         assert np.count_nonzero(first != second) <= max(2, 1e-4 * first.size)
-        assert one["area"] == np.count_nonzero(first)
+        assert ours["area"] == np.count_nonzero(first)
     return exact
 
 
@@ -154,15 +162,16 @@ def test_adaptive_clicks_less_and_finds_nearly_the_same(segmenter, monkeypatch):
         return original(points, labels, min_score)
 
     monkeypatch.setattr(segmenter, "predict_promising", counting)
-    parameters = {"points_per_side": 16, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.7}
+    parameters = {"points_per_side": 24, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.7}
     wanted = MaskGenerator(segmenter, **parameters).generate(photo)
     assert len(wanted) > 20
-    assert len(clicks) == 256
+    assert len(clicks) == 24**2
     clicks.clear()
     found = MaskGenerator(segmenter, order="adaptive", **parameters).generate(photo)
-    assert len(clicks) == len(set(clicks)) < 256
+    assert len(clicks) == len(set(clicks)) <= 0.83 * 24**2
     ious = [
-        max(mask_ious(one["segmentation"], other["segmentation"]) for other in found) for one in wanted
+        max(mask_ious(mask["segmentation"], other["segmentation"]) for other in found)
+        for mask in wanted
     ]
     assert np.mean(np.array(ious) >= 0.9) >= 0.9
 
@@ -237,12 +246,29 @@ def test_an_image_smaller_than_its_crops(segmenter):
         ({"points_per_side": None, "point_grids": [np.zeros((3, 3))]}, r"point_grids\[0\] must be"),
         ({"points_per_side": None, "point_grids": [np.full((1, 2), 2.0)]}, "must lie in 0..1"),
         ({"points_per_side": None, "point_grids": []}, "point_grids has 0 grids"),
-        ({"crop_n_points_downscale_factor": 64, "crop_n_layers": 1}, "without points"),
+        ({"crop_n_points_downscale_factor": 64, "crop_n_layers": 1}, "has no points"),
     ],
 )
 def test_wrong_parameters(wrong, message):
     with pytest.raises(PromptError, match=message):
         Parameters(**wrong)
+
+
+def test_a_misspelt_parameter_lists_the_valid_names(segmenter):
+    with pytest.raises(
+        PromptError, match=r"no parameter points_per_sides; known are .*points_per_side,"
+    ):
+        MaskGenerator(segmenter, points_per_sides=8)
+
+
+def test_parameters_are_the_references_under_its_names_and_with_its_defaults(mobile_sam):
+    ours = {field.name: field.default for field in dataclasses.fields(Parameters)}
+    assert set(ours) == set(ParameterOptions.__annotations__)
+    theirs = inspect.signature(mobile_sam.SamAutomaticMaskGenerator).parameters
+    for name, parameter in theirs.items():
+        if name != "model":
+            assert ours.pop(name) == parameter.default, name
+    assert set(ours) == {"order", "time_budget"}
 
 
 def test_grids_and_crops_are_the_references(mobile_sam):
@@ -295,22 +321,37 @@ def test_run_lengths_of_a_part(density):
         assert np.array_equal(from_run_lengths(lengths, whole.shape), whole)
 
 
-@pytest.mark.parametrize("size", [(300, 451), (1, 1), (1, 500), (2000, 30), (64, 64), (1024, 1024)])
+SIZES = [(300, 451), (1, 1), (1, 500), (2000, 30), (64, 64), (1024, 1024)]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_bounds_from_cells_hold(size):
-    """Counts at full size lie within what the cells say, and a part equals the whole."""
+    """The number of pixels over a threshold lies within the bounds that the cells give."""
     upscaler = Upscaler(256, size)
     rng = np.random.default_rng(1)
     for smooth in (1, 6):
         low = ndimage.gaussian_filter(rng.standard_normal((64, 64)), smooth).astype(np.float32)
         full = upscaler.logits(low)
-        used = low[: upscaler.used[0], : upscaler.used[1]]
-        inside = used > 0
+        inside = low[: upscaler.used[0], : upscaler.used[1]] > 0
         assert upscaler.count(~_grown(~inside)) <= np.count_nonzero(full > 0)
         assert upscaler.count(_grown(inside)) >= np.count_nonzero(full > 0)
-        y, x, part = upscaler.region(used[10:40, 5:50], 10, 5) if min(used.shape) > 50 else (0, 0, full)
-        there = full[y : y + part.shape[0], x : x + part.shape[1]]
-        assert part.size
-        np.testing.assert_allclose(part, there, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_region_gives_the_pixels_that_depend_on_it_alone(size):
+    upscaler = Upscaler(256, size)
+    low = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
+    rows, columns = (slice(n // 6, max(n - n // 4, 1)) for n in upscaler.used)
+    y, x, part = upscaler.region(low[rows, columns], rows.start, columns.start)
+    assert part.size or size == (1, 1)
+    full = upscaler.logits(low)
+    pixels = slice(y, y + part.shape[0]), slice(x, x + part.shape[1])
+    np.testing.assert_allclose(part, full[pixels], atol=1e-6)
+    elsewhere = low + np.float32(1e4)
+    elsewhere[rows, columns] = low[rows, columns]
+    unchanged = np.abs(upscaler.logits(elsewhere) - full) < 1e-5
+    assert unchanged[pixels].all()
+    assert np.count_nonzero(unchanged) == part.size
 
 
 def test_suppression():

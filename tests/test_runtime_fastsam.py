@@ -145,9 +145,9 @@ def test_nothing_found(fastsam, photo):
 
 
 def test_what_is_no_fastsam(bundle, tmp_path, photo, fastsam):
-    with pytest.raises(BundleError, match=r"wanted outputs .* as of FastSAM .*, not image_emb"):
+    with pytest.raises(BundleError, match=r"needs outputs .* like FastSAM .*, not image_emb"):
         FastSam(bundle / "encoder.onnx").set_image(photo)
-    with pytest.raises(BundleError, match=r"decoder\.onnx: wanted one input \[1, 3, H, W\]"):
+    with pytest.raises(BundleError, match=r"decoder\.onnx: needs a single input \[1, 3, H, W\]"):
         FastSam(bundle / "decoder.onnx")
     with pytest.raises(BundleError, match=r"absent\.onnx: No such file"):
         FastSam(tmp_path / "absent.onnx")

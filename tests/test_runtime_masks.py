@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from pocketsam.export.parity import reference_masks
+from pocketsam.export.cases import postprocess_masks as reference_masks
 from pocketsam.runtime.rle import from_rle, mask_box, to_rle
 from pocketsam.runtime.upscale import Upscaler
 

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
-from pocketsam.errors import BundleError, ImageError, PocketSamError, PromptError, ProviderError
+from pocketsam.errors import (
+    BundleError,
+    ImageError,
+    PocketSamError,
+    PromptError,
+    ProviderError,
+    UsageError,
+)
 from pocketsam.runtime import MaskGenerator, Segmenter
 from pocketsam.runtime.backends.split_decoder import open_split_decoder
 from pocketsam.runtime.bundle import Bundle, open_bundle
@@ -317,7 +324,7 @@ def test_threads_do_not_change_the_masks(bundle, photo):
         segmenter.set_image(photo)
         masks.append(segmenter.predict([[100, 100]], [1])[0])
     assert (masks[0] != masks[1]).mean() < 1e-4
-    with pytest.raises(ProviderError, match="threads"):
+    with pytest.raises(UsageError, match="threads"):
         Segmenter(bundle, threads=0)
 
 

@@ -5,7 +5,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from pocketsam.errors import BundleError, ProviderError
+from pocketsam.errors import BundleError, ProviderError, UsageError
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.backends.ort import (
     DEFAULTS,
@@ -73,7 +73,7 @@ def test_threads():
     assert check_threads(None) == 0
     assert [check_threads(count) for count in (1, 3, MAX_THREADS)] == [1, 3, MAX_THREADS]
     for bad in (0, -1, MAX_THREADS + 1, 10_000, 1.5, True, "2"):
-        with pytest.raises(ProviderError, match=f"threads must be .* 1 to {MAX_THREADS}, not {bad}"):
+        with pytest.raises(UsageError, match=f"threads must be .* 1 to {MAX_THREADS}, not {bad}"):
             check_threads(bad)
 
 
@@ -87,7 +87,7 @@ def test_a_model_that_does_not_load(data):
 def test_the_arguments_are_judged_before_the_model():
     with pytest.raises(ProviderError, match="unknown provider 'gpu'"):
         open_session(b"nonsense", "the model", "gpu")
-    with pytest.raises(ProviderError, match="threads"):
+    with pytest.raises(UsageError, match="threads"):
         open_session(b"nonsense", "the model", threads=0)
 
 
@@ -115,8 +115,8 @@ def test_our_defaults_for_gpus(name, monkeypatch, tmp_path):
     ((full, options),) = provider_options([name])
     assert full in GPUS
     assert options.items() >= DEFAULTS[full].items()
-    ((_, told),) = provider_options([f"{name}:use_tf32=1,trt_fp16_enable=1"])
-    assert (told["use_tf32"], told["trt_fp16_enable"]) == ("1", "1")
+    ((_, options),) = provider_options([f"{name}:use_tf32=1,trt_fp16_enable=1"])
+    assert (options["use_tf32"], options["trt_fp16_enable"]) == ("1", "1")
     cached = name == "tensorrt"
     assert (options.get("trt_engine_cache_path") == str(tmp_path / "pocketsam/tensorrt")) == cached
 

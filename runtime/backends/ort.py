@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from pocketsam.errors import BundleError, ProviderError
+from pocketsam.errors import BundleError, ProviderError, UsageError
 from pocketsam.runtime import contract as c
 
 Providers = str | Sequence[str]
@@ -123,12 +123,12 @@ def check_threads(threads: int | None) -> int:
     """Returns the number of threads for onnxruntime; 0, its own choice (one per core), for None.
 
     Raises:
-        ProviderError: not a whole number from 1 to ``MAX_THREADS``.
+        UsageError: not a whole number from 1 to ``MAX_THREADS``.
     """
     if threads is None:
         return 0
     if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
-        raise ProviderError(f"threads must be a whole number from 1 to {MAX_THREADS}, not {threads}")
+        raise UsageError(f"threads must be a whole number from 1 to {MAX_THREADS}, not {threads}")
     return threads
 
 

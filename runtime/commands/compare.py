@@ -9,7 +9,8 @@ from PIL import Image
 from pocketsam import terminal
 from pocketsam.errors import UsageError
 from pocketsam.files import make_folder, write_file
-from pocketsam.runtime.commands.options import add_device, check_threads
+from pocketsam.runtime.backends.ort import check_threads
+from pocketsam.runtime.commands.options import add_device
 from pocketsam.runtime.commands.overlay import draw_overlay
 from pocketsam.runtime.compare.comparison import (
     PROMPTS,
@@ -68,7 +69,7 @@ def run_compare(args: argparse.Namespace) -> None:
 
     ``--json`` prints an object: ``machine``, and ``systems``, a ``Summary`` of each by its name.
     """
-    check_threads(args)
+    check_threads(args.threads)
     if args.prompts < 1:
         raise UsageError(f"--prompts {args.prompts}: must be at least 1")
     if args.seed < 0:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pocketsam import terminal
 from pocketsam.errors import ImageError
-from pocketsam.runtime.commands.options import add_bundle, check_threads, open_segmenter
+from pocketsam.runtime.backends.ort import check_threads
+from pocketsam.runtime.commands.options import add_bundle, open_segmenter
 from pocketsam.runtime.embedding import hash_pixels, read_embedding
 from pocketsam.runtime.image import Pixels, find_images, load_image
 
@@ -27,7 +28,7 @@ def add_embed(subparsers: terminal.Subparsers) -> None:
 
 def run_embed(args: argparse.Namespace) -> None:
     """Runs the command."""
-    check_threads(args)
+    check_threads(args.threads)
     files = find_images(args.image)
     segmenter = open_segmenter(args)
     for number, file in enumerate(files, start=1):

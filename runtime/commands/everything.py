@@ -7,8 +7,9 @@ from typing import Any
 
 from pocketsam import terminal
 from pocketsam.errors import PromptError, UsageError
+from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands import results
-from pocketsam.runtime.commands.options import add_bundle, check_threads, open_segmenter
+from pocketsam.runtime.commands.options import add_bundle, open_segmenter
 from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.everything.grid import ORDERS, Parameters, make_parameters
 from pocketsam.runtime.image import find_images, load_image
@@ -70,7 +71,7 @@ def add_everything(subparsers: terminal.Subparsers) -> None:
 
 def run_everything(args: argparse.Namespace) -> None:
     """Runs the command; ``--json`` prints ``Dataset.record``."""
-    check_threads(args)
+    check_threads(args.threads)
     chosen = _parameters(args)
     outputs = [Path(name) for name in args.output]
     if Path(args.image).is_dir():

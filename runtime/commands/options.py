@@ -3,8 +3,6 @@
 import argparse
 
 from pocketsam import terminal
-from pocketsam.errors import UsageError
-from pocketsam.runtime.backends.ort import MAX_THREADS
 from pocketsam.runtime.segmenter import Segmenter
 
 BUNDLE_HELP = "directory that `pocketsam export` wrote"
@@ -20,12 +18,6 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """Adds ``--provider``, ``--threads`` and ``--precision``."""
     terminal.add_device_options(parser)
     terminal.add_precision(parser)
-
-
-def check_threads(args: argparse.Namespace) -> None:
-    """Raises UsageError unless ``--threads`` is in range."""
-    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
-        raise UsageError(f"--threads {args.threads}: must be from 1 to {MAX_THREADS}")
 
 
 def open_segmenter(args: argparse.Namespace) -> Segmenter:

@@ -8,8 +8,9 @@ import numpy as np
 
 from pocketsam import terminal
 from pocketsam.errors import UsageError
+from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands import results
-from pocketsam.runtime.commands.options import add_bundle, check_threads, open_segmenter
+from pocketsam.runtime.commands.options import add_bundle, open_segmenter
 from pocketsam.runtime.commands.results import Found
 from pocketsam.runtime.image import load_image
 from pocketsam.runtime.prompts import Box, Point, read_prompt_file
@@ -82,7 +83,7 @@ def parse_box(text: str) -> Box:
 
 def run_segment(args: argparse.Namespace) -> None:
     """Runs the command; ``--json`` prints ``Results.record``."""
-    check_threads(args)
+    check_threads(args.threads)
     writers = [(Path(name), results.writer_for(Path(name))) for name in args.output]
     points, boxes = list(args.point), list(args.box)
     if args.prompt_file:

@@ -4,7 +4,8 @@ import argparse
 
 from pocketsam import terminal
 from pocketsam.runtime.backends.networks import open_for_device
-from pocketsam.runtime.commands.options import add_bundle, check_threads
+from pocketsam.runtime.backends.ort import check_threads
+from pocketsam.runtime.commands.options import add_bundle
 from pocketsam.runtime.golden import check_golden, raise_if_failed
 
 
@@ -30,7 +31,7 @@ def run_verify(args: argparse.Namespace) -> None:
     Raises:
         ParityError: a result is outside the tolerance.
     """
-    check_threads(args)
+    check_threads(args.threads)
     bundle = open_for_device(args.bundle, terminal.providers(args), args.precision)
     precision = bundle.manifest.precision
     results = check_golden(
