@@ -21,6 +21,8 @@ PAGES = {
 }
 README = PAGES["README.md"]
 PARSER = build_parser(COMMANDS)
+(SUBPARSERS,) = [action for action in PARSER._actions if isinstance(action, argparse._SubParsersAction)]
+PARSERS = SUBPARSERS.choices
 MAKEFILE = (ROOT / "Makefile").read_text()
 MAKE_TARGETS = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
 MAKE_VARIABLES = set(re.findall(r"^(\w+) \?=", MAKEFILE, re.MULTILINE))
@@ -41,8 +43,12 @@ def shell_commands(text):
 
 
 def without_blocks(text):
-    """Returns the prose, in which ``[0](x)`` is a link and no code."""
-    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def without_code(text):
+    """Returns the text in which ``[0](x)`` is a link."""
+    return re.sub(r"`[^`\n]+`", "", without_blocks(text))
 
 
 def parse(words):
@@ -61,10 +67,13 @@ def check_make(words):
     assert {word.split("=")[0] for word in variables} <= MAKE_VARIABLES, words
 
 
+def options_in(words):
+    return {word.split("=")[0] for word in words if word.startswith("--")}
+
+
 def options_of(command):
-    (action,) = [a for a in PARSER._actions if isinstance(a, argparse._SubParsersAction)]
-    assert command in action.choices, command
-    return set(action.choices[command]._option_string_actions)
+    assert command in PARSERS, command
+    return set(PARSERS[command]._option_string_actions)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -72,6 +81,7 @@ def test_shell_blocks_parse(page):
     for words in shell_commands(PAGES[page]):
         if words[0] == "pocketsam":
             assert "run" in parse(words[1:])
+            assert options_in(words) <= options_of(words[1]), words  # no abbreviations
         elif words[0] == "make":
             check_make(words[1:])
         else:
@@ -86,30 +96,19 @@ def test_commands_in_the_text_exist(page):
         if program == "make":
             check_make([name, *rest])
         elif name not in ("COMMAND", "--version"):
-            options = {word.split("=")[0] for word in rest if word.startswith("--")}
-            assert options <= options_of(name), code
+            assert options_in(rest) <= options_of(name), code
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_in_the_text_exist(page):
-    every = {option for command in listed_commands() for option in options_of(command)}
-    prose = without_blocks_kept_code(PAGES[page])
-    for option in re.findall(r"`(--[a-z-]+)", prose):
-        assert option in every | {"--strict"}, option
-
-
-def without_blocks_kept_code(text):
-    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def listed_commands():
-    (action,) = [a for a in PARSER._actions if isinstance(a, argparse._SubParsersAction)]
-    return set(action.choices)
+    every = {option for command in PARSERS for option in options_of(command)} | {"--strict"}  # mypy's
+    for option in re.findall(r"`(--[a-z-]+)", without_blocks(PAGES[page])):
+        assert option in every, option
 
 
 def test_the_table_of_commands_is_complete():
     rows = re.findall(r"^\| `pocketsam ([^`]+)` \|", README, re.MULTILINE)
-    assert {row.split()[0] for row in rows} == listed_commands()
+    assert {row.split()[0] for row in rows} == set(PARSERS)
     for row in rows:
         given = {"NAME": "mobile_sam", "X,Y": "1,2", "OUT": "out.png"}
         parse([given.get(word, word) for word in row.split()])
@@ -118,7 +117,7 @@ def test_the_table_of_commands_is_complete():
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     folder = (ROOT / page).parent
-    for name, _, anchor in re.findall(r"\]\(([\w./-]*)(#([\w-]+))?\)", without_blocks(PAGES[page])):
+    for name, _, anchor in re.findall(r"\]\(([\w./-]*)(#([\w-]+))?\)", without_code(PAGES[page])):
         target = folder / name if name else ROOT / page
         assert target.exists(), name
         if anchor:
