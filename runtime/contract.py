@@ -1,7 +1,7 @@
-"""Names of the tensors in a bundle's networks. Writer and reader share this page.
+"""Names and shapes of the tensors in a bundle's networks, for the exporter and the runtime.
 
-The decoder's tensors are those of the reference implementation's ``SamOnnxModel``, with an axis B for
-independent prompts where the reference has 1. S is the image size (the side of the square canvas), N
+The decoder has the tensors of the reference's ``SamOnnxModel``, with an axis B for independent prompts
+where the reference has 1. S is the image size (the side of the square canvas), N
 the number of points of a prompt, (H, W) the size of the original image.
 """
 

@@ -59,7 +59,7 @@ def read_embedding(path: StrPath) -> Embedding:
         ImageError: the file cannot be read, or is something else.
     """
     try:
-        data = Path(path).read_bytes()  # of a damaged file, numpy would leave one open
+        data = Path(path).read_bytes()  # of a damaged file, np.load would leave a file open
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             height, width = (int(side) for side in file["original_size"])
             values = file[IMAGE_EMBEDDINGS]
@@ -73,21 +73,30 @@ def read_embedding(path: StrPath) -> Embedding:
     return Embedding(values, (height, width), *hashes)
 
 
-def check_belongs(
-    embedding: Embedding, path: StrPath, shape: tuple[int, ...], encoder_sha256: str
-) -> None:
-    """Raises IntegrityError unless this encoder made the embedding."""
+def read_matching(
+    path: StrPath, encoder_sha256: str, shape: tuple[int, ...], image: Pixels | None = None
+) -> Embedding:
+    """Reads the embedding of an encoder, and of an image.
+
+    Args:
+        path: a file that ``Embedding.save`` wrote.
+        encoder_sha256: hash of the encoder.
+        shape: of the encoder's embeddings.
+        image: ``[H, W, 3]`` uint8; None: any image.
+
+    Raises:
+        ImageError: the file cannot be read, or is something else.
+        IntegrityError: an embedding of another encoder or image.
+    """
+    embedding = read_embedding(path)
     if embedding.encoder_sha256 != encoder_sha256 or embedding.values.shape != shape:
         raise IntegrityError(
             f"{path}: embedding of another encoder (sha256 {embedding.encoder_sha256[:12]}…, this "
             f"bundle's is {encoder_sha256[:12]}…); encode the image again"
         )
-
-
-def check_image(embedding: Embedding, path: StrPath, pixels: Pixels) -> None:
-    """Raises IntegrityError unless the embedding belongs to this image, ``[H, W, 3]`` uint8."""
-    if embedding.image_sha256 != hash_pixels(pixels):
-        raise IntegrityError(f"{path}: embedding of another image; encode this one")
+    if image is not None and embedding.image_sha256 != hash_pixels(image):
+        raise IntegrityError(f"{path}: embedding of another image; encode this image")
+    return embedding
 
 
 def as_array(value: Any) -> NDArray[np.float32]:

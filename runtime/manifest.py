@@ -24,7 +24,7 @@ class ModelInfo:
     Attributes:
         architecture: the network's name, such as ``mobile_sam``.
         checkpoint: the checkpoint's file name, or another name that the loader knows.
-        checkpoint_sha256: hash of the checkpoint's file; of seeded weights, of the tensors.
+        checkpoint_sha256: hash of the file, or of seeded weights.
         trained: False for random weights, which give masks without meaning.
     """
 
@@ -36,12 +36,9 @@ class ModelInfo:
     @classmethod
     def from_json(cls, fields: Fields) -> "ModelInfo":
         """Returns the model that the JSON describes."""
-        return cls(
-            architecture=fields.required("architecture", str),
-            checkpoint=fields.required("checkpoint", str),
-            checkpoint_sha256=fields.required("checkpoint_sha256", str),
-            trained=fields.required("trained", bool),
-        )
+        keys = ("architecture", "checkpoint", "checkpoint_sha256")
+        architecture, checkpoint, sha256 = (fields.required(key, str) for key in keys)
+        return cls(architecture, checkpoint, sha256, fields.required("trained", bool))
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,10 @@ class Preprocessing:
             std=fields.channels("std"),
         )
 
+    def to_json(self) -> Json:
+        """Returns the manifest's entry of the preprocessing."""
+        return vars(self) | {"mean": list(self.mean), "std": list(self.std)}
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -93,12 +94,8 @@ class TensorInfo:
     @classmethod
     def from_json(cls, fields: Fields) -> "TensorInfo":
         """Returns the tensor that the JSON describes."""
-        return cls(
-            name=fields.required("name", str),
-            shape=fields.shape("shape"),
-            dtype=fields.required("dtype", str),
-            layout=fields.optional("layout", str),
-        )
+        name, dtype = fields.required("name", str), fields.required("dtype", str)
+        return cls(name, fields.shape("shape"), dtype, fields.optional("layout", str))
 
     def to_json(self) -> Json:
         """Returns the manifest's entry of the tensor."""
@@ -247,10 +244,7 @@ class Manifest:
         version = _check_version(fields.get("schema_version"), where)
         size = fields.required("image_size", int)
         if size not in IMAGE_SIZES:
-            first, last = IMAGE_SIZES[0], IMAGE_SIZES[-1]
-            raise IntegrityError(
-                f"{where}: image_size {size} is no multiple of 64, from {first} to {last}"
-            )
+            raise IntegrityError(f"{where}: image_size {size} is no multiple of 64, from 64 to 4096")
         return cls(
             schema_version=version,
             model=ModelInfo.from_json(fields.nested("model")),
@@ -270,23 +264,17 @@ class Manifest:
 
     def to_json(self) -> Json:
         """Returns the manifest as ``json.dumps`` takes it, the keys in the order of the attributes."""
-        return {
-            "schema_version": self.schema_version,
+        entries = {
             "model": dict(vars(self.model)),
-            "target": self.target,
-            "precision": self.precision,
-            "image_size": self.image_size,
-            "preprocessing": vars(self.preprocessing)
-            | {"mean": list(self.preprocessing.mean), "std": list(self.preprocessing.std)},
+            "preprocessing": self.preprocessing.to_json(),
             "prompt_labels": dict(self.prompt_labels),
-            "mask_threshold": self.mask_threshold,
             "tools": dict(self.tools),
             "encoder": self.encoder.to_json(),
             "decoder": self.decoder.to_json(),
             "golden": self.golden.to_json(),
-            "parity": self.parity,
             "also": list(self.also),
         }
+        return vars(self) | entries
 
     def network(self, name: str) -> NetworkFile:
         """Returns the entry of ``encoder`` or ``decoder``."""

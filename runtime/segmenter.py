@@ -14,27 +14,15 @@ from pocketsam.errors import PromptError
 from pocketsam.runtime import contract, prompts
 from pocketsam.runtime.backends.networks import open_for_device, open_network
 from pocketsam.runtime.backends.ort import Arrays, Providers
-from pocketsam.runtime.backends.split_decoder import (
-    SplitDecoder,
-    decode_promising,
-    open_split_decoder,
-)
+from pocketsam.runtime.backends.split_decoder import SplitDecoder, decode_promising, open_split_decoder
 from pocketsam.runtime.bundle import NETWORKS
-from pocketsam.runtime.embedding import (
-    Embedding,
-    as_array,
-    check_belongs,
-    check_image,
-    hash_pixels,
-    read_embedding,
-)
+from pocketsam.runtime.embedding import Embedding, as_array, hash_pixels, read_matching
 from pocketsam.runtime.image import ImageLike, Pixels, StrPath, as_pixels, encoder_feeds
 from pocketsam.runtime.manifest import Manifest
 from pocketsam.runtime.upscale import Upscaler
 
 FloatArray = NDArray[np.float32]
-Masks = NDArray[Any]
-"""bool, or float32 logits with ``return_logits``."""
+Masks = NDArray[Any]  # bool, or float32 logits
 
 DECODER_BATCH = 8
 """Prompts per call of the decoder: more are no faster, and each takes 60 to 100 MB at 1024."""
@@ -43,8 +31,7 @@ DECODER_BATCH = 8
 class Segmenter:
     """The runtime's counterpart of the reference's ``SamPredictor``.
 
-    ONNX bundles run in onnxruntime, TFLite bundles in LiteRT (extra ``litert``), Core ML bundles on
-    macOS (extra ``coreml``), with the same results.
+    ONNX runs in onnxruntime, TFLite in LiteRT (extra ``litert``), Core ML on macOS (extra ``coreml``).
 
     Args:
         bundle_dir: a directory that ``pocketsam export`` wrote.
@@ -117,11 +104,10 @@ class Segmenter:
             ImageError: the image cannot be read or used. The image set before stays set.
         """
         pixels = as_pixels(image, image_format)
-        self._embedding = self._encoder(self.encoder_feeds(pixels))[contract.IMAGE_EMBEDDINGS]
+        embedding = self._encoder(self.encoder_feeds(pixels))[contract.IMAGE_EMBEDDINGS]
         # hashed when needed; a caller's array, which may change until then, is copied
         kept = pixels.copy() if isinstance(image, np.ndarray) else pixels
-        self._image_sha256 = partial(hash_pixels, kept)
-        self._set_size((pixels.shape[0], pixels.shape[1]))
+        self._set(embedding, (pixels.shape[0], pixels.shape[1]), partial(hash_pixels, kept))
 
     def reset_image(self) -> None:
         """Forgets the image."""
@@ -136,10 +122,9 @@ class Segmenter:
 
         ``embedding().save(path)`` writes a file for ``set_embedding``.
         """
-        values, _ = self._require_image()
-        return Embedding(
-            as_array(values), self._original_size, self._image_sha256(), self.encoder_sha256
-        )
+        values = as_array(self._require_image()[0])
+        hashes = self._image_sha256(), self.encoder_sha256
+        return Embedding(values, self._original_size, *hashes)
 
     def set_embedding(self, path: StrPath, image: Pixels | None = None) -> None:
         """Sets an image without the encoder, from a file that ``embedding().save`` wrote.
@@ -152,13 +137,9 @@ class Segmenter:
             ImageError: another kind of file. The image set before stays set, in any case.
             IntegrityError: an embedding of another image, or by another encoder.
         """
-        embedding = read_embedding(path)
         side = self.image_size // 16
-        check_belongs(embedding, path, (1, 256, side, side), self.encoder_sha256)
-        if image is not None:
-            check_image(embedding, path, image)
-        self._embedding, self._image_sha256 = embedding.values, lambda: embedding.image_sha256
-        self._set_size(embedding.original_size)
+        embedding = read_matching(path, self.encoder_sha256, (1, 256, side, side), image)
+        self._set(embedding.values, embedding.original_size, lambda: embedding.image_sha256)
 
     def encoder_feeds(self, pixels: Pixels) -> dict[str, FloatArray]:
         """Returns the encoder's inputs by name, from ``[H, W, 3]`` uint8 RGB."""
@@ -306,8 +287,8 @@ class Segmenter:
         for feeds in prompts.batches(coords, labels, masks, side, DECODER_BATCH):
             yield feeds | {contract.IMAGE_EMBEDDINGS: embedding}
 
-    def _set_size(self, original_size: tuple[int, int]) -> None:
-        self._original_size = original_size
+    def _set(self, embedding: Any, original_size: tuple[int, int], sha256: Callable[[], str]) -> None:
+        self._embedding, self._original_size, self._image_sha256 = embedding, original_size, sha256
         self._upscaler = Upscaler(self.image_size, original_size)
 
     def _require_image(self) -> tuple[Any, Upscaler]:

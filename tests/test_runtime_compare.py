@@ -38,19 +38,21 @@ def test_all_systems_get_the_same_prompts():
     image = np.zeros((768, 1024, 3), np.uint8)
     tallies = compare(reference, [same, larger], [("a", image), ("b", image)], prompts=3)
     kinds = [f"two points {distance}" for distance in DISTANCES] + ["box"]
-    for one in (same, larger):
-        assert [p.kind for p in one.prompts] == [p.kind for p in reference.prompts if p.kind != "point"]
-        assert list(tallies[one.name].ious) == kinds
-        assert all(len(values) == 6 for values in tallies[one.name].ious.values())
-    assert set(tallies["same"].to_json()["miou"].values()) == {1.0}
-    figures = tallies["larger"].to_json()["miou"]
+    for system in (same, larger):
+        assert [p.kind for p in system.prompts] == [
+            p.kind for p in reference.prompts if p.kind != "point"
+        ]
+        assert list(tallies[system.name].ious) == kinds
+        assert all(len(values) == 6 for values in tallies[system.name].ious.values())
+    assert set(tallies["same"].summary()["miou"].values()) == {1.0}
+    figures = tallies["larger"].summary()["miou"]
     assert figures["box"] == 1
     assert 0.2 < figures["two points 100"] < 0.5  # a quarter, more at the edges
     again = Square("again")
     compare(reference, [again], [("a", image), ("b", image)], prompts=3)
-    for one, other in zip(again.prompts, same.prompts, strict=True):
-        assert np.array_equal(one.points, other.points)
-        assert np.array_equal(one.box, other.box)
+    for first, second in zip(again.prompts, same.prompts, strict=True):
+        assert np.array_equal(first.points, second.points)
+        assert np.array_equal(first.box, second.box)
 
 
 @pytest.mark.parametrize("size", [(768, 1024), (1024, 300), (200, 200), (1, 1)])
@@ -109,7 +111,7 @@ def test_the_command(bundle, pictures, tmp_path):
         (["--bundle", "reference={bundle}"], 2, "two systems of the same name"),
         (["--fastsam", "{bundle}/decoder.onnx"], 1, "needs a single input"),
         (["--bundle", "absent"], 1, "absent"),
-        (["--bundle", "{bundle}", "--threads", "0"], 2, "--threads 0"),
+        (["--bundle", "{bundle}", "--threads", "0"], 2, "threads must be"),
         (["--bundle", "{bundle}", "--precision", "fp16"], 1, "holds fp32, not fp16"),
     ],
 )

@@ -90,51 +90,49 @@ def bench(
     pixels = drawn_image() if image is None else load_image(image)
     bundle = open_for_device(bundle_dir, providers, precision)
     cold = cold_load(bundle, providers, threads)
-    segmenter = Segmenter(
-        bundle.path, providers=providers, threads=threads, precision=bundle.manifest.precision
-    )
+    precision = bundle.manifest.precision
+    segmenter = Segmenter(bundle.path, providers=providers, threads=threads, precision=precision)
     tasks = bundle_tasks(segmenter, pixels)
     tasks["end to end"]()
     peak = peak_rss_bytes()  # before anything else is loaded for comparison
-    second: dict[str, Any] = {}
-    if against is not None:
-        more, second = _second_tasks(against, pixels, providers, threads)
-        tasks |= more
-    tasks["gemm"] = gemm_task(threads)
+    more, second = _second_tasks(against, pixels, providers, threads)
+    tasks |= more | {"gemm": gemm_task(threads)}
     before = read_state()
     times = time_interleaved(tasks, runs, warmup)
-    state = {"before": before, "after": read_state()}
-
+    after = read_state()
     figures = {name: summarise(samples) for name, samples in times.items()}
     gemm, macs = figures.pop("gemm"), bundle.manifest.encoder.macs
     gflops = gemm_gflops(gemm["min"])
+    settings = {
+        "precision": precision,
+        "providers": provider_names(providers),
+        "threads": threads,
+        "runs": runs,
+        "warmup": warmup,
+        "image_pixels": list(pixels.shape[:2]),
+    }
     result: BenchResult = {
         "bundle": str(bundle_dir),
         "machine": describe_machine(),
-        "state": state,
-        "settings": {
-            "precision": bundle.manifest.precision,
-            "providers": provider_names(providers),
-            "threads": threads,
-            "runs": runs,
-            "warmup": warmup,
-            "image_pixels": list(pixels.shape[:2]),
-        },
+        "state": {"before": before, "after": after},
+        "settings": settings,
         "cold_load_s": cold,
         "stages": figures,
         "gemm": {"side": GEMM_SIDE, "gflop_per_s": gflops, "seconds": gemm},
         "encoder_floor": None if macs is None else encoder_floor(macs, figures["encoder"], gflops),
         "peak_rss_bytes": peak,
     }
-    if against is not None:
+    if second:
         result["against"] = second | {"encoder_time_ratio": _ratios(figures)}
     return result
 
 
 def _second_tasks(
-    path: str, pixels: Pixels, providers: Providers, threads: int | None
+    path: str | None, pixels: Pixels, providers: Providers, threads: int | None
 ) -> tuple[dict[str, Task], dict[str, Any]]:
-    """Returns the tasks of a second bundle or encoder, and what is known of it before they run."""
+    """Returns the tasks of a second bundle or encoder, if any, and what is known before they run."""
+    if path is None:
+        return {}, {}
     if not Path(path).is_dir():
         return {"against encoder": onnx_task(path, providers, threads)}, {"path": path}
     cold = cold_load(open_for_device(path, providers), providers, threads)

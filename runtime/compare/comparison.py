@@ -1,6 +1,6 @@
 """Compares the masks and the speed of systems with a reference system's, at the same prompts.
 
-Prompts are those of MobileSAM's paper (Zhang et al. 2023, arXiv:2306.14289, section 4): two foreground
+MobileSAM's paper (Zhang et al. 2023, arXiv:2306.14289, section 4) has these prompts: two foreground
 points at growing distance, and the boxes around the reference's masks of single points.
 """
 

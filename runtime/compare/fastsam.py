@@ -112,7 +112,7 @@ class FastSam:
         Raises:
             ImageError: the image cannot be used.
             PromptError: a threshold outside 0..1.
-            BundleError: the network's outputs are not those of a YOLOv8-seg.
+            BundleError: the network has other outputs than a YOLOv8-seg.
         """
         for name, value in (("conf", conf), ("iou", iou)):
             if not 0 <= value <= 1:

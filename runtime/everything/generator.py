@@ -61,7 +61,8 @@ class MaskGenerator:
 
     Args:
         segmenter: the bundle that answers the clicks.
-        parameters: those of ``grid.Parameters``, which has the reference's names and defaults.
+        parameters: keyword arguments, as ``grid.Parameters`` describes them: the reference's names and
+            defaults.
 
     Raises:
         PromptError: an unknown parameter, or a value out of range.
@@ -76,9 +77,7 @@ class MaskGenerator:
         self.segmenter = segmenter
         self.parameters = make_parameters(**parameters)
 
-    def generate(
-        self, image: ImageLike, *, progress: Progress = lambda done, total: None
-    ) -> list[MaskRecord]:
+    def generate(self, image: ImageLike, *, progress: Progress | None = None) -> list[MaskRecord]:
         """Finds all objects of an image.
 
         The segmenter's image is this one afterwards, or the last crop of it.
@@ -94,6 +93,7 @@ class MaskGenerator:
             ImageError: the image cannot be read or used.
             PromptError: the image is too small for the crops.
         """
+        report = progress or (lambda done, total: None)
         start = time.monotonic()
         budget = self.parameters.time_budget
         deadline = np.inf if budget is None else start + budget
@@ -107,9 +107,9 @@ class MaskGenerator:
             if time.monotonic() >= deadline:
                 break
             for made in self._click(pixels, crop, layer, deadline, found):
-                progress(done + made, total)
+                report(done + made, total)
             done += len(grids[layer])
-            progress(done, total)
+            report(done, total)
         if len(crops) > 1:
             found.sort(key=lambda item: _area(item.crop))  # the mask of the smaller crop stays
             found = _suppress(found, self.parameters.crop_nms_thresh)
