@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pocketsam.export as exporter
 from pocketsam import terminal
@@ -9,8 +10,12 @@ from pocketsam.errors import ParityError, UsageError
 from pocketsam.export.options import OPTION_NAMES, Options
 from pocketsam.export.targets import TARGETS
 from pocketsam.models.download import CHECKPOINTS, download
+from pocketsam.runtime.backends.networks import open_for_device
 from pocketsam.runtime.commands import verify as golden_command
 from pocketsam.runtime.commands.info import print_parity
+
+if TYPE_CHECKING:
+    from pocketsam.export.parity import Report
 
 CHECKPOINT_HELP = (
     ".pt or .safetensors file; `default`: the trained weights in this package; `seeded`: untrained"
@@ -120,7 +125,11 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def run_export(args: argparse.Namespace) -> None:
-    """Exports, verifies, and prints the report."""
+    """Exports, verifies, and prints the report.
+
+    ``--json`` prints an object: ``bundle``, ``target``, ``precision``, and ``parity``, the report
+    of the first precision (null with ``--no-verify``).
+    """
     if args.no_verify and args.images:
         raise UsageError("--images are verified on, and --no-verify skips that")
     try:
@@ -140,20 +149,21 @@ def run_export(args: argparse.Namespace) -> None:
         )
     except ParityError as error:
         if error.report is not None:
-            _print_report(error.report.to_json(), args.json)
+            _print_exported(args, error.report)
         raise
-    if report is None:
-        terminal.say("not verified, as asked; the bundle's manifest says so")
-    else:
-        _print_report(report.to_json(), args.json)
+    _print_exported(args, report)
     terminal.say(f"wrote {args.output}")
 
 
-def _print_report(report: dict[str, object], as_json: bool) -> None:
-    if as_json:
-        terminal.print_json(report)
+def _print_exported(args: argparse.Namespace, report: "Report | None") -> None:
+    parity = None if report is None else report.to_json()
+    if args.json:
+        about = {"target": args.target, "precision": args.precision, "parity": parity}
+        terminal.print_json({"bundle": str(args.output), **about})
+    elif parity is not None:
+        print_parity(parity)
     else:
-        print_parity(report)
+        terminal.say("not verified, as asked; the bundle's manifest says so")
 
 
 def add_verify(subparsers: terminal.Subparsers) -> None:
@@ -171,18 +181,23 @@ def run_verify(args: argparse.Namespace) -> None:
             raise UsageError("--images are compared with a checkpoint: give --checkpoint as well")
         golden_command.run_verify(args)
         return
-    with terminal.extra_needed("export"):
-        from pocketsam.export.pipeline import verify_bundle
-    report = verify_bundle(
-        Path(args.bundle),
-        args.checkpoint,
+    report = exporter.verify(
+        args.bundle,
+        checkpoint=args.checkpoint,
         images=args.images,
         precision=args.precision,
         providers=terminal.providers(args),
         threads=args.threads,
         progress=terminal.say,
     )
-    _print_report(report.to_json(), args.json)
+    assert not isinstance(report, list)  # it is one of golden results only without a checkpoint
+    if args.json:
+        bundle = open_for_device(args.bundle, terminal.providers(args), args.precision)
+        about = {"bundle": str(args.bundle), "precision": bundle.manifest.precision}
+        passed = {"passed": not report.failed, "golden": None, "parity": report.to_json()}
+        terminal.print_json(about | passed)
+    else:
+        print_parity(report.to_json())
     report.raise_if_failed()
 
 

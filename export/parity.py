@@ -30,6 +30,7 @@ class Artefact:
             their outputs.
         intermediates: names of the intermediate outputs that the files say they hold.
         runner: what runs them.
+        tolerance: what they may differ by.
     """
 
     encoder: Call
@@ -38,6 +39,7 @@ class Artefact:
     decoder_intermediates: Call
     intermediates: frozenset[str]
     runner: str
+    tolerance: Tolerance
 
 
 class Report:
@@ -122,7 +124,6 @@ class Report:
 def verify(
     cases: Iterable[Case],
     artefact: Artefact,
-    tolerance: Tolerance,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Runs the artefact on each case and compares it with the reference's answers.
@@ -130,10 +131,9 @@ def verify(
     Args:
         cases: the reference's answers.
         artefact: the exported files.
-        tolerance: what they may differ by.
         progress: called with the name of each photograph.
     """
-    report = Report(tolerance, artefact.runner)
+    report = Report(artefact.tolerance, artefact.runner)
     for case in cases:
         progress(case.name)
         _verify_case(report, artefact, case)

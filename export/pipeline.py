@@ -11,7 +11,6 @@ import numpy as np
 from pocketsam import constants
 from pocketsam.export import parity
 from pocketsam.export.bundle import describe_file, staged_bundle, write_manifest
-from pocketsam.export.cases import Case
 from pocketsam.export.options import Options
 from pocketsam.export.reference import Reference
 from pocketsam.export.target import Call, Target
@@ -20,7 +19,8 @@ from pocketsam.export.traced import REFERENCE_TYPES, count_macs
 from pocketsam.export.usage import write_usage
 from pocketsam.models.checkpoint import Loaded
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.bundle import Bundle, choose_bundle, open_bundle
+from pocketsam.runtime.backends.networks import open_for_device
+from pocketsam.runtime.bundle import Bundle, open_bundle
 from pocketsam.runtime.manifest import (
     GOLDEN_NAME,
     SCHEMA_VERSION,
@@ -77,7 +77,9 @@ def write_bundle(
         write_manifest(work, manifest)
         report = None
         if verify:
-            report = compare_bundle(open_bundle(work), reference.cases, progress=progress)
+            bundle = open_bundle(work)
+            artefact = open_artefact(bundle)
+            report = parity.verify(reference.cases, artefact, _comparing(bundle, progress))
             write_manifest(work, replace(manifest, parity=report.to_json()))
             report.raise_if_failed()
         for precision in also:
@@ -125,40 +127,38 @@ def verify_bundle(
         checkpoint: as for ``load_model``.
         images: files or folders to verify on; empty: scikit-image's photographs.
         providers, threads: how to run it, as for the runtime's ``Segmenter``.
-        precision: which one of a bundle that holds several; None: the bundle's own.
+        precision: which one of a bundle that holds several; None: by the device.
         progress: called with a line about each step.
 
     Raises:
         BundleError, IntegrityError, CheckpointError, ImageError: what could not be read.
     """
-    bundle = choose_bundle(directory, precision) if precision else open_bundle(directory)
+    bundle = open_for_device(directory, providers, precision)
+    artefact = open_artefact(bundle, providers=providers, threads=threads)
     reference = Reference(checkpoint, bundle.image_size, images=images, progress=progress)
-    return compare_bundle(
-        bundle, reference.cases, providers=providers, threads=threads, progress=progress
-    )
+    return parity.verify(reference.cases, artefact, _comparing(bundle, progress))
 
 
-def compare_bundle(
-    bundle: Bundle,
-    cases: Sequence[Case],
-    *,
-    providers: Providers = "cpu",
-    threads: int | None = None,
-    progress: Progress = lambda _: None,
-) -> parity.Report:
-    """Runs a bundle's files on cases and compares them with the reference's answers.
+def _comparing(bundle: Bundle, progress: Progress) -> Progress:
+    """Returns what tells the name of each photograph."""
+    what = f"comparing {bundle.manifest.target} {bundle.manifest.precision} with PyTorch on"
+    return lambda name: progress(f"{what} {name}")
+
+
+def open_artefact(
+    bundle: Bundle, *, providers: Providers = "cpu", threads: int | None = None
+) -> parity.Artefact:
+    """Opens a bundle's files for ``parity.verify``.
 
     Args:
         bundle: the bundle; of several precisions, its first.
-        cases: the reference's answers at the bundle's image size.
         providers, threads: how to run it, as for the runtime's ``Segmenter``.
-        progress: called with a line about each step.
 
     Raises:
         IntegrityError, BundleError: a file cannot be read or run.
+        ProviderError: a provider is missing here.
     """
     target = find_target(bundle.manifest.target)
-    tolerance = find_precision(target, bundle.manifest.precision).tolerance
     converter = open_converter(target)
     networks: dict[str, Call] = {}
     inside: list[str] = []
@@ -172,10 +172,11 @@ def compare_bundle(
                 source, label, intermediates, providers, threads
             )
             inside += intermediates
-    artefact = parity.Artefact(**networks, intermediates=frozenset(inside), runner=converter.runner())
-    what = f"{bundle.manifest.target} {bundle.manifest.precision}"
-    return parity.verify(
-        cases, artefact, tolerance, lambda name: progress(f"comparing {what} with PyTorch on {name}")
+    return parity.Artefact(
+        **networks,
+        intermediates=frozenset(inside),
+        runner=converter.runner(),
+        tolerance=find_precision(target, bundle.manifest.precision).tolerance,
     )
 
 

@@ -11,7 +11,7 @@
     ├── ProviderError                 an execution provider that is unknown or not present here
     ├── ConversionError               a converter that failed, or wrote a file that does not run
     ├── BundleError                   a directory that is no bundle, or one this version cannot read
-    │   └── IntegrityError  exit 5    a bundle whose files are not those of its manifest
+    │   └── IntegrityError  exit 5    a bundle whose files are not the ones in its manifest
     ├── ParityError         exit 3    a file that does not compute what the checkpoint computes
     └── MissingExtraError   exit 4    an optional dependency that is not installed
 

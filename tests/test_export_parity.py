@@ -50,8 +50,9 @@ def verify(network, files, cases):
         to_onnx.load(files["decoder"], "decoder", intermediates["decoder"]),
         frozenset(intermediates["encoder"] + intermediates["decoder"]),
         to_onnx.runner(),
+        TOLERANCE,
     )
-    return parity.verify(cases, artefact, TOLERANCE)
+    return parity.verify(cases, artefact)
 
 
 def test_a_good_export_passes(network, files, cases):

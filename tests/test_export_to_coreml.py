@@ -10,10 +10,10 @@ import torch
 from conftest import run_pocketsam
 
 from pocketsam.errors import BundleError, ConversionError, IntegrityError, PromptError, UsageError
-from pocketsam.export import export
+from pocketsam.export import export, parity
 from pocketsam.export.bundle import describe_file
 from pocketsam.export.cases import PROMPTS, compute_cases
-from pocketsam.export.pipeline import compare_bundle
+from pocketsam.export.pipeline import open_artefact
 from pocketsam.export.reference import load_photos
 from pocketsam.export.to_coreml import TARGET
 from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
@@ -43,6 +43,10 @@ def coreml(tmp_path_factory, pictures):
     path = tmp_path_factory.mktemp("coreml") / "bundle"
     export_coreml(path, pictures)
     return path
+
+
+def compare(bundle, cases):
+    return parity.verify(cases, open_artefact(open_bundle(bundle)))
 
 
 @pytest.fixture(scope="module")
@@ -262,14 +266,14 @@ def swap_axes(package, spec):
 )
 def test_verify_finds_damage(change, block, coreml, cases, tmp_path):
     """At the block whose operation was changed, and not before."""
-    report = compare_bundle(open_bundle(damaged(coreml, tmp_path, change)), cases)
+    report = compare(damaged(coreml, tmp_path, change), cases)
     assert report.failed
     assert report.failed[0].name == f"encoder image_encoder.{block}"
 
 
 def test_verify_passes_without_damage(coreml, cases, tmp_path):
     copy = damaged(coreml, tmp_path, lambda package, spec: save(package, spec))
-    assert not compare_bundle(open_bundle(copy), cases).failed
+    assert not compare(copy, cases).failed
 
 
 def test_an_operation_that_is_not_simulated(coreml, cases, tmp_path):
@@ -279,7 +283,7 @@ def test_an_operation_that_is_not_simulated(coreml, cases, tmp_path):
 
     copy = damaged(coreml, tmp_path, change)
     with pytest.raises(ConversionError, match=r"encoder\.mlpackage: .*gelu_of_the_future"):
-        compare_bundle(open_bundle(copy), cases)
+        compare(copy, cases)
 
 
 def test_damage_that_the_manifest_does_not_know(coreml, cases, tmp_path):
@@ -289,10 +293,10 @@ def test_damage_that_the_manifest_does_not_know(coreml, cases, tmp_path):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=r"encoder\.mlpackage: sha256"):
-        compare_bundle(open_bundle(copy), cases)
+        compare(copy, cases)
     path.unlink()
     with pytest.raises(IntegrityError, match=r"encoder\.mlpackage: sha256"):
-        compare_bundle(open_bundle(copy), cases)
+        compare(copy, cases)
 
 
 def test_only_apples_systems_predict(coreml):

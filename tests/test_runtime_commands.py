@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from conftest import SMALL, run_pocketsam
 from PIL import Image
 from pycocotools import mask as coco
 
+from pocketsam.cli import main
 from pocketsam.runtime import Segmenter, from_rle, load_image
 from pocketsam.runtime.manifest import MANIFEST_NAME
 
@@ -51,7 +53,7 @@ def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
     assert done.stdout.count("✓ golden") == 2
     result = json.loads(run_pocketsam("verify", bundle, "--json").stdout)
     assert (result["precision"], result["passed"]) == ("fp32", True)
-    assert [(prompt["prompt"], prompt["ok"]) for prompt in result["prompts"]] == [
+    assert [(prompt["prompt"], prompt["ok"]) for prompt in result["golden"]] == [
         ("point", True),
         ("box", True),
     ]
@@ -62,8 +64,10 @@ def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
     assert done.returncode == 0
     report = json.loads(done.stdout)
     assert report["passed"]
-    assert report["cases"] == 13
-    assert {row["worst_case"].split(",")[0] for row in report["rows"]} == {"cat.png"}
+    assert report["golden"] is None
+    assert report["parity"]["cases"] == 13
+    names = {row["worst_case"].split(",")[0] for row in report["parity"]["rows"]}
+    assert names == {"cat.png"}
 
 
 def test_verify_runs_on_the_chosen_device(bundle):
@@ -194,7 +198,6 @@ def test_a_changed_byte_is_an_integrity_error(bundle, photo_file, tmp_path):
 
 def test_usage_errors_exit_with_2():
     for arguments in (
-        [],
         ["nothing"],
         ["export"],
         ["export", "x", "--output", "y", "--image-size", "100"],
@@ -259,3 +262,43 @@ def test_bad_input_of_bench(bundle, tmp_path):
         "static",
     )
     fails(run_pocketsam("bench", tmp_path), 1, "not a bundle")
+
+
+@pytest.fixture(scope="module")
+def several(bundle, tmp_path_factory):
+    """A bundle of two precisions; both have the same files, since only the choice matters here."""
+    outer = tmp_path_factory.mktemp("several") / "bundle"
+    shutil.copytree(bundle, outer)
+    shutil.copytree(bundle, outer / "fp16")
+    for folder, changes in ((outer, {"also": ["fp16"]}), (outer / "fp16", {"precision": "fp16"})):
+        manifest = json.loads((folder / MANIFEST_NAME).read_text()) | changes
+        (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
+    return outer
+
+
+def test_precision_is_an_option_of_every_command_that_runs_a_bundle(
+    several, photo_file, tmp_path, capsys
+):
+    image, output = str(photo_file), ["--output", str(tmp_path / "out")]
+    commands = [
+        ["verify", str(several)],
+        ["bench", str(several), "--runs", "1", "--warmup", "0"],
+        ["segment", str(several), image, "--point", "9,9", *output],
+        ["everything", str(several), image, "--time-budget", "0", *output],
+        ["embed", str(several), image, *output],
+        ["compare", image, "--reference", str(several), "--bundle", f"x={several}", "--prompts", "1"],
+    ]
+    for command in commands:
+        assert main([*command, "--precision", "fp16"]) == 0, command
+        assert main([*command, "--precision", "int8"]) == 1, command
+        assert "holds fp32, fp16, not int8" in capsys.readouterr().err
+
+
+def test_golden_vectors_are_those_of_the_chosen_precision(several, tmp_path, capsys):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(several, damaged)
+    (damaged / "fp16" / "golden.npz").write_bytes(b"")
+    assert main(["verify", str(damaged), "--json", "--precision", "fp32"]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "fp32"
+    assert main(["verify", str(damaged), "--precision", "fp16"]) == 5
+    assert "fp16/golden.npz: 0 bytes" in capsys.readouterr().err

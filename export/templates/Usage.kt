@@ -11,7 +11,7 @@ class PocketSam(encoderFile: File, decoderFile: File, threads: Int = 4) : AutoCl
         const val SIDE = $size          // the canvas
         const val LOW = $low            // side of the low-resolution masks
         const val CELLS = $cells        // side of the embedding
-        const val PLACES = $points      // places for points in the decoder
+        const val MAX_POINTS = $points      // points of a prompt, padding included
         const val BACKGROUND = 0f
         const val FOREGROUND = 1f
         const val BOX_FIRST = 2f
@@ -36,7 +36,7 @@ class PocketSam(encoderFile: File, decoderFile: File, threads: Int = 4) : AutoCl
 
     class Point(val x: Float, val y: Float, val label: Float)
 
-    /** The heavy half: once per picture. Longest side to SIDE, top left, zeros after normalising. */
+    /** The heavy network: once per picture. Longest side to SIDE, top left, zeros after normalising. */
     fun encode(picture: Bitmap): Embedding {
         val ratio = SIDE.toDouble() / maxOf(picture.width, picture.height)
         val width = maxOf(1, (picture.width * ratio + 0.5).toInt())
@@ -79,9 +79,9 @@ class PocketSam(encoderFile: File, decoderFile: File, threads: Int = 4) : AutoCl
         } else if (points.isNotEmpty()) {
             all.add(Point(0f, 0f, PAD))
         }
-        require(all.size <= PLACES) { "this decoder has places for $$PLACES points" }
-        val coords = Array(1) { Array(PLACES) { FloatArray(2) } }
-        val labels = Array(1) { FloatArray(PLACES) { ABSENT } }
+        require(all.size <= MAX_POINTS) { "this decoder takes $$MAX_POINTS points" }
+        val coords = Array(1) { Array(MAX_POINTS) { FloatArray(2) } }
+        val labels = Array(1) { FloatArray(MAX_POINTS) { ABSENT } }
         all.forEachIndexed { index, point ->
             coords[0][index][0] = point.x * embedding.scale
             coords[0][index][1] = point.y * embedding.scale

@@ -9,12 +9,12 @@ import CoreVideo
 struct PocketSam {
     static let side = $size          // the canvas
     static let lowSide = $low        // side of the low-resolution masks
-    static let places = $points      // places for points in the decoder
+    static let maxPoints = $points      // points of a prompt, padding included
 
     enum Label: Float {
         case background = 0, foreground = 1, boxFirst = 2, boxSecond = 3
         case pad = -1                // SAM's own: one, wherever there are points but no box
-        case absent = -2             // a place that is not used
+        case padding = -2            // fills the prompt up to maxPoints
     }
 
     let encoder: MLModel
@@ -67,10 +67,10 @@ $encode
         } else if !points.isEmpty {
             all.append((0, 0, .pad))
         }
-        precondition(all.count <= Self.places, "this decoder has places for \(Self.places) points")
-        let coords = try Self.float32([1, Self.places, 2]), labels = try Self.float32([1, Self.places])
-        for index in 0..<Self.places {
-            let point = index < all.count ? all[index] : (0, 0, .absent)
+        precondition(all.count <= Self.maxPoints, "this decoder takes \(Self.maxPoints) points")
+        let coords = try Self.float32([1, Self.maxPoints, 2]), labels = try Self.float32([1, Self.maxPoints])
+        for index in 0..<Self.maxPoints {
+            let point = index < all.count ? all[index] : (0, 0, .padding)
             Self.pointer(coords)[2 * index] = point.x * embedding.scale
             Self.pointer(coords)[2 * index + 1] = point.y * embedding.scale
             Self.pointer(labels)[index] = point.label.rawValue

@@ -1,4 +1,4 @@
-    /// The heavy half: once per picture. The model normalises, and ignores what lies off the picture.
+    /// The heavy network: once per picture. The model normalises, and ignores what lies off the picture.
     func encode(_ picture: CGImage) throws -> Embedding {
         let (width, height) = Self.resized(picture.width, picture.height)
         var buffer: CVPixelBuffer?

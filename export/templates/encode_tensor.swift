@@ -1,4 +1,4 @@
-    /// The heavy half: once per picture.
+    /// The heavy network: once per picture.
     func encode(_ picture: CGImage) throws -> Embedding {
         let (width, height) = Self.resized(picture.width, picture.height)
         var pixels = [UInt8](repeating: 0, count: width * height * 4)

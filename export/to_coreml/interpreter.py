@@ -2,7 +2,7 @@
 
 Core ML predicts on Apple's systems only. This module reads a *saved* ``.mlpackage`` back (coremltools
 parses the file) and executes its operations one by one in torch, compressed constants included.
-``docs/coreml.md`` says what it can and cannot show.
+``docs/verification.md`` says what it can and cannot show.
 """
 
 import json

@@ -119,7 +119,8 @@ def _in_precision(
         mixed, measured = int8.quantize_encoder(model, network, calibration, *limits, terminal.say)
         return weights.store_weights(mixed, 8), {"int8": measured}
     # The decoder's few tokens do not bear 8-bit activations; its weights do.
-    return weights.store_weights(model, 4 if options.precision == "int4-weights" else 8), {}
+    bits = {"int8": 8, "int8-weights": 8, "int4-weights": 4}[options.precision]
+    return weights.store_weights(model, bits), {}
 
 
 def load(

@@ -1,7 +1,7 @@
 """PyTorch to TFLite: through ONNX, onnx2tf (flatbuffer_direct, no TensorFlow), litert-quantizer.
 
 onnx2tf needs Python 3.12 and pins all its packages exactly, so it lives in an environment of its own
-and is called as a program. ``docs/tflite.md`` compares the converters to int8.
+and is called as a program. ``docs/android.md`` compares the converters to int8.
 """
 
 import errno

@@ -74,7 +74,7 @@ def static_recipe(source: str) -> Any:
     """The rules for ``int8``: linear layers and the GELU between two of them in 8 bits throughout,
     convolutions with 8-bit weights, the rest in float.
 
-    ``docs/tflite.md`` has what else was tried. The convolutions of the first stage have activations
+    ``docs/android.md`` has what else was tried. The convolutions of the first stage have activations
     with a few channels far wider than the others, which one range for all does not bear; 8-bit matrix
     products of two activations have no fast kernel; LayerNorm's DIV would divide by zero.
     """

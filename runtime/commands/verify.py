@@ -25,8 +25,8 @@ def add_verify(subparsers: terminal.Subparsers) -> argparse.ArgumentParser:
 def run_verify(args: argparse.Namespace) -> None:
     """Runs the golden vectors.
 
-    ``--json`` prints an object: ``bundle``, ``precision``, ``passed``, and ``prompts``, a list of
-    ``GoldenResult``.
+    ``--json`` prints an object: ``bundle``, ``precision``, ``passed``, ``golden`` (a list of
+    ``GoldenResult``) and ``parity`` (null; with a checkpoint the report, and ``golden`` is null).
 
     Raises:
         ParityError: a result is outside the tolerance.
@@ -43,7 +43,8 @@ def run_verify(args: argparse.Namespace) -> None:
                 "bundle": str(args.bundle),
                 "precision": precision,
                 "passed": all(result.ok for result in results),
-                "prompts": [vars(result) for result in results],
+                "golden": [vars(result) for result in results],
+                "parity": None,
             }
         )
     else:
