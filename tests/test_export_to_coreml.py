@@ -162,7 +162,7 @@ def test_absent_points_change_nothing(count):
     for key, array in wanted.items():
         assert np.abs(found[key] - array).max() < 1e-5 * array.std()
     if count == 16:
-        with pytest.raises(PromptError, match=r"16 points .* places for 8; .*--points"):
+        with pytest.raises(PromptError, match=r"16 points .* at most 8; .*--max-points"):
             prompt_by_prompt(lambda one: one, 8)(feeds)
 
 

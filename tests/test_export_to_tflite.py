@@ -81,7 +81,7 @@ def test_the_segmenter_gives_onnx_masks(tflite, bundle, photo):
         assert low.shape == wanted_low.shape
     boxes = [[50, 40, 300, 250], [0, 0, 99, 99]]
     assert ours.predict_batch(boxes=boxes)[0].shape == theirs.predict_batch(boxes=boxes)[0].shape
-    with pytest.raises(PocketSamError, match="places for 16"):
+    with pytest.raises(PocketSamError, match="at most 16"):
         ours.predict(np.zeros((16, 2)), np.ones(16))
 
 

@@ -17,7 +17,7 @@ class PocketSam(encoderFile: File, decoderFile: File, threads: Int = 4) : AutoCl
         const val BOX_FIRST = 2f
         const val BOX_SECOND = 3f
         const val PAD = -1f             // SAM's own: one, wherever there are points but no box
-        const val ABSENT = -2f          // a place that is not used
+        const val PADDING = -2f          // fills a prompt up to MAX_POINTS
         private val MEAN = floatArrayOf($mean_kt)
         private val DEVIATION = floatArrayOf($std_kt)
     }
@@ -81,7 +81,7 @@ class PocketSam(encoderFile: File, decoderFile: File, threads: Int = 4) : AutoCl
         }
         require(all.size <= MAX_POINTS) { "this decoder takes $$MAX_POINTS points" }
         val coords = Array(1) { Array(MAX_POINTS) { FloatArray(2) } }
-        val labels = Array(1) { FloatArray(MAX_POINTS) { ABSENT } }
+        val labels = Array(1) { FloatArray(MAX_POINTS) { PADDING } }
         all.forEachIndexed { index, point ->
             coords[0][index][0] = point.x * embedding.scale
             coords[0][index][1] = point.y * embedding.scale
