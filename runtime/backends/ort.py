@@ -72,7 +72,7 @@ def provider_options(providers: Providers) -> list[tuple[str, dict[str, str]]]:
 
     Args:
         providers: ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``, such as ``cuda:device_id=1``. The options
-            are onnxruntime's own, and replace those of ``DEFAULTS``. TensorRT keeps its engines in
+            are onnxruntime's own, and replace ``DEFAULTS``. TensorRT keeps its engines in
             pocketsam's cache.
 
     Raises:
