@@ -48,7 +48,7 @@ def export(
 ) -> "Report | None":
     """Turns a checkpoint into a verified bundle, as ``pocketsam export`` does.
 
-    Unless the files compute what the checkpoint computes, nothing is left at ``output``.
+    If the files do not compute what the checkpoint computes, ``output`` is left as it was.
 
     Args:
         checkpoint: a ``.pt``, ``.pth`` or ``.safetensors`` file; ``default``: this package's trained

@@ -1,7 +1,7 @@
 """The reference's answers: what PyTorch computes for photographs and prompts, computed once.
 
-Calibration, golden vectors, parity and the accuracy of single networks all read cases; none of them
-runs the reference again.
+Calibration, parity and the accuracy of single networks share the cases of one ``Reference``; golden
+vectors have a case of their own.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -108,7 +108,7 @@ class Case:
     @cached_property
     def feeds(self) -> Arrays:
         """The inputs of any encoder of ours: the normalised tensor, and the picture as it is."""
-        return encoder_feeds(self.photo, self.image_size)
+        return all_encoder_feeds(self.photo, self.image_size)
 
 
 def compute_cases(
@@ -119,7 +119,7 @@ def compute_cases(
     detailed: int = DETAILED,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Case]:
-    """Runs PyTorch on photographs and prompts.
+    """Runs PyTorch on photographs and prompts; returns a case for each photograph.
 
     A prompt that takes a mask input gets the second mask of the prompt before it, as when a user
     refines a mask.
@@ -135,14 +135,14 @@ def compute_cases(
     for number, (name, photo) in enumerate(photos):
         progress(name)
         keep = number < detailed
-        outputs, intermediates = run(Encoder(model), encoder_feeds(photo, model.image_size))
-        asked = _ask(model, name, photo, outputs[c.IMAGE_EMBEDDINGS], prompts, keep)
+        outputs, intermediates = run(Encoder(model), all_encoder_feeds(photo, model.image_size))
+        asked = _run_prompts(model, name, photo, outputs[c.IMAGE_EMBEDDINGS], prompts, keep)
         kept = intermediates if keep else {}
         cases.append(Case(name, photo, model.image_size, outputs, kept, tuple(asked)))
     return cases
 
 
-def _ask(
+def _run_prompts(
     model: Sam,
     name: str,
     photo: Photo,
@@ -160,7 +160,7 @@ def _ask(
         yield DecoderCase(f"{name}, {prompt.name}", size, model.image_size, feeds, outputs, kept)
 
 
-def encoder_feeds(photo: Photo, image_size: int) -> Arrays:
+def all_encoder_feeds(photo: Photo, image_size: int) -> Arrays:
     """Returns the inputs of any encoder of ours: the normalised tensor, and the picture as it is."""
     return {c.PIXEL_VALUES: preprocess(photo, image_size)} | preprocess_raw(photo, image_size)
 
@@ -222,7 +222,7 @@ def postprocess_masks(
 
 
 def samples_of(network: TracedNetwork, cases: Sequence[Case]) -> list[Arrays]:
-    """Returns inputs of a network to calibrate on, one for each photograph or prompt."""
+    """Returns calibration inputs of a network: of each photograph, or the first of each prompt."""
     if isinstance(network, Encoder):
         return [case.feeds for case in cases]
     samples = []
@@ -234,7 +234,7 @@ def samples_of(network: TracedNetwork, cases: Sequence[Case]) -> list[Arrays]:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What an encoder is worth, over all photographs and prompts.
+    """The accuracy of an encoder, over all photographs and prompts.
 
     Attributes:
         worst, mean: IoU of the masks of a prompt with the reference's.
@@ -247,9 +247,9 @@ class Accuracy:
 
 
 def measure_encoder(model: Sam, cases: Sequence[Case], encode: Encode) -> Accuracy:
-    """Holds an encoder in some other form against the reference's masks.
+    """Returns the mask IoU and SNR of another form of the encoder, compared with PyTorch.
 
-    The decoder stays in PyTorch, so that the figures are the encoder's alone.
+    The decoder is PyTorch's, so that the figures are the encoder's alone.
     """
     ious, snrs = [], []
     for case in cases:

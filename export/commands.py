@@ -43,7 +43,7 @@ def add_export(subparsers: terminal.Subparsers) -> None:
     )
     parser.add_argument(
         "--image-size",
-        type=terminal.image_size,
+        type=terminal.parse_image_size,
         metavar="S",
         help="side of the canvas, a multiple of 64; cost falls with its square (default: what the "
         "checkpoint was trained at, 512 for `default`, 1024 for others)",

@@ -38,16 +38,16 @@ class Artefact:
     encoder_intermediates: Call
     decoder_intermediates: Call
     intermediates: frozenset[str]
-    runner: str
+    runtime_name: str
     tolerance: Tolerance
 
 
 class Report:
     """Rows in the order in which the network computes their tensors."""
 
-    def __init__(self, tolerance: Tolerance, runner: str) -> None:
+    def __init__(self, tolerance: Tolerance, runtime_name: str) -> None:
         self.tolerance = tolerance
-        self.runner = runner
+        self.runtime_name = runtime_name
         self.cases = 0
         self._rows: dict[tuple[str, str], Row] = {}
 
@@ -103,7 +103,7 @@ class Report:
         ]
         return {
             "reference": "pytorch fp32",
-            "runner": self.runner,
+            "runner": self.runtime_name,
             "passed": not self.failed,
             "cases": self.cases,
             "tolerance": asdict(self.tolerance),
@@ -133,7 +133,7 @@ def verify(
         artefact: the exported files.
         progress: called with the name of each photograph.
     """
-    report = Report(artefact.tolerance, artefact.runner)
+    report = Report(artefact.tolerance, artefact.runtime_name)
     for case in cases:
         progress(case.name)
         _verify_case(report, artefact, case)

@@ -1,7 +1,7 @@
 """From a checkpoint to a verified bundle, and the check of a bundle against a checkpoint."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ from pocketsam.export import parity
 from pocketsam.export.bundle import describe_file, staged_bundle, write_manifest
 from pocketsam.export.options import Options
 from pocketsam.export.reference import Reference
-from pocketsam.export.target import Call, Target
+from pocketsam.export.target import Call, Progress, Target
 from pocketsam.export.targets import find_precision, find_target, open_converter
 from pocketsam.export.traced import REFERENCE_TYPES, count_macs
 from pocketsam.export.usage import write_usage
@@ -33,7 +33,6 @@ from pocketsam.runtime.manifest import (
 
 COMMON_PACKAGES = ("pocketsam", "torch", "numpy", "pillow")
 
-Progress = Callable[[str], None]
 Providers = str | Sequence[str]
 
 
@@ -48,7 +47,7 @@ def write_bundle(
     force: bool = False,
     progress: Progress = lambda _: None,
 ) -> parity.Report | None:
-    """Writes a bundle; unless it passes parity, nothing is left at ``output``.
+    """Writes a bundle; if it fails parity, ``output`` is left as it was.
 
     Args:
         reference: the checkpoint and PyTorch's answers.
@@ -68,18 +67,18 @@ def write_bundle(
         ParityError: the files do not compute what the checkpoint computes.
         ConversionError, BundleError: what could not be converted or written.
     """
-    find_precision(target, options.precision)
+    find_precision(target, options.precision)  # raises UsageError before anything is written
     resolved = target.resolve(options)
     with staged_bundle(output, force) as work:
         manifest = _write_files(reference, work, target, resolved, progress)
         manifest = replace(manifest, also=tuple(also))
         write_usage(work, target, manifest)
-        write_manifest(work, manifest)
+        write_manifest(work, manifest)  # open_bundle reads it
         report = None
         if verify:
             bundle = open_bundle(work)
             artefact = open_artefact(bundle)
-            report = parity.verify(reference.cases, artefact, _comparing(bundle, progress))
+            report = parity.verify(reference.cases, artefact, _report_photo(bundle, progress))
             write_manifest(work, replace(manifest, parity=report.to_json()))
             report.raise_if_failed()
         for precision in also:
@@ -100,7 +99,7 @@ def _write_files(
     for name, network in reference.networks(target, options).items():
         progress(f"converting the {name} to {target.name} {precision.name}")
         path = work / f"{name}{target.suffix}"
-        converted = converter.convert(network, path, options, calibration, about)
+        converted = converter.convert(network, path, options, calibration, about, progress)
         macs = count_macs(REFERENCE_TYPES[name](loaded.model))
         networks[name] = NetworkFile(**vars(describe_file(path)), macs=macs, **vars(converted))
     np.savez(work / GOLDEN_NAME, **reference.golden)  # type: ignore[arg-type]
@@ -120,7 +119,7 @@ def verify_bundle(
     precision: str | None = None,
     progress: Progress = lambda _: None,
 ) -> parity.Report:
-    """Compares a bundle with the checkpoint that it was made from.
+    """Returns the parity report of a bundle and the checkpoint that it was made from.
 
     Args:
         directory: the bundle.
@@ -136,11 +135,11 @@ def verify_bundle(
     bundle = open_for_device(directory, providers, precision)
     artefact = open_artefact(bundle, providers=providers, threads=threads)
     reference = Reference(checkpoint, bundle.image_size, images=images, progress=progress)
-    return parity.verify(reference.cases, artefact, _comparing(bundle, progress))
+    return parity.verify(reference.cases, artefact, _report_photo(bundle, progress))
 
 
-def _comparing(bundle: Bundle, progress: Progress) -> Progress:
-    """Returns what tells the name of each photograph."""
+def _report_photo(bundle: Bundle, progress: Progress) -> Progress:
+    """Returns a function that reports the photograph that is being compared."""
     what = f"comparing {bundle.manifest.target} {bundle.manifest.precision} with PyTorch on"
     return lambda name: progress(f"{what} {name}")
 
@@ -148,7 +147,7 @@ def _comparing(bundle: Bundle, progress: Progress) -> Progress:
 def open_artefact(
     bundle: Bundle, *, providers: Providers = "cpu", threads: int | None = None
 ) -> parity.Artefact:
-    """Opens a bundle's files for ``parity.verify``.
+    """Returns a bundle's files, open for ``parity.verify``.
 
     Args:
         bundle: the bundle; of several precisions, its first.
@@ -175,7 +174,7 @@ def open_artefact(
     return parity.Artefact(
         **networks,
         intermediates=frozenset(inside),
-        runner=converter.runner(),
+        runtime_name=converter.runtime_name(),
         tolerance=find_precision(target, bundle.manifest.precision).tolerance,
     )
 
@@ -198,7 +197,7 @@ def _describe(
         preprocessing=Preprocessing(
             input=c.IMAGE if options.input == "image" else c.PIXEL_VALUES,
             color="RGB",
-            layout="NCHW",
+            layout=networks["encoder"].inputs[0].layout or "NCHW",
             resize="longest side to image_size: int(side * scale + 0.5), at least 1",
             filter="bilinear with antialiasing (Pillow)",
             mean=constants.PIXEL_MEAN,
@@ -207,7 +206,7 @@ def _describe(
         ),
         prompt_labels={
             "absent": constants.LABEL_PADDING,
-            "pad": constants.LABEL_PAD_POINT,
+            "pad": constants.LABEL_NOT_A_POINT,
             "background": constants.LABEL_BACKGROUND,
             "foreground": constants.LABEL_FOREGROUND,
             "box_first_corner": constants.LABEL_BOX_FIRST,

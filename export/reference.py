@@ -1,6 +1,6 @@
-"""A checkpoint and everything that PyTorch says of it, computed once for all targets and precisions."""
+"""A checkpoint, and PyTorch's outputs for it, computed once for all targets and precisions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -10,20 +10,18 @@ from numpy.typing import NDArray
 from pocketsam.export.cases import Case, compute_cases
 from pocketsam.export.golden import golden_arrays
 from pocketsam.export.options import Options
-from pocketsam.export.target import Arrays, Target
+from pocketsam.export.target import Arrays, Progress, Target
 from pocketsam.export.targets import open_converter
 from pocketsam.export.traced import TracedNetwork
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.runtime.image import find_images, load_image
 
-Progress = Callable[[str], None]
-
-BUNDLED = ("astronaut", "chelsea", "rocket")
+VERIFICATION_PHOTOS = ("astronaut", "chelsea", "rocket")
 """Square and landscape, all in scikit-image's own wheel: nothing is downloaded."""
 
 
-CALIBRATION = ("coffee", "hubble_deep_field", "immunohistochemistry")
-"""Photographs to calibrate on: others than those that are verified on."""
+CALIBRATION_PHOTOS = ("coffee", "hubble_deep_field", "immunohistochemistry")
+"""Photographs to calibrate on; none of them is used for verification."""
 
 
 class Reference:
@@ -51,7 +49,7 @@ class Reference:
     ) -> None:
         # read now, so that a wrong path costs no work
         self._photos = load_photos(images)
-        self._calibration_photos = load_photos(calibration, CALIBRATION)
+        self._calibration_photos = load_photos(calibration, CALIBRATION_PHOTOS)
         self._progress = progress
         progress(f"loading {checkpoint}")
         self.loaded: Loaded = load_model(checkpoint, image_size)
@@ -76,7 +74,7 @@ class Reference:
     def networks(self, target: Target, options: Options) -> dict[str, TracedNetwork]:
         """Returns both networks in a target's form, the same objects for all of its precisions.
 
-        A converter may keep what it makes of a network before the precisions part.
+        Converters keep their float32 conversion by network object, so tracing happens once.
         """
         key = (target.name, replace(options, precision=""))
         if key not in self._networks:
@@ -89,7 +87,7 @@ class Reference:
 
 
 def load_photos(
-    paths: Sequence[str] = (), bundled: Sequence[str] = BUNDLED
+    paths: Sequence[str] = (), bundled: Sequence[str] = VERIFICATION_PHOTOS
 ) -> list[tuple[str, NDArray[np.uint8]]]:
     """Returns names and ``[H, W, 3]`` uint8 images of files and folders, or else the bundled ones.
 

@@ -1,7 +1,7 @@
-"""What is known of a target: each target's package holds one literal of these classes.
+"""The classes that describe a target; each target's package has one instance, ``TARGET``.
 
-Adding a target: a package ``export/to_NAME/`` whose ``__init__`` holds the literal and imports nothing
-heavy, and one line of ``targets.TARGETS``.
+Adding a target: a package ``export/to_NAME/`` whose ``__init__`` holds that instance and imports
+nothing heavy, and one line of ``targets.TARGETS``.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, NDArray[Any]]
 Call = Callable[[Arrays], Arrays]
 """A network that runs: dict of arrays in, dict of arrays out."""
+
+Progress = Callable[[str], None]
 
 Grade = Literal["equivalent", "close", "lossy"]
 """``equivalent``: round-off. ``close``: masks a person cannot tell apart. ``lossy``: masks differ."""
@@ -53,6 +55,7 @@ class Converter(Protocol):
         options: Options,
         calibration: "Sequence[Case]",
         about: dict[str, str],
+        progress: Progress,
     ) -> Converted:
         """Writes one network to ``path``; returns what the manifest says of it.
 
@@ -62,6 +65,7 @@ class Converter(Protocol):
             options: precision, and what else the target lets one choose.
             calibration: photographs with PyTorch's answers; empty unless the precision is calibrated.
             about: metadata for files that carry any.
+            progress: called with a line about each step.
         """
 
     def load(
@@ -76,13 +80,13 @@ class Converter(Protocol):
 
         Args:
             source: the file's bytes, or the path of a directory.
-            name: what errors call it.
+            name: the file, in error messages.
             intermediates: tensors inside the file to return besides its outputs.
             providers, threads: as for the runtime's ``Segmenter``.
         """
 
-    def runner(self) -> str:
-        """Names what ``load`` runs a file with, and its version, for certificates."""
+    def runtime_name(self) -> str:
+        """Returns the name and version of what runs the files, for the parity report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,7 @@ class Precision:
         name: as ``--precision`` takes it.
         tolerance: how far its outputs may be from PyTorch's.
         grade: what its masks are worth.
-        calibrated: whether it is measured on photographs.
+        calibrated: whether conversion needs calibration photographs.
         options: names of ``Options`` fields that it reads, besides the target's.
         oldest_system: the oldest system whose runtime has its operations, such as ``iOS16``.
     """
@@ -118,7 +122,7 @@ class Target:
         precisions: the first one is the most exact.
         options: names of ``Options`` fields that it reads.
         usage: template of the example that is written beside the files; None: there is the runtime.
-        next_step: what to do with a bundle at ``{path}``, shown after ``make export-NAME``.
+        next_step: what to do with a bundle at ``{path}``; ``make export-coreml`` and the like show it.
         open_converter: imports and returns the module that does the work.
         resolve: returns options with what follows from the precision filled in; raises UsageError where
             values do not go together.

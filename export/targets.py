@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pocketsam.errors import MissingExtraError, UsageError
+from pocketsam.errors import UsageError
 from pocketsam.export.options import Options
 from pocketsam.export.target import Converter, Precision, Target
 from pocketsam.export.to_coreml import TARGET as COREML
 from pocketsam.export.to_onnx import TARGET as ONNX
 from pocketsam.export.to_tflite import TARGET as TFLITE
+from pocketsam.terminal import extra_needed
 
 TARGETS: dict[str, Target] = {target.name: target for target in (ONNX, COREML, TFLITE)}
 
@@ -85,9 +86,5 @@ def open_converter(target: Target) -> Converter:
     Raises:
         MissingExtraError: its packages are not installed.
     """
-    try:
+    with extra_needed(target.extra):
         return target.open_converter()
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("pocketsam"):
-            raise
-        raise MissingExtraError(error.name or target.name, target.extra) from None

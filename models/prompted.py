@@ -12,7 +12,7 @@ from pocketsam.constants import (
     LABEL_BOX_FIRST,
     LABEL_BOX_SECOND,
     LABEL_FOREGROUND,
-    LABEL_PAD_POINT,
+    LABEL_NOT_A_POINT,
     MASK_THRESHOLD,
 )
 from pocketsam.models.images import to_pixel_values
@@ -46,7 +46,7 @@ def point_prompts(clicks: NDArray[np.float64]) -> Prompts:
     count, points = clicks.shape[:2]
     coords = np.concatenate([clicks, np.zeros((count, 1, 2))], axis=1)
     labels = np.full((count, points + 1), LABEL_FOREGROUND)
-    labels[:, -1] = LABEL_PAD_POINT
+    labels[:, -1] = LABEL_NOT_A_POINT
     return Prompts(torch.from_numpy(coords).float(), torch.from_numpy(labels).float())
 
 

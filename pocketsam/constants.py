@@ -10,7 +10,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 LABEL_BACKGROUND, LABEL_FOREGROUND = 0, 1
 LABEL_BOX_FIRST, LABEL_BOX_SECOND = 2, 3
-LABEL_PAD_POINT = -1
+LABEL_NOT_A_POINT = -1
 """SAM's own pad point, which takes part in attention."""
 LABEL_PADDING = -2
 """Fills the points of a decoder of static shapes up to ``max_points``; left out of every attention."""

@@ -15,7 +15,8 @@
     ├── ParityError         exit 3    a file that does not compute what the checkpoint computes
     └── MissingExtraError   exit 4    an optional dependency that is not installed
 
-argparse's own errors (an unknown option, a malformed value) exit with 2 as well.
+0 is fine; 130: interrupted, see ``terminal.run_command``. argparse's own errors (an unknown option,
+a malformed value) exit with 2 as well.
 """
 
 from typing import Any

@@ -70,31 +70,31 @@ def extra_needed(extra: str) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Progress, for people: to stderr."""
+    """Prints a line for people to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def show_progress(text: str, last: bool) -> None:
-    """A line of progress that rewrites itself; nothing where stderr is not a terminal."""
+    """Prints a line of progress that rewrites itself; nothing where stderr is no terminal."""
     if sys.stderr.isatty():
         print(f"\r{text}", end="\n" if last else "", file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
-    """A result for programs: to stdout."""
+    """Prints a result for programs to stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def mark(ok: bool) -> str:
-    """✓ or ✗, in colour where stdout is a terminal and NO_COLOR is not set."""
+    """Returns ✓ or ✗, in colour where stdout is a terminal and NO_COLOR is not set."""
     sign = "✓" if ok else "✗"
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return sign
     return f"\x1b[{32 if ok else 31}m{sign}\x1b[0m"
 
 
-def image_size(text: str) -> int:
-    """A positive multiple of 64, up to 4096."""
+def parse_image_size(text: str) -> int:
+    """Parses ``--image-size``: returns a multiple of 64, from 64 to 4096."""
     value = int(text) if text.isdecimal() else 0
     if not 64 <= value <= 4096 or value % 64:
         raise argparse.ArgumentTypeError(f"{text!r}: wants a multiple of 64, from 64 to 4096")
@@ -121,5 +121,5 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def providers(args: argparse.Namespace) -> list[str]:
-    """What ``--provider`` said, or the CPU."""
+    """Returns what ``--provider`` said, or the CPU."""
     return args.provider or ["cpu"]

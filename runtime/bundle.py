@@ -153,7 +153,7 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
     return Bundle(path, Manifest.from_json(value, manifest_path))
 
 
-EIGHT_BITS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+INT8_CPU_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """CPU features with which 8-bit products are several times as fast as float32 products."""
 
 
@@ -167,8 +167,8 @@ def choose_bundle(
 
     Args:
         directory: the bundle.
-        precision: its name; None: fp16 on a GPU, int8 on a CPU with ``EIGHT_BITS``, if the bundle holds
-            it, otherwise the first one.
+        precision: its name; None: fp16 on a GPU, int8 on a CPU with ``INT8_CPU_FLAGS``,
+            if the bundle holds it, otherwise the first one.
         gpu: whether a GPU runs it.
         flags: the CPU's features.
 
@@ -179,7 +179,7 @@ def choose_bundle(
     bundle = open_bundle(directory)
     first, also = bundle.manifest.precision, bundle.manifest.also
     if precision is None:
-        suits = "fp16" if gpu else "int8" if any(flag in EIGHT_BITS for flag in flags) else first
+        suits = "fp16" if gpu else "int8" if any(flag in INT8_CPU_FLAGS for flag in flags) else first
         precision = suits if suits in also else first
     if precision == first:
         return bundle

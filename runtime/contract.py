@@ -11,7 +11,7 @@ RESIZED_SIZE = "resized_size"  # [2] (height, width) of the picture on the canva
 IMAGE_EMBEDDINGS = "image_embeddings"  # [1, 256, S/16, S/16]
 
 POINT_COORDS = "point_coords"  # [B, N, 2] (x, y) in pixels of the canvas
-POINT_LABELS = "point_labels"  # [B, N] see the labels below
+POINT_LABELS = "point_labels"  # [B, N] see the labels in pocketsam.constants
 MASK_INPUT = "mask_input"  # [M, 1, S/4, S/4] logits; M is B, or 1 for all prompts (ONNX)
 HAS_MASK_INPUT = "has_mask_input"  # [M] clipped to 0..1
 ORIG_IM_SIZE = "orig_im_size"  # [2] (H, W); (0, 0): masks are not wanted, and come out as 1x1

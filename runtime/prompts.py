@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_PAD_POINT, resized_shape
+from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_NOT_A_POINT, resized_shape
 from pocketsam.errors import PromptError
 from pocketsam.runtime.contract import HAS_MASK_INPUT, MASK_INPUT, POINT_COORDS, POINT_LABELS
 from pocketsam.runtime.image import StrPath
@@ -91,12 +91,12 @@ def assemble(
         wrong = ~np.isin(given, LABELS)
         if wrong.any():
             raise PromptError(f"point_labels contains {given[wrong][0]:g}; known are {LABELS}")
-        _check_inside("point", points, given != LABEL_PAD_POINT, original_size)
+        _check_inside("point", points, given != LABEL_NOT_A_POINT, original_size)
         # where a padding point lies makes no difference, unless it is too far away for float32
-        coords, labels = [np.where(given[..., None] == LABEL_PAD_POINT, 0.0, points)], [given]
+        coords, labels = [np.where(given[..., None] == LABEL_NOT_A_POINT, 0.0, points)], [given]
         if boxes is None:
             coords.append(np.zeros((batch, 1, 2)))
-            labels.append(np.full((batch, 1), float(LABEL_PAD_POINT)))
+            labels.append(np.full((batch, 1), float(LABEL_NOT_A_POINT)))
     if boxes is not None:
         corners = _array("box", boxes, (batch, 4)).reshape(-1, 2, 2)
         batch = len(corners)

@@ -49,7 +49,7 @@ def verify(network, files, cases):
         to_onnx.load(files["encoder"], "encoder", intermediates["encoder"]),
         to_onnx.load(files["decoder"], "decoder", intermediates["decoder"]),
         frozenset(intermediates["encoder"] + intermediates["decoder"]),
-        to_onnx.runner(),
+        to_onnx.runtime_name(),
         TOLERANCE,
     )
     return parity.verify(cases, artefact)

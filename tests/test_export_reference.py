@@ -3,12 +3,12 @@ import pytest
 from PIL import Image
 
 from pocketsam.errors import ImageError
-from pocketsam.export.reference import BUNDLED, load_photos
+from pocketsam.export.reference import VERIFICATION_PHOTOS, load_photos
 
 
 def test_the_bundled_photographs_need_no_network():
     photos = load_photos()
-    assert [name for name, _ in photos] == list(BUNDLED)
+    assert [name for name, _ in photos] == list(VERIFICATION_PHOTOS)
     for _, image in photos:
         assert image.dtype == np.uint8
         assert image.ndim == 3

@@ -38,7 +38,7 @@ def test_a_new_target_exports_and_verifies(toy, tmp_path, pictures, capsys):
     assert inner["parity"]["tolerance"]["mask_iou"] == 0.7
     report = verify_bundle(bundle, "seeded:3", images=pictures)
     assert not report.failed
-    assert report.runner.startswith("torch ")
+    assert report.runtime_name.startswith("torch ")
     assert verify_bundle(bundle, "seeded:4", images=pictures).failed
 
 

@@ -9,7 +9,7 @@ from conftest import SMALL
 
 from pocketsam.errors import ConversionError, ParityError
 from pocketsam.export import export
-from pocketsam.export.cases import compute_cases, encoder_feeds, measure_encoder
+from pocketsam.export.cases import all_encoder_feeds, compute_cases, measure_encoder
 from pocketsam.export.options import Options
 from pocketsam.export.to_onnx import int8 as onnx_int8
 from pocketsam.export.to_onnx import weights as onnx_weights
@@ -139,12 +139,12 @@ def test_values_that_float16_cannot_hold_stay_in_float32(encoder, photo):
     (bias,) = [t for t in model.graph.initializer if t.name.endswith("patch_embed.seq.2.c.weight_bias")]
     loud = onnx.numpy_helper.to_array(bias) + np.float32(1e5)
     bias.CopyFrom(onnx.numpy_helper.from_array(loud, bias.name))
-    feeds = {PIXEL_VALUES: encoder_feeds(photo, SMALL)[PIXEL_VALUES]}
+    feeds = {PIXEL_VALUES: all_encoder_feeds(photo, SMALL)[PIXEL_VALUES]}
     half, about = onnx_weights.to_float16(model, [feeds])
     assert about["largest"] > 65504
     assert about["kept_in_float32"]
-    (found,) = onnx_int8.runner(half)(feeds).values()
-    (wanted,) = onnx_int8.runner(model)(feeds).values()
+    (found,) = onnx_int8.open_model(half)(feeds).values()
+    (wanted,) = onnx_int8.open_model(model)(feeds).values()
     assert np.isfinite(found).all()
     assert np.abs(found - wanted).mean() < 0.05 * wanted.std()
 

@@ -61,7 +61,7 @@ class Converter:
     traced_networks = staticmethod(traced_networks)
     convert = staticmethod(convert)
     load = staticmethod(load_network)
-    runner = staticmethod(lambda: f"torch {torch.__version__}")
+    runtime_name = staticmethod(lambda: f"torch {torch.__version__}")
 
 
 TARGET = Target(

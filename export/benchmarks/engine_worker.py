@@ -71,7 +71,7 @@ def open_litert(spec: Spec) -> Opened:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=spec["file"], num_threads=spec["threads"])
-    runner = interpreter.get_signature_runner()
+    runtime_name = interpreter.get_signature_runner()
     last = spec["channels_last"]
 
     def prepare(feeds: Arrays) -> tuple[Any, ...]:
@@ -79,7 +79,7 @@ def open_litert(spec: Spec) -> Opened:
         return ({k: np.ascontiguousarray(v) for k, v in turned.items()},)
 
     def call(fed: Arrays) -> Arrays:
-        found = runner(**fed)
+        found = runtime_name(**fed)
         return {k: v.transpose(0, 3, 1, 2) if k in last else v for k, v in found.items()}
 
     return prepare, call

@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="for JSON, picture, and what is measured")
     parser.add_argument("--checkpoint", default=DEFAULT)
-    parser.add_argument("--image-size", type=terminal.image_size, metavar="S")
+    parser.add_argument("--image-size", type=terminal.parse_image_size, metavar="S")
     parser.add_argument(
         "--file", action="append", default=[], metavar="NAME=FILE.onnx", help="another encoder"
     )

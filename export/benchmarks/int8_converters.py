@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("environment", type=Path, help="a virtual environment with onnx2tf, tensorflow")
     parser.add_argument("--folder", type=Path, default=Path("build/int8-converters"))
     parser.add_argument("--checkpoint", default=DEFAULT)
-    parser.add_argument("--image-size", type=terminal.image_size, metavar="S")
+    parser.add_argument("--image-size", type=terminal.parse_image_size, metavar="S")
     args = parser.parse_args(argv)
     try:
         reference, work = open_work(args.checkpoint, args.image_size, args.folder)

@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("targets", nargs="+", choices=sorted(TARGETS), metavar="TARGET")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for DIR/TARGET/…")
     parser.add_argument("--checkpoint", default=DEFAULT)
-    parser.add_argument("--image-size", type=terminal.image_size, metavar="S")
+    parser.add_argument("--image-size", type=terminal.parse_image_size, metavar="S")
     parser.add_argument("--precision", action="append", help="only these; may be repeated")
     args = parser.parse_args(argv)
     size = args.image_size or default_image_size(args.checkpoint)

@@ -84,7 +84,7 @@ class Worker:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _ask(self, words: str) -> dict[str, Any]:
+    def _run_prompts(self, words: str) -> dict[str, Any]:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the reason is what its log ends with
             self.process.stdin.write(words + "\n")
@@ -92,13 +92,13 @@ class Worker:
 
     def seconds(self) -> float:
         """Of one run on the variant's own inputs."""
-        return float(self._ask("time")["seconds"])
+        return float(self._run_prompts("time")["seconds"])
 
     def answer(self, feeds: Arrays) -> Arrays:
         """What the network gives for other inputs."""
         source, result = self.folder / "in.npz", self.folder / "out.npz"
         np.savez(source, **feeds)  # type: ignore[arg-type]
-        self._ask(f"answer {source} {result}")
+        self._run_prompts(f"answer {source} {result}")
         with np.load(result) as file:
             return {name: file[name] for name in file.files}
 

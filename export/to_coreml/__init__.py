@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pocketsam.errors import UsageError
-from pocketsam.export.metrics import CLOSE, EIGHT_BITS, FP16, FP32, Tolerance
+from pocketsam.export.metrics import FOUR_BITS, FP16, FP32, LOOSE, WEIGHTS_8_BIT, Tolerance
 from pocketsam.export.options import Options
 from pocketsam.export.target import Converter, Precision, Target
 
@@ -51,21 +51,21 @@ TARGET = Target(
         Precision(name="fp16", tolerance=FP16, grade="close", calibrated=True, oldest_system="iOS15"),
         Precision(
             name="int8-weights",
-            tolerance=EIGHT_BITS,
+            tolerance=WEIGHTS_8_BIT,
             grade="close",
             calibrated=True,
             oldest_system="iOS16",
         ),
         Precision(
             name="palette8",
-            tolerance=replace(EIGHT_BITS, mask_iou=0.95),
+            tolerance=replace(WEIGHTS_8_BIT, mask_iou=0.95),
             grade="close",
             calibrated=True,
             oldest_system="iOS16",
         ),
         Precision(
             name="palette6",
-            tolerance=CLOSE,
+            tolerance=LOOSE,
             grade="lossy",
             calibrated=True,
             oldest_system="iOS16",
@@ -73,7 +73,7 @@ TARGET = Target(
         # What was reached, with some room: a file that falls below it is broken.
         Precision(
             name="palette4",
-            tolerance=Tolerance(error=8.0, snr_db=2.0, cosine=0.8, mask_iou=0.3),
+            tolerance=FOUR_BITS,
             grade="lossy",
             calibrated=True,
             oldest_system="iOS16",

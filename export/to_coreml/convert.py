@@ -18,7 +18,7 @@ import torch
 from pocketsam.child import run_child
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
-from pocketsam.export.target import Arrays, Call, Converted
+from pocketsam.export.target import Arrays, Call, Converted, Progress
 from pocketsam.export.to_coreml.channels_first import channels_first, to_reference_layout
 from pocketsam.export.to_coreml.interpreter import (
     INTERMEDIATES_KEY,
@@ -61,6 +61,7 @@ def convert(
     options: Options,
     calibration: Sequence[Case],
     about: dict[str, str],
+    progress: Progress = lambda _: None,
 ) -> Converted:
     """Writes one network as an ``.mlpackage``.
 
@@ -70,6 +71,7 @@ def convert(
         options: precision, deployment target (``Target.resolve`` fills it in).
         calibration: photographs with PyTorch's answers; float16's ranges are measured on them.
         about: the package's metadata.
+        progress: called with a line about each step.
 
     Returns:
         What the manifest says of it.
@@ -170,7 +172,7 @@ def load(
 
     Args:
         source: an ``.mlpackage``.
-        name: what errors call it.
+        name: the file, in error messages.
         intermediates: names of intermediate outputs to return as well; those that the package does not
             have are left out.
         providers: on macOS, as for ``open_coreml``.
@@ -196,8 +198,8 @@ def load(
     return network if labels is None else prompt_by_prompt(network, labels[1])
 
 
-def runner() -> str:
-    """Names what ``load`` runs a package with, for certificates."""
+def runtime_name() -> str:
+    """Returns the name and version of what runs a package, for the parity report."""
     simulated = f"pocketsam's MIL interpreter (torch {version('torch')})"
     return f"Core ML on macOS; intermediate outputs: {simulated}" if coreml.available() else simulated
 

@@ -1,6 +1,6 @@
 """PyTorch to ONNX: conversion, its passes, and smaller weights."""
 
-from pocketsam.export.metrics import CLOSE, EIGHT_BITS, FP16, FP32, Tolerance
+from pocketsam.export.metrics import FOUR_BITS, FP16, FP32, LOOSE, WEIGHTS_8_BIT
 from pocketsam.export.target import Converter, Precision, Target
 
 
@@ -20,15 +20,15 @@ TARGET = Target(
         Precision(name="fp16", tolerance=FP16, grade="close", calibrated=True),
         Precision(
             name="int8",
-            tolerance=CLOSE,
+            tolerance=LOOSE,
             grade="close",
             calibrated=True,
             options=("min_miou", "min_speedup"),
         ),
-        Precision(name="int8-weights", tolerance=EIGHT_BITS, grade="close"),
+        Precision(name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close"),
         Precision(
             name="int4-weights",
-            tolerance=Tolerance(error=8.0, snr_db=2.0, cosine=0.8, mask_iou=0.3),
+            tolerance=FOUR_BITS,
             grade="lossy",
         ),
     ),

@@ -18,11 +18,10 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pocketsam import terminal
 from pocketsam.errors import ConversionError
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
-from pocketsam.export.target import Call, Converted
+from pocketsam.export.target import Call, Converted, Progress
 from pocketsam.export.to_onnx import int8, weights
 from pocketsam.export.to_onnx.passes import FastDecoder, optimise
 from pocketsam.export.to_onnx.upscaling import append_upscaling
@@ -44,8 +43,8 @@ def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
     return {"encoder": Encoder(model), "decoder": FastDecoder(model)}
 
 
-def runner() -> str:
-    """Names what ``load`` runs a file with, for certificates."""
+def runtime_name() -> str:
+    """Returns the name and version of what runs the files, for the parity report."""
     return f"onnxruntime {ort.__version__}"
 
 
@@ -55,6 +54,7 @@ def convert(
     options: Options = OPTIONS,
     calibration: Sequence[Case] = (),
     about: dict[str, str] | None = None,
+    progress: Progress = lambda _: None,
 ) -> Converted:
     """Writes one network as a self-contained ONNX file.
 
@@ -64,6 +64,7 @@ def convert(
         options: precision, and what int8 must reach.
         calibration: photographs with PyTorch's answers, for fp16 and int8.
         about: unused; an ONNX file carries no metadata of ours, the manifest does.
+        progress: called with a line about each step.
 
     Returns:
         What the manifest says of it; its details are the opset, whether it was simplified, and what was
@@ -76,7 +77,7 @@ def convert(
     whole, simplified = _trace_float(network)
     model = onnx.ModelProto()
     model.CopyFrom(whole)
-    model, measured = _in_precision(model, network, options, calibration)
+    model, measured = _in_precision(model, network, options, calibration, progress)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return Converted(
@@ -106,7 +107,11 @@ def _trace_float(network: TracedNetwork) -> tuple[onnx.ModelProto, bool]:
 
 
 def _in_precision(
-    model: onnx.ModelProto, network: TracedNetwork, options: Options, calibration: Sequence[Case]
+    model: onnx.ModelProto,
+    network: TracedNetwork,
+    options: Options,
+    calibration: Sequence[Case],
+    progress: Progress,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Returns the model in the precision of the options, and what the manifest says of that."""
     if options.precision == "fp32":
@@ -116,7 +121,7 @@ def _in_precision(
         return smaller, {"float16": measured}
     if options.precision == "int8" and isinstance(network, Encoder):
         limits = options.min_miou, options.min_speedup
-        mixed, measured = int8.quantize_encoder(model, network, calibration, *limits, terminal.say)
+        mixed, measured = int8.quantize_encoder(model, network, calibration, *limits, progress)
         return weights.store_weights(mixed, 8), {"int8": measured}
     # The decoder's few tokens do not bear 8-bit activations; its weights do.
     bits = {"int8": 8, "int8-weights": 8, "int4-weights": 4}[options.precision]
@@ -134,7 +139,7 @@ def load(
 
     Args:
         source: an ONNX file.
-        name: what errors call it.
+        name: the file, in error messages.
         intermediates: names of tensors inside the graph to return besides the outputs; those that it
             does not have are left out.
         providers, threads: as for the runtime's ``Segmenter``.

@@ -120,7 +120,7 @@ def _quantized_layer(
     ]
 
 
-def runner(model: onnx.ModelProto) -> Callable[[Arrays], Arrays]:
+def open_model(model: onnx.ModelProto) -> Callable[[Arrays], Arrays]:
     """Opens a model in onnxruntime."""
     session = open_session(model.SerializeToString(), "8-bit model")
     names = [output.name for output in session.get_outputs()]
@@ -143,7 +143,7 @@ def layer_gain(layer: Layer, rounds: int = 5) -> float:
     node = helper.make_node("Gemm", ["x", "weight", "bias"], ["y"])
     graph = helper.make_graph([node], "layer", [source], [result], tensors)
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    forms = [runner(whole), runner(quantize(whole, linear_layers(whole)))]
+    forms = [open_model(whole), open_model(quantize(whole, linear_layers(whole)))]
     feeds = {"x": rng.standard_normal((layer.rows, layer.inputs), np.float32)}
     times: list[list[float]] = [[], []]
     for number in range(rounds + 1):
@@ -157,7 +157,7 @@ def layer_gain(layer: Layer, rounds: int = 5) -> float:
 
 def encoder_of(model: onnx.ModelProto) -> Encode:
     """Opens an encoder in onnxruntime as ``cases.measure_encoder`` takes it."""
-    call = runner(model)
+    call = open_model(model)
     return lambda pixels: call({c.PIXEL_VALUES: pixels})[c.IMAGE_EMBEDDINGS]
 
 
@@ -227,7 +227,7 @@ def search(
 
 def speedup(old: onnx.ModelProto, new: onnx.ModelProto, feeds: Arrays, rounds: int = 7) -> float:
     """Median of old time over new, in interleaved rounds."""
-    forms = [runner(old), runner(new)]
+    forms = [open_model(old), open_model(new)]
     ratios = []
     for number in range(rounds + 1):
         seconds = []

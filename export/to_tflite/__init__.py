@@ -1,6 +1,6 @@
 """PyTorch to TFLite, by way of ONNX: conversion and smaller weights."""
 
-from pocketsam.export.metrics import CLOSE, EIGHT_BITS, FP16, FP32, Tolerance
+from pocketsam.export.metrics import FP16, FP32, LOOSE, WEIGHTS_8_BIT, Tolerance
 from pocketsam.export.target import Converter, Precision, Target
 
 
@@ -18,8 +18,8 @@ TARGET = Target(
     precisions=(
         Precision(name="fp32", tolerance=FP32, grade="equivalent"),
         Precision(name="fp16", tolerance=FP16, grade="close"),
-        Precision(name="int8-weights", tolerance=EIGHT_BITS, grade="close"),
-        Precision(name="int8-dynamic", tolerance=CLOSE, grade="close"),
+        Precision(name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close"),
+        Precision(name="int8-dynamic", tolerance=LOOSE, grade="close"),
         Precision(
             name="int8",
             tolerance=Tolerance(error=4.0, snr_db=8.0, cosine=0.9, mask_iou=0.5),

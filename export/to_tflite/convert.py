@@ -21,7 +21,7 @@ from pocketsam.child import own_environment, run_child
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
-from pocketsam.export.target import Arrays, Call, Converted
+from pocketsam.export.target import Arrays, Call, Converted, Progress
 from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork
 from pocketsam.models.sam import Sam
@@ -42,8 +42,8 @@ def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
     return {"encoder": Encoder(model), "decoder": StaticDecoder(model, options.max_points)}
 
 
-def runner() -> str:
-    """Names what ``load`` runs a file with, for certificates."""
+def runtime_name() -> str:
+    """Returns the name and version of what runs the files, for the parity report."""
     return f"LiteRT (ai-edge-litert {version('ai-edge-litert')}), CPU"
 
 
@@ -74,6 +74,7 @@ def convert(
     options: Options,
     calibration: Sequence[Case],
     about: dict[str, str],
+    progress: Progress = lambda _: None,
 ) -> Converted:
     """Writes one network as a TFLite file with one signature, named by the contract.
 
@@ -83,6 +84,7 @@ def convert(
         options: the precision.
         calibration: photographs with PyTorch's answers, for static int8.
         about: unused; a TFLite file carries no metadata of ours, the manifest does.
+        progress: called with a line about each step.
 
     Returns:
         What the manifest says of it.
@@ -162,11 +164,11 @@ def _describe(path: Path, network: TracedNetwork) -> Converted:
     side = network.model.image_size // 4
     wanted[c.IMAGE_EMBEDDINGS] = [1, 256, side // 4, side // 4]
     wanted |= {c.LOW_RES_MASKS: [1, 4, side, side], c.IOU_PREDICTIONS: [1, 4]}
-    runner = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
+    signature = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
     tensors: dict[str, list[TensorInfo]] = {}
     for key, names, details in (
-        ("inputs", network.inputs, runner.get_input_details()),
-        ("outputs", network.outputs, runner.get_output_details()),
+        ("inputs", network.inputs, signature.get_input_details()),
+        ("outputs", network.outputs, signature.get_output_details()),
     ):
         if set(details) != set(names):
             raise ConversionError(f"{path.name}: {key} {sorted(details)}, wanted {sorted(names)}")
@@ -201,7 +203,7 @@ def load(
 
     Args:
         source: a TFLite file.
-        name: what errors call it.
+        name: the file, in error messages.
         intermediates: unused: a TFLite file names none.
         providers, threads: as for the runtime's ``Segmenter``.
     """

@@ -42,7 +42,7 @@ def add_distill(subparsers: terminal.Subparsers) -> None:
     )
     parser.add_argument(
         "--image-size",
-        type=terminal.image_size,
+        type=terminal.parse_image_size,
         metavar="S",
         help="side of the canvas, a multiple of 64 (default: the teacher's, 512 for `default`, else "
         "1024)",

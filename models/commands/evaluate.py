@@ -52,7 +52,7 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
     """Adds the options that are numbers."""
     parser.add_argument(
         "--image-size",
-        type=terminal.image_size,
+        type=terminal.parse_image_size,
         metavar="S",
         help="side of the canvas, a multiple of 64 (default: the checkpoint's, 512 for `default`, else "
         "1024)",

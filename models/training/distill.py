@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_FOREGROUND, LABEL_PAD_POINT
+from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_FOREGROUND, LABEL_NOT_A_POINT
 from pocketsam.errors import CheckpointError
 from pocketsam.files import write_bytes
 from pocketsam.models import prompted
@@ -137,7 +137,7 @@ def random_prompts(recipe: Recipe, count: int, step: int) -> prompted.Prompts:
     """
     rng = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     coords = torch.rand(count, 2, 2, generator=rng) * recipe.image_size
-    labels = [LABEL_FOREGROUND, LABEL_PAD_POINT]
+    labels = [LABEL_FOREGROUND, LABEL_NOT_A_POINT]
     if step % 2:
         coords, labels = coords.sort(dim=1).values, [LABEL_BOX_FIRST, LABEL_BOX_SECOND]
     return prompted.Prompts(coords, torch.tensor([labels]).float().repeat(count, 1))
