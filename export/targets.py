@@ -58,10 +58,10 @@ def check_options(target: Target, precisions: Sequence[str], **choices: Any) -> 
     read = {*target.options, *(name for precision in chosen for name in precision.options)}
     for name in given:
         if name not in read:
-            readers = ", ".join(_readers(name))
+            readers = " and ".join(_readers(name))
             raise UsageError(
                 f"{target.name} {'/'.join(precisions)} does nothing with "
-                f"--{name.replace('_', '-')}: only {readers} reads it"
+                f"--{name.replace('_', '-')}: it is for {readers}"
             )
     options = Options(precisions[0], **given)
     for precision in precisions:

@@ -63,12 +63,17 @@ def test_every_option_is_read_by_some_target():
     [
         ("onnx", ["int3"], {}, "onnx has no precision 'int3'; it has fp32, fp16"),
         ("onnx", ["fp32", "fp32"], {}, "a precision twice"),
-        ("onnx", ["fp32"], {"max_points": 16}, "nothing with --max-points: only coreml, tflite reads"),
+        (
+            "onnx",
+            ["fp32"],
+            {"max_points": 16},
+            "nothing with --max-points: it is for coreml and tflite",
+        ),
         (
             "onnx",
             ["fp32", "fp16"],
             {"min_miou": 0.9},
-            "fp32/fp16 .*--min-miou: only onnx int8",
+            "fp32/fp16 .*--min-miou: it is for onnx int8",
         ),
         ("tflite", ["int8"], {"min_miou": 0.9}, "tflite int8 does nothing"),
     ],

@@ -8,9 +8,11 @@ import pytest
 from conftest import SMALL
 
 from pocketsam.errors import ConversionError, ParityError
-from pocketsam.export import export
 from pocketsam.export.cases import all_encoder_feeds, compute_cases, measure_encoder
 from pocketsam.export.options import Options
+from pocketsam.export.pipeline import write_bundle
+from pocketsam.export.reference import Reference
+from pocketsam.export.to_onnx import TARGET
 from pocketsam.export.to_onnx import int8 as onnx_int8
 from pocketsam.export.to_onnx import weights as onnx_weights
 from pocketsam.models.checkpoint import DEFAULT, load_model
@@ -23,8 +25,14 @@ SHARES = {"fp16": 0.52, "int8": 0.3, "int8-weights": 0.3, "int4-weights": 0.26}
 """Of the float32 encoder's bytes."""
 
 
-def export_onnx(path, pictures, **options):
-    report = export(DEFAULT, path, image_size=SMALL, images=pictures, calibration=pictures, **options)
+@pytest.fixture(scope="module")
+def reference(pictures):
+    """Its networks are traced once, for all precisions."""
+    return Reference(DEFAULT, SMALL, images=pictures, calibration=pictures)
+
+
+def export_onnx(path, reference, precision, **options):
+    report = write_bundle(reference, path, TARGET, Options(precision, **options))
     return report, json.loads((path / MANIFEST_NAME).read_text())
 
 
@@ -41,9 +49,9 @@ def encoder(trained_bundle):
         *(pytest.param(p, marks=pytest.mark.slow) for p in ("int8-weights", "int4-weights")),
     ],
 )
-def test_precisions(precision, trained_bundle, pictures, tmp_path):
+def test_precisions(precision, trained_bundle, reference, tmp_path):
     options = {"min_speedup": 0.0} if precision == "int8" else {}
-    report, manifest = export_onnx(tmp_path / "bundle", pictures, precision=precision, **options)
+    report, manifest = export_onnx(tmp_path / "bundle", reference, precision, **options)
     assert not report.failed
     size = json.loads((trained_bundle / MANIFEST_NAME).read_text())["encoder"]["bytes"]
     assert manifest["encoder"]["bytes"] < SHARES[precision] * size
@@ -125,11 +133,11 @@ def test_more_than_can_be_reached(encoder, photo, monkeypatch):
         onnx_int8.search(encoder, mean_iou(model, cases), 1.01)
 
 
-def test_a_file_that_would_be_too_slow(pictures, tmp_path):
+def test_a_file_that_would_be_too_slow(reference, tmp_path):
     with pytest.raises(
         ConversionError, match=r"times as fast as float32 on this machine, and at least 50 "
     ):
-        export_onnx(tmp_path / "bundle", pictures, precision="int8", min_miou=0.0, min_speedup=50.0)
+        export_onnx(tmp_path / "bundle", reference, "int8", min_miou=0.0, min_speedup=50.0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,10 @@ from conftest import run_pocketsam
 from test_runtime_manifest import TFLITE
 
 from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError, UsageError
-from pocketsam.export import export
+from pocketsam.export.options import Options
+from pocketsam.export.pipeline import write_bundle
+from pocketsam.export.reference import Reference
+from pocketsam.export.to_tflite import TARGET
 from pocketsam.export.to_tflite import convert as to_tflite
 from pocketsam.export.usage import render
 from pocketsam.runtime import Segmenter
@@ -32,16 +35,27 @@ except PocketSamError:
 needs_converter = pytest.mark.skipif(not HAVE_CONVERTER, reason="no onnx2tf: run `make tflite-env`")
 
 
-def export_tflite(path, pictures, **options):
-    more = {"images": pictures, "calibration": pictures}
-    report = export("seeded:11", path, target="tflite", image_size=SIZE, **more, **options)
+@pytest.fixture(scope="module")
+def reference(pictures):
+    """Its networks are converted to float32 once, by the first that asks."""
+    return Reference("seeded:11", SIZE, images=pictures, calibration=pictures)
+
+
+@pytest.fixture(scope="module")
+def unconverted(pictures):
+    """Its networks are traced once; the tests see to it that onnx2tf never gets further."""
+    return Reference("seeded:11", SIZE, images=pictures, calibration=pictures)
+
+
+def export_tflite(path, reference, precision="fp32", **options):
+    report = write_bundle(reference, path, TARGET, Options(precision, **options))
     return report, json.loads((path / MANIFEST_NAME).read_text())
 
 
 @pytest.fixture(scope="module")
-def tflite(tmp_path_factory, pictures):
+def tflite(tmp_path_factory, reference):
     path = tmp_path_factory.mktemp("tflite") / "bundle"
-    export_tflite(path, pictures)
+    export_tflite(path, reference)
     return path
 
 
@@ -94,47 +108,47 @@ def test_the_segmenter_gives_onnx_masks(tflite, bundle, photo):
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8-weights", "int8-dynamic")),
     ],
 )
-def test_precisions(precision, tflite, pictures, tmp_path):
-    report, manifest = export_tflite(tmp_path / "bundle", pictures, precision=precision)
+def test_precisions(precision, tflite, reference, tmp_path):
+    report, manifest = export_tflite(tmp_path / "bundle", reference, precision)
     assert not report.failed
     whole = json.loads((tflite / MANIFEST_NAME).read_text())["encoder"]["bytes"]
     assert manifest["encoder"]["bytes"] < (0.55 if precision == "fp16" else 0.45) * whole
     Segmenter(tmp_path / "bundle")
 
 
-def test_no_converter(monkeypatch, tmp_path, pictures):
+def test_no_converter(monkeypatch, tmp_path, unconverted):
     monkeypatch.setenv("POCKETSAM_ONNX2TF", "/nowhere/onnx2tf")
     with pytest.raises(PocketSamError, match=r"POCKETSAM_ONNX2TF=/nowhere/onnx2tf: no such program"):
-        export_tflite(tmp_path / "bundle", pictures)
+        export_tflite(tmp_path / "bundle", unconverted)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_converter_that_crashes(monkeypatch, tmp_path, pictures):
+def test_a_converter_that_crashes(monkeypatch, tmp_path, unconverted):
     program = tmp_path / "onnx2tf"
     program.write_text("#!/bin/sh\necho all is lost\nexit 7\n")
     program.chmod(0o755)
     monkeypatch.setenv("POCKETSAM_ONNX2TF", str(program))
     with pytest.raises(ConversionError, match=r"onnx2tf failed with exit code 7, .*is lost; its log"):
-        export_tflite(tmp_path / "bundle", pictures)
+        export_tflite(tmp_path / "bundle", unconverted)
     program.write_text("#!/bin/sh\nexit 0\n")
     with pytest.raises(ConversionError, match="ended without writing"):
-        export_tflite(tmp_path / "bundle", pictures)
+        export_tflite(tmp_path / "bundle", unconverted)
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(ConversionError, match="took longer than 1 s"):
-        export_tflite(tmp_path / "bundle", pictures, timeout=1)
+        export_tflite(tmp_path / "bundle", unconverted, timeout=1)
     assert [path.name for path in tmp_path.iterdir()] == ["onnx2tf"]
 
 
-def test_a_disk_that_is_full_before_onnx2tf(monkeypatch, tmp_path, pictures):
+def test_a_disk_that_is_full_before_onnx2tf(monkeypatch, tmp_path, unconverted):
     """onnx2tf calls its own truncated file a corrupt model, so the room is measured before."""
     monkeypatch.setenv(to_tflite.ONNX2TF_VARIABLE, "true")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=30_000_000))
     with pytest.raises(ConversionError, match=r"No space left on device: 30 MB are free.*TMPDIR"):
-        export_tflite(tmp_path / "bundle", pictures)
+        export_tflite(tmp_path / "bundle", unconverted)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_in_onnx2tf(monkeypatch, tmp_path, pictures):
+def test_a_disk_that_fills_up_in_onnx2tf(monkeypatch, tmp_path, unconverted):
     """It wraps the error that names the reason in one that does not."""
     program = tmp_path / "onnx2tf"
     program.write_text(
@@ -146,13 +160,13 @@ def test_a_disk_that_fills_up_in_onnx2tf(monkeypatch, tmp_path, pictures):
     with pytest.raises(
         ConversionError, match=r"onnx2tf failed .*: OSError.*No space left on device; its"
     ):
-        export_tflite(tmp_path / "bundle", pictures)
+        export_tflite(tmp_path / "bundle", unconverted)
     assert list(tmp_path.iterdir()) == [program]
 
 
 @needs_converter
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_a_disk_that_fills_up_in_the_quantizer(precision, monkeypatch, tmp_path, pictures):
+def test_a_disk_that_fills_up_in_the_quantizer(precision, tflite, reference, monkeypatch, tmp_path):
     """Played by a limit on file sizes that only it gets: its own write fails."""
     wrapper = tmp_path / "python"
     wrapper.write_text(f'#!/bin/sh\nulimit -f 4000\nexec {shlex.quote(sys.executable)} "$@"\n')
@@ -160,11 +174,12 @@ def test_a_disk_that_fills_up_in_the_quantizer(precision, monkeypatch, tmp_path,
     monkeypatch.setattr(sys, "executable", str(wrapper))
     wanted = r"litert-quantizer failed .*File too large.*; its log"
     with pytest.raises(ConversionError, match=wanted) as caught:
-        export_tflite(tmp_path / "bundle", pictures, precision=precision)
+        export_tflite(tmp_path / "bundle", reference, precision)
     assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == [wrapper]
 
 
+@pytest.mark.slow
 @needs_converter
 def test_a_full_disk_leaves_nothing(tmp_path):
     """The ONNX file on the way is the first that does not fit."""

@@ -88,6 +88,7 @@ def convert(
     )
 
 
+_STATIC: WeakKeyDictionary[TracedNetwork, onnx.ModelProto] = WeakKeyDictionary()
 _TRACED: WeakKeyDictionary[TracedNetwork, tuple[onnx.ModelProto, bool]] = WeakKeyDictionary()
 """Networks that were traced, in float32: tracing takes longer than all that a precision adds."""
 
@@ -167,9 +168,11 @@ def load(
 
 def trace_static(network: TracedNetwork) -> onnx.ModelProto:
     """Returns a network as ONNX with its example's shapes, for converters that start from ONNX."""
-    model, _ = _simplify(_trace(network, static=True), network)
-    del model.graph.output[len(network.outputs) :]
-    return model
+    if network not in _STATIC:
+        model, _ = _simplify(_trace(network, static=True), network)
+        del model.graph.output[len(network.outputs) :]
+        _STATIC[network] = model
+    return _STATIC[network]
 
 
 def trace_plain(network: TracedNetwork, path: Path) -> None:
