@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pocketsam.cli import COMMANDS
+from pocketsam.export.target import Converter
 from pocketsam.terminal import build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -110,7 +111,7 @@ def test_the_table_of_commands_is_complete():
     rows = re.findall(r"^\| `pocketsam ([^`]+)` \|", README, re.MULTILINE)
     assert {row.split()[0] for row in rows} == set(PARSERS)
     for row in rows:
-        given = {"NAME": "mobile_sam", "X,Y": "1,2", "OUT": "out.png"}
+        given = {"NAME": "mobile_sam", "X,Y": "1,2"}
         parse([given.get(word, word) for word in row.split()])
 
 
@@ -132,6 +133,22 @@ def test_files_in_the_text_exist(page):
     """Paths of the checkout between backticks, such as ``export/parity.py`` or ``runtime/``."""
     for path in re.findall(r"`((?:export|models|runtime|pocketsam|tests|docs)/[\w./-]*)", PAGES[page]):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_beside_a_file_are_in_it(page):
+    """A file, then a name between backticks; or a name "in" a file."""
+    text = PAGES[page]
+    for path, name in re.findall(r"`([\w/]+\.py)`, `(\w+)`", text):
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), (path, name)
+    for name, path in re.findall(r"`(\w+)` in `([\w/]+/[\w]+\.py)`", text):
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), (path, name)
+
+
+def test_the_functions_of_a_converter_are_listed():
+    (listed,) = re.findall(r"four functions of `Converter` .*?:\s+(.+?)\.\n", PAGES["CONTRIBUTING.md"])
+    functions = [name for name in vars(Converter) if not name.startswith("_")]
+    assert re.findall(r"`(\w+)`", listed) == functions
 
 
 def test_every_page_is_reached():
