@@ -11,8 +11,8 @@ PYTHON312 ?= $(shell for p in python3.12 python3.13 python3 python \
 CHECKPOINT ?= default
 BIN := .venv/bin
 RUN := $(BIN)/pocketsam
-# most of the tests' time is conversion, which runs on one core
-SIDE_BY_SIDE := -n 2 --dist loadfile
+# a worker for each file in turn, the slow ones (export) first, so that both end at the same time
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-all test-arm check docs demo bench bench-everything study clicks lock clean \

@@ -29,7 +29,7 @@ class Artefact:
         encoder_intermediates, decoder_intermediates: the same, with the intermediate outputs among
             their outputs.
         intermediates: names of the intermediate outputs that the files say they hold.
-        runner: what runs them.
+        runtime_name: what runs them.
         tolerance: what they may differ by.
     """
 

@@ -1,7 +1,9 @@
 """What the tests share: the reference implementation, seeded networks and bundles made from them."""
 
+import dataclasses
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,13 +15,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 
 from pocketsam.export import export
+from pocketsam.export.bundle import describe_file, write_manifest
 from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.models.sam import Sam, seeded
+from pocketsam.runtime.bundle import open_bundle
 
 SMALL = 256
 """Side of the canvas in tests that do not depend on it: 16 times faster than at 1024."""
@@ -104,9 +109,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[
 
 
 @pytest.fixture(scope="session")
-def bundle(shared) -> Path:
+def bundle(shared, pictures) -> Path:
     """A verified bundle of ``seeded:11`` for the small canvas."""
-    return shared("bundle", lambda path: export("seeded:11", path, image_size=SMALL))
+    return shared("bundle", lambda path: export("seeded:11", path, image_size=SMALL, images=pictures))
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +124,20 @@ def full_bundle(shared) -> Path:
 def trained_bundle(shared, pictures) -> Path:
     """A verified bundle of this package's weights for the small canvas."""
     return shared("trained", lambda path: export(DEFAULT, path, image_size=SMALL, images=pictures))
+
+
+def change_encoder(bundle: Path, copy: Path) -> None:
+    """Copies a bundle and changes a weight of the encoder; the manifest agrees."""
+    shutil.copytree(bundle, copy)
+    path = copy / "encoder.onnx"
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = onnx.numpy_helper.to_array(weight)[::-1].copy()  # a norm follows: no scale would show
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path)
+    manifest = open_bundle(copy).manifest
+    encoder = dataclasses.replace(manifest.encoder, **dataclasses.asdict(describe_file(path)))
+    write_manifest(copy, dataclasses.replace(manifest, encoder=encoder))
 
 
 def run_pocketsam(

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
+from conftest import SMALL
 from onnx import numpy_helper
 
 from pocketsam.errors import ParityError
@@ -16,21 +17,17 @@ from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
 
-SIZE = 128
 TOLERANCE = FP32
 
 
 @pytest.fixture(scope="module")
 def network():
-    return seeded(SIZE, seed=2)
+    return seeded(SMALL, seed=11)
 
 
 @pytest.fixture(scope="module")
-def files(network, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx")
-    for name, traced in to_onnx.traced_networks(network, Options()).items():
-        to_onnx.convert(traced, folder / f"{name}.onnx")
-    return {name: (folder / f"{name}.onnx").read_bytes() for name in ("encoder", "decoder")}
+def files(bundle):
+    return {name: (bundle / f"{name}.onnx").read_bytes() for name in ("encoder", "decoder")}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +131,7 @@ def test_a_wrong_epsilon_is_found(network, files, cases):
 
 
 def test_other_weights_are_found_at_once(files, photo):
-    other = seeded(SIZE, seed=3)
+    other = seeded(SMALL, seed=3)
     report = verify(other, files, compute_cases(other, [("cat", photo[::3, ::3])]))
     assert report.failed[0].name == "encoder image_encoder.patch_embed"
     assert report.failed[-1].name == "end to end masks"

@@ -13,9 +13,12 @@ from pocketsam.errors import BundleError, ConversionError, IntegrityError, Promp
 from pocketsam.export import export, parity
 from pocketsam.export.bundle import describe_file
 from pocketsam.export.cases import PROMPTS, compute_cases
+from pocketsam.export.metrics import tensor_figures, tensor_ok
+from pocketsam.export.options import Options
 from pocketsam.export.pipeline import open_artefact
 from pocketsam.export.reference import load_photos
 from pocketsam.export.to_coreml import TARGET
+from pocketsam.export.to_coreml import convert as to_coreml
 from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
@@ -89,11 +92,8 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     "precision",
     [
-        "fp16",  # the others are in `make parity`, which CI runs
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("int8-weights", "palette8", "palette6", "palette4", "int8")
-        ),
+        pytest.param(name, marks=pytest.mark.slow)  # they are in `make parity`, which CI runs
+        for name in LOSSY
     ],
 )
 def test_precisions(precision, pictures, coreml, tmp_path):
@@ -121,19 +121,30 @@ def test_palettes_in_groups_on_ios18(pictures, tmp_path):
     assert manifest["encoder"]["deployment_target"] == "iOS18"
 
 
-@pytest.mark.parametrize(
-    "precision",
-    ["fp32", *(pytest.param(name, marks=pytest.mark.slow) for name in LOSSY)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", *LOSSY])
 def test_a_picture_as_input(precision, pictures, tmp_path):
     report, manifest = export_coreml(tmp_path / "bundle", pictures, precision=precision, input="image")
     assert not report.failed
     assert [tensor["name"] for tensor in manifest["encoder"]["inputs"]] == ["image", "resized_size"]
-    spec = ct.models.MLModel(
-        str(tmp_path / "bundle/encoder.mlpackage"), skip_model_load=True
-    ).get_spec()
-    assert spec.description.input[0].type.WhichOneof("Type") == "imageType"
     assert "CVPixelBuffer" in (tmp_path / "bundle/Usage.swift").read_text()
+
+
+def convert_encoder(model, cases, tmp_path, **options):
+    """The encoder alone in Core ML, run by the interpreter; and what the converter says of it."""
+    chosen = TARGET.resolve(Options(**options))
+    network, path = to_coreml.traced_networks(model, chosen)["encoder"], tmp_path / "encoder.mlpackage"
+    converted = to_coreml.convert(network, path, chosen, cases, {})
+    return to_coreml.load(path, "encoder")(cases[0].feeds)[c.IMAGE_EMBEDDINGS], converted
+
+
+def test_an_encoder_that_takes_a_picture(cases, tmp_path):
+    found, converted = convert_encoder(seeded(SIZE, 5), cases, tmp_path, input="image")
+    assert [tensor.name for tensor in converted.inputs] == ["image", "resized_size"]
+    wanted = cases[0].outputs[c.IMAGE_EMBEDDINGS]
+    assert np.abs(found - wanted).max() < 1e-4 * wanted.std()
+    spec = ct.models.MLModel(str(tmp_path / "encoder.mlpackage"), skip_model_load=True).get_spec()
+    assert spec.description.input[0].type.WhichOneof("Type") == "imageType"
 
 
 def test_the_encoder_that_normalises_pads_as_sam_does(photo):
@@ -300,25 +311,25 @@ def test_damage_that_the_manifest_does_not_know(coreml, cases, tmp_path):
 
 
 def test_only_apples_systems_predict(coreml):
-    with pytest.raises(BundleError, match="macOS"):
+    with pytest.raises(BundleError, match="predicts on Apple's systems only"):
         Segmenter(coreml)
 
 
 def test_values_beyond_float16_stay_in_float32(pictures, tmp_path):
-    """A network whose first stage reaches 1e5: float16 throughout would be infinite."""
+    """A network whose first layers reach 1e5: float16 throughout would be infinite."""
     model = seeded(SIZE, seed=5)
     with torch.no_grad():
         norm = model.image_encoder.patch_embed.seq[2].bn
         norm.weight *= 3e4
         norm.bias *= 3e4
-    path = tmp_path / "loud.pt"
-    torch.save(model.state_dict(), path)
-    report, manifest = export_coreml(tmp_path / "bundle", pictures, str(path), precision="fp16")
-    assert not report.failed
-    about = manifest["encoder"]["float16"]
+    cases = compute_cases(model, load_photos(pictures), prompts=(), detailed=0)
+    found, converted = convert_encoder(model, cases, tmp_path, precision="fp16")
+    figures = tensor_figures(cases[0].outputs[c.IMAGE_EMBEDDINGS], found)
+    assert tensor_ok(figures, TARGET.precision("fp16").tolerance), figures
+    about = converted.details["float16"]
     assert about["largest"] > 65504
     assert len(about["kept_in_float32"]) > 3
-    why = [entry["why"] for entry in manifest["encoder"]["leaving_neural_engine"]]
+    why = [entry["why"] for entry in converted.details["leaving_neural_engine"]]
     assert any("kept in float32" in reason for reason in why)
 
 

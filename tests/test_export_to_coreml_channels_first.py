@@ -143,6 +143,7 @@ def programs(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_the_shape_of_the_graph(programs):
     for half, transposes in (("encoder", 40), ("decoder", 1)):
         plain, first = programs["plain", half], programs["first", half]
@@ -155,6 +156,7 @@ def test_the_shape_of_the_graph(programs):
         assert sum(counts.values()) < sum(before.values())
 
 
+@pytest.mark.slow
 def test_norms_are_over_channels_and_attention_has_no_transposes(programs):
     for half in ("encoder", "decoder"):
         makers = {v.name: op for op in programs["first", half].operations for v in op.outputs}
@@ -174,6 +176,7 @@ def test_norms_are_over_channels_and_attention_has_no_transposes(programs):
                 assert after.transpose_y.val
 
 
+@pytest.mark.slow
 def test_what_would_leave_the_neural_engine(programs):
     assert fallbacks(programs["first", "encoder"], "fp32")[0]["operation"] == "all"
     for half in ("encoder", "decoder"):

@@ -8,7 +8,17 @@ from conftest import run_pocketsam
 from PIL import Image
 from test_runtime_fastsam import Small, write
 
-from pocketsam.runtime.compare.comparison import DISTANCES, compare, draw_boxes, draw_prompts, iou
+from pocketsam.constants import POINT_DISTANCES
+from pocketsam.runtime.commands.segment import find_objects
+from pocketsam.runtime.compare.comparison import (
+    Prompt,
+    SamSystem,
+    compare,
+    draw_boxes,
+    draw_prompts,
+)
+from pocketsam.runtime.rle import mask_iou
+from pocketsam.runtime.segmenter import Segmenter
 
 
 class Square:
@@ -37,7 +47,7 @@ def test_all_systems_get_the_same_prompts():
     reference, same, larger = Square("reference"), Square("same"), Square("larger", 10)
     image = np.zeros((768, 1024, 3), np.uint8)
     tallies = compare(reference, [same, larger], [("a", image), ("b", image)], prompts=3)
-    kinds = [f"two points {distance}" for distance in DISTANCES] + ["box"]
+    kinds = [f"two points {distance}" for distance in POINT_DISTANCES] + ["box"]
     for system in (same, larger):
         assert [p.kind for p in system.prompts] == [
             p.kind for p in reference.prompts if p.kind != "point"
@@ -79,9 +89,33 @@ def test_boxes_are_around_the_references_masks():
 
 def test_iou():
     first, second = np.zeros((2, 4, 4), bool)
-    assert iou(first, second) == 1
+    assert mask_iou(first, second) == 1
     first[:2], second[1:3] = True, True
-    assert iou(first, second) == pytest.approx(1 / 3)
+    assert mask_iou(first, second) == pytest.approx(1 / 3)
+
+
+def test_a_bundle_answers_as_the_command_segment(bundle, photo):
+    """A point or a box alone gets the best of three masks, two points get the single mask."""
+    segmenter = Segmenter(bundle)
+    system = SamSystem("bundle", segmenter)
+    system.set_image(photo)
+    best, single = [], []
+    for points, box in (([(50, 60)], None), ([], (10, 20, 200, 150)), ([(50, 60), (90, 70)], None)):
+        labelled, boxes = [(x, y, 1) for x, y in points], [box] if box else []
+        prompt = Prompt(
+            "any", np.array(points, float) if points else None, box and np.array(box, float)
+        )
+        found = system.segment(prompt)
+        (wanted,) = find_objects(segmenter, labelled, boxes)
+        assert np.array_equal(found, wanted.mask)
+        options = (
+            {"point_coords": points, "point_labels": [1] * len(points)} if points else {"box": box}
+        )
+        masks, scores, _ = segmenter.predict(**options)
+        best.append(np.array_equal(found, masks[scores.argmax()]))
+        masks, _, _ = segmenter.predict(**options, multimask_output=False)
+        single.append(np.array_equal(found, masks[0]))
+    assert (best, single) == ([True, True, False], [False, False, True])
 
 
 def test_the_command(bundle, pictures, tmp_path):

@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import run_pocketsam
+from conftest import change_encoder, run_pocketsam
 from PIL import Image
 
 from pocketsam.errors import ImageError, IntegrityError, PromptError
-from pocketsam.export import export
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.embedding import read_embedding
 from pocketsam.runtime.image import load_image
@@ -39,7 +38,7 @@ def test_what_does_not_belong(bundle, photo, saved, tmp_path):
     with pytest.raises(IntegrityError, match=r"cat\.npz: embedding of another image"):
         segmenter.set_embedding(saved, photo[:, ::-1])
     assert not segmenter.is_image_set
-    export("seeded:12", tmp_path / "other", image_size=256, verify=False)
+    change_encoder(bundle, tmp_path / "other")
     with pytest.raises(IntegrityError, match=r"cat\.npz: embedding of another encoder"):
         Segmenter(tmp_path / "other").set_embedding(saved)
 

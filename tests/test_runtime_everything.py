@@ -76,21 +76,23 @@ def generator(trained, mobile_sam):
         yield lambda **parameters: mobile_sam.SamAutomaticMaskGenerator(network.eval(), **parameters)
 
 
-def open_default(folder, image_size):
-    export(DEFAULT, folder / "bundle", image_size=image_size, verify=False)
-    return Segmenter(folder / "bundle")
+def open_default(shared, image_size):
+    def build(path):
+        export(DEFAULT, path, image_size=image_size, verify=False)
+
+    return Segmenter(shared(f"default_{image_size}", build))
 
 
 @pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
+def segmenter(shared):
     """Our own weights at the size that they were trained at."""
-    return open_default(tmp_path_factory.mktemp("everything"), 512)
+    return open_default(shared, 512)
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
+def large(shared):
     """At the reference's."""
-    return open_default(tmp_path_factory.mktemp("large"), 1024)
+    return open_default(shared, 1024)
 
 
 def compare(found, wanted, masks=from_rle):
@@ -155,13 +157,13 @@ def test_a_full_pool_changes_nothing(segmenter, photo, monkeypatch):
 def test_adaptive_clicks_less_and_finds_nearly_the_same(segmenter, monkeypatch):
     photo = data.astronaut()
     clicks = []
-    original = segmenter.predict_promising
+    original = segmenter.predict_above
 
     def counting(points, labels, min_score):
         clicks.extend(map(tuple, np.reshape(points, (-1, 2))))
         return original(points, labels, min_score)
 
-    monkeypatch.setattr(segmenter, "predict_promising", counting)
+    monkeypatch.setattr(segmenter, "predict_above", counting)
     parameters = {"points_per_side": 24, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.7}
     wanted = MaskGenerator(segmenter, **parameters).generate(photo)
     assert len(wanted) > 20
@@ -196,7 +198,7 @@ def test_masks_of_promising_clicks_only(segmenter, photo, min_score, is_split, m
     points = point_grid(4)[:, None] * photo.shape[1::-1]
     labels = np.ones((16, 1))
     wanted = segmenter.predict_low_res(points, labels)
-    scores, kept, low_res = segmenter.predict_promising(points, labels, min_score)
+    scores, kept, low_res = segmenter.predict_above(points, labels, min_score)
     np.testing.assert_allclose(scores, wanted[0], atol=1e-6)
     assert list(kept) == [n for n, row in enumerate(wanted[0]) if row.max() > min_score]
     assert len(kept) == {-np.inf: 16, 2: 0}.get(min_score, len(kept))

@@ -21,13 +21,13 @@ def traced_networks(model, options):
     return {name: kind(model) for name, kind in REFERENCE_TYPES.items()}
 
 
-def convert(network, path, options, calibration, about):
+def convert(network, path, options, calibration, about, progress):
     state = {key: value.contiguous() for key, value in network.model.state_dict().items()}
     if options.precision == "rounded":
         state = {key: value.bfloat16().float() for key, value in state.items()}
     kind = "decoder" if isinstance(network, Decoder) else "encoder"
-    about = {"image_size": str(network.model.image_size), "kind": kind}
-    path.write_bytes(save(state, about))
+    metadata = {"image_size": f"{network.model.image_size} {kind}"}  # a second key would move about
+    path.write_bytes(save(state, metadata))
     example = network.example()
     inputs = tuple(TensorInfo(name, tuple(x.shape), "float32") for name, x in example.items())
     outputs = tuple(TensorInfo(name, (), "float32") for name in network.outputs)
@@ -44,9 +44,8 @@ def convert(network, path, options, calibration, about):
 def load_network(source, name, intermediates=(), providers="cpu", threads=None):
     state = load(source)
     embedded = source[8 : 8 + int.from_bytes(source[:8], "little")]
-    size = int(embedded.split(b'"image_size":"')[1].split(b'"')[0])
-    kind = "decoder" if b'"kind":"decoder"' in embedded else "encoder"
-    model = build(image_size=size)
+    size, kind = embedded.split(b'"image_size":"')[1].split(b'"')[0].decode().split()
+    model = build(image_size=int(size))
     model.load_state_dict(state)
     network = REFERENCE_TYPES[kind](model.eval())
 
