@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from pocketsam.export import commands as exporter
-from pocketsam.models.commands.distill import add_distill
-from pocketsam.models.commands.evaluate import add_evaluate
+from pocketsam.models import commands as trainer
 from pocketsam.runtime import commands as runner
 from pocketsam.terminal import AddCommand, run_command
 
@@ -13,8 +12,7 @@ COMMANDS: tuple[AddCommand, ...] = (
     exporter.add_verify,
     *runner.COMMANDS,
     exporter.add_download,
-    add_distill,
-    add_evaluate,
+    *trainer.COMMANDS,
 )
 
 
