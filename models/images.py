@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
+from pocketsam.constants import IMAGE_SUFFIXES, PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.errors import ImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SMALLEST_SIDE = 16
 """In pixels: one cell of the embedding. An image with a shorter side is refused."""
 
@@ -27,9 +26,9 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise ImageError(f"{folder}: no images ({', '.join(SUFFIXES)})")
+        raise ImageError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Numbers that every room uses: preprocessing, prompt labels, the mask threshold.
+"""Values that every room uses: preprocessing, prompt labels, the mask threshold, image suffixes.
 
 Source: ``Sam``, ``PromptEncoder`` and ``ResizeLongestSide`` of
 https://github.com/facebookresearch/segment-anything; MobileSAM keeps all of them.
@@ -11,18 +11,25 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 LABEL_BACKGROUND, LABEL_FOREGROUND = 0, 1
 LABEL_BOX_FIRST, LABEL_BOX_SECOND = 2, 3
 LABEL_NOT_A_POINT = -1
-"""SAM's own pad point, which takes part in attention."""
+"""SAM's not-a-point, which follows points without a box and takes part in attention."""
 LABEL_PADDING = -2
 """Fills the points of a decoder of static shapes up to ``max_points``; left out of every attention."""
 
 MASK_THRESHOLD = 0.0
 """Logits above it are the object."""
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Of the files that count as images in a folder."""
+
+POINT_DISTANCES = (100, 200, 300, 400, 500)
+"""Pixels between two points in an image whose longest side is 1024: the prompts of MobileSAM's paper
+(arXiv:2306.14289, section 4) that ``compare`` and ``evaluate`` use."""
+
 
 def resized_shape(height: int, width: int, image_size: int) -> tuple[int, int]:
     """Returns (height, width) in pixels after scaling the longest side to ``image_size``.
 
-    As ``ResizeLongestSide.get_preprocess_shape`` of the reference, but never 0: there an image more
+    As segment-anything's ``ResizeLongestSide.get_preprocess_shape``, but never 0: there an image more
     than twice ``image_size`` times as long as it is wide cannot be used at all.
     """
     scale = image_size / max(height, width)

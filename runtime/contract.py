@@ -1,8 +1,8 @@
 """Names and shapes of the tensors in a bundle's networks, for the exporter and the runtime.
 
-The decoder has the tensors of the reference's ``SamOnnxModel``, with an axis B for independent prompts
-where the reference has 1. S is the image size (the side of the square canvas), N
-the number of points of a prompt, (H, W) the size of the original image.
+The decoder has the tensors of segment-anything's ``SamOnnxModel``, with an axis B for independent
+prompts where that has 1. S is the image size (the side of the square canvas), N the number of points of
+a prompt, (H, W) the size of the original image.
 """
 
 PIXEL_VALUES = "pixel_values"  # [1, 3, S, S] RGB, normalised, zero-padded right and bottom

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
+from pocketsam.constants import IMAGE_SUFFIXES, PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.errors import ImageError
 from pocketsam.runtime.contract import IMAGE, PIXEL_VALUES, RESIZED_SIZE
 
@@ -21,8 +21,6 @@ ImageLike = Pixels | Image.Image | StrPath
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused: their masks would not fit in a small device's memory."""
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def find_images(path: StrPath) -> list[Path]:
@@ -35,7 +33,7 @@ def find_images(path: StrPath) -> list[Path]:
     if not folder.is_dir():
         return [folder]
     try:
-        found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+        found = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     except OSError as error:
         raise ImageError(f"{folder}: {error.strerror}") from None
     if not found:
@@ -134,7 +132,7 @@ def preprocess(image: Pixels, image_size: int) -> NDArray[np.float32]:
     """Turns ``[H, W, 3]`` uint8 RGB into the encoder's ``pixel_values`` ``[1, 3, S, S]`` float32.
 
     Scales the longest side to S (Pillow's antialiased bilinear filter), normalises, pads with zeros on
-    the right and below: ``ResizeLongestSide`` and ``Sam.preprocess`` of the reference.
+    the right and below: segment-anything's ``ResizeLongestSide`` and ``Sam.preprocess``.
     """
     values = _resized(image, image_size)
     _, height, width = values.shape

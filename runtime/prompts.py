@@ -67,12 +67,12 @@ def assemble(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Turns B prompts into ``point_coords`` ``[B, M, 2]`` and ``point_labels`` ``[B, M]``, float32.
 
-    The points come first, then the box's corners, or, where there are points but no box, one pad
-    point: the order and the count of the reference's ``PromptEncoder``.
+    The points come first, then the box's corners, or, where there are points but no box, a
+    not-a-point: the order and the count of segment-anything's ``PromptEncoder``.
 
     Args:
         point_coords: ``[B, N, 2]`` (x, y) in pixels of the original image.
-        point_labels: ``[B, N]``, each one of ``LABELS``; a point labelled -1 may lie anywhere.
+        point_labels: ``[B, N]``, each of ``LABELS``; a not-a-point (-1) may lie anywhere.
         boxes: ``[B, 4]`` (x0, y0, x1, y1).
         original_size: (height, width).
         image_size: side of the canvas.
@@ -92,7 +92,7 @@ def assemble(
         if wrong.any():
             raise PromptError(f"point_labels contains {given[wrong][0]:g}; known are {LABELS}")
         _check_inside("point", points, given != LABEL_NOT_A_POINT, original_size)
-        # where a padding point lies makes no difference, unless it is too far away for float32
+        # where a not-a-point lies makes no difference, unless it is too far away for float32
         coords, labels = [np.where(given[..., None] == LABEL_NOT_A_POINT, 0.0, points)], [given]
         if boxes is None:
             coords.append(np.zeros((batch, 1, 2)))
@@ -111,9 +111,22 @@ def assemble(
 
     height, width = original_size
     new_height, new_width = resized_shape(height, width, image_size)
-    # float64, as the reference scales: whole pixels stay exact.
+    # float64, as segment-anything scales: whole pixels stay exact.
     scaled = np.concatenate(coords, axis=1) * np.array([new_width / width, new_height / height])
     return scaled.astype(np.float32), np.concatenate(labels, axis=1).astype(np.float32)
+
+
+def is_ambiguous(points: int, has_box: bool) -> bool:
+    """Returns whether a prompt is answered by the best-scored of three masks, not by the single mask.
+
+    A single point or a box alone is ambiguous: with the not-a-point that follows points without a box,
+    its prompt has fewer than three points (segment-anything's ``SamOnnxModel.select_masks``).
+
+    Args:
+        points: number of points, without box corners.
+        has_box: whether the prompt has a box.
+    """
+    return points + (2 if has_box else 1) < 3
 
 
 def check_mask_input(mask_input: ArrayLike, batch: int | None, side: int) -> NDArray[np.float32]:
@@ -140,7 +153,7 @@ def batches(
     side: int,
     size: int,
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Gives the decoder's inputs, without the embedding, for at most ``size`` prompts at a time.
+    """Yields the decoder's inputs, without the embedding, for at most ``size`` prompts at a time.
 
     Args:
         coords, labels: of B prompts, as ``assemble`` returns them.

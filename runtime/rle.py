@@ -1,4 +1,4 @@
-"""Masks as COCO's run-length encoding, and their boxes."""
+"""Masks as COCO's run-length encoding, their boxes, and their IoU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +25,12 @@ def mask_box(mask: NDArray[np.bool_]) -> list[int]:
         return [0, 0, 0, 0]
     x0, y0, x1, y1 = bounds
     return [x0, y0, x1 - x0 + 1, y1 - y0 + 1]
+
+
+def mask_iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Returns the IoU of two masks of the same shape, in 0..1; 1 if both are empty."""
+    union = np.count_nonzero(first | second)
+    return np.count_nonzero(first & second) / union if union else 1.0
 
 
 def runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from pocketsam.errors import PromptError
 from pocketsam.runtime import contract, prompts
 from pocketsam.runtime.backends.networks import open_for_device, open_network
 from pocketsam.runtime.backends.ort import Arrays, Providers
-from pocketsam.runtime.backends.split_decoder import SplitDecoder, decode_promising, open_split_decoder
+from pocketsam.runtime.backends.split_decoder import SplitDecoder, decode_above, open_split_decoder
 from pocketsam.runtime.bundle import NETWORKS
 from pocketsam.runtime.embedding import Embedding, as_array, hash_pixels, read_matching
 from pocketsam.runtime.image import ImageLike, Pixels, StrPath, as_pixels, encoder_feeds
@@ -28,8 +29,18 @@ DECODER_BATCH = 8
 """Prompts per call of the decoder: more are no faster, and each takes 60 to 100 MB at 1024."""
 
 
+@dataclass(frozen=True)
+class _ImageState:
+    """The image that is set: an array, or on a GPU an ``OrtValue``, and what belongs to it."""
+
+    embedding: Any
+    upscaler: Upscaler
+    original_size: tuple[int, int]
+    sha256: Callable[[], str]
+
+
 class Segmenter:
-    """The runtime's counterpart of the reference's ``SamPredictor``.
+    """The runtime's counterpart of segment-anything's ``SamPredictor``.
 
     ONNX runs in onnxruntime, TFLite in LiteRT (extra ``litert``), Core ML on macOS (extra ``coreml``).
 
@@ -72,26 +83,22 @@ class Segmenter:
             open_network(bundle, network, providers, threads) for network in NETWORKS
         )
         self._open_split_decoder = partial(open_split_decoder, bundle, providers, threads)
-        self._embedding: Any = None  # an array, or on a GPU an OrtValue in its memory
-        self._image_sha256: Callable[[], str] = str
-        self._upscaler: Upscaler | None = None
-        self._original_size = (0, 0)
+        self._image: _ImageState | None = None
 
     @property
     def is_image_set(self) -> bool:
         """Whether ``predict`` can be called."""
-        return self._embedding is not None
+        return self._image is not None
 
     @property
     def original_size(self) -> tuple[int, int]:
         """(height, width) of the image that is set."""
-        self._require_image()
-        return self._original_size
+        return self._require_image().original_size
 
     @property
     def upscaler(self) -> Upscaler:
         """Scales low-resolution logits to the size of the image that is set."""
-        return self._require_image()[1]
+        return self._require_image().upscaler
 
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
         """Encodes an image; until the next call, prompts refer to it.
@@ -111,20 +118,20 @@ class Segmenter:
 
     def reset_image(self) -> None:
         """Forgets the image."""
-        self._embedding = self._upscaler = None
+        self._image = None
 
     def get_image_embedding(self) -> FloatArray:
-        """Returns the embedding of the image that is set, ``[1, 256, S/16, S/16]`` float32."""
-        return as_array(self._require_image()[0]).copy()
+        """Returns a float32 copy of the embedding ``[1, 256, S/16, S/16]``; see also ``embedding``."""
+        return as_array(self._require_image().embedding).copy()
 
     def embedding(self) -> Embedding:
         """Returns the current image's embedding with the hashes of the image and the encoder.
 
-        ``embedding().save(path)`` writes a file for ``set_embedding``.
+        ``.save(path)`` of it writes a file for ``set_embedding``; see also ``get_image_embedding``.
         """
-        values = as_array(self._require_image()[0])
-        hashes = self._image_sha256(), self.encoder_sha256
-        return Embedding(values, self._original_size, *hashes)
+        image = self._require_image()
+        values = as_array(image.embedding)
+        return Embedding(values, image.original_size, image.sha256(), self.encoder_sha256)
 
     def set_embedding(self, path: StrPath, image: Pixels | None = None) -> None:
         """Sets an image without the encoder, from a file that ``embedding().save`` wrote.
@@ -146,13 +153,10 @@ class Segmenter:
         return encoder_feeds(pixels, self.image_size, self._inputs)
 
     def encode(self, feeds: dict[str, FloatArray]) -> FloatArray:
-        """Runs the encoder alone; the image that is set stays set.
+        """Returns the embedding ``[1, 256, S/16, S/16]`` float32; the image that is set stays set.
 
         Args:
             feeds: what ``encoder_feeds`` returned.
-
-        Returns:
-            The embedding, ``[1, 256, S/16, S/16]`` float32.
         """
         return as_array(self._encoder(feeds)[contract.IMAGE_EMBEDDINGS])
 
@@ -165,11 +169,11 @@ class Segmenter:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[Masks, FloatArray, FloatArray]:
-        """Returns masks for one prompt, like ``SamPredictor.predict`` of the reference.
+        """Returns masks for one prompt, like segment-anything's ``SamPredictor.predict``.
 
         Args:
             point_coords: ``[N, 2]`` (x, y) in pixels of the original image.
-            point_labels: ``[N]``: 1 foreground, 0 background (2, 3: a box's corners; -1: padding).
+            point_labels: ``[N]``: 1 foreground, 0 background (2, 3: a box's corners; -1: not a point).
             box: ``[4]`` (x0, y0, x1, y1).
             mask_input: ``[1, S/4, S/4]`` logits, usually of an earlier call.
             multimask_output: three masks for an ambiguous prompt, or the single one.
@@ -186,11 +190,10 @@ class Segmenter:
             cast(ArrayLike, None if values is None else [values])
             for values in (point_coords, point_labels, box, mask_input)
         )
-        results = self.predict_batch(
+        masks, scores, low_res = self.predict_batch(
             points, labels, boxes, mask_inputs, multimask_output, return_logits
         )
-        masks, scores, low_res = (result[0] for result in results)
-        return masks, scores, low_res
+        return masks[0], scores[0], low_res[0]
 
     def predict_batch(
         self,
@@ -204,8 +207,8 @@ class Segmenter:
         """Returns masks for B independent prompts on one image, each the same as by ``predict``.
 
         Args:
-            point_coords: ``[B, N, 2]``. Prompts of different lengths need separate calls: a pad point
-                is a token that the others attend to, so it would change their masks.
+            point_coords: ``[B, N, 2]``. Prompts of different lengths need separate calls: SAM's
+                not-a-point (-1) is a token that the others attend to, so it would change their masks.
             point_labels: ``[B, N]``.
             boxes: ``[B, 4]``.
             mask_inputs: ``[B, 1, S/4, S/4]``.
@@ -221,7 +224,7 @@ class Segmenter:
             point_coords, point_labels, boxes, mask_inputs, multimask_output
         )
         dtype = np.float32 if return_logits else np.bool_
-        masks = np.empty((*scores.shape, *self._original_size), dtype)
+        masks = np.empty((*scores.shape, *self.original_size), dtype)
         for index in np.ndindex(scores.shape):
             logits = self.upscaler.logits(low_res[index])
             masks[index] = logits if return_logits else logits > constants.MASK_THRESHOLD
@@ -244,10 +247,10 @@ class Segmenter:
             low_res.append(outputs[contract.LOW_RES_MASKS][:, chosen])
         return np.concatenate(scores), np.concatenate(low_res)
 
-    def predict_promising(
+    def predict_above(
         self, point_coords: ArrayLike, point_labels: ArrayLike, min_score: float
     ) -> tuple[FloatArray, NDArray[np.intp], FloatArray]:
-        """Returns scores of all prompts, and low-resolution masks of those that score well.
+        """Returns the scores of all prompts, and low-resolution masks of those above a score.
 
         In an ONNX bundle on a CPU, the other prompts are dropped before their masks are computed.
 
@@ -263,7 +266,7 @@ class Segmenter:
             PromptError: a prompt that cannot be used, or no image is set.
         """
         batches = self._decoder_feeds(point_coords, point_labels)
-        return decode_promising(batches, self._decoder, self._split_decoder, min_score)
+        return decode_above(batches, self._decoder, self._split_decoder, min_score)
 
     @cached_property
     def _split_decoder(self) -> SplitDecoder | None:
@@ -277,21 +280,21 @@ class Segmenter:
         mask_inputs: ArrayLike | None = None,
     ) -> Iterator[Arrays]:
         """Gives the decoder's inputs, ``DECODER_BATCH`` prompts at a time."""
-        embedding, _ = self._require_image()
+        image = self._require_image()
         side = self.image_size // 4
         masks = None if mask_inputs is None else prompts.check_mask_input(mask_inputs, None, side)
         batch = None if masks is None else len(masks)
         coords, labels = prompts.assemble(
-            point_coords, point_labels, boxes, self._original_size, self.image_size, batch=batch
+            point_coords, point_labels, boxes, image.original_size, self.image_size, batch=batch
         )
         for feeds in prompts.batches(coords, labels, masks, side, DECODER_BATCH):
-            yield feeds | {contract.IMAGE_EMBEDDINGS: embedding}
+            yield feeds | {contract.IMAGE_EMBEDDINGS: image.embedding}
 
     def _set(self, embedding: Any, original_size: tuple[int, int], sha256: Callable[[], str]) -> None:
-        self._embedding, self._original_size, self._image_sha256 = embedding, original_size, sha256
-        self._upscaler = Upscaler(self.image_size, original_size)
+        upscaler = Upscaler(self.image_size, original_size)
+        self._image = _ImageState(embedding, upscaler, original_size, sha256)
 
-    def _require_image(self) -> tuple[Any, Upscaler]:
-        if self._embedding is None or self._upscaler is None:
+    def _require_image(self) -> _ImageState:
+        if self._image is None:
             raise PromptError("no image is set; call set_image first")
-        return self._embedding, self._upscaler
+        return self._image

@@ -44,7 +44,7 @@ def _axis_matrix(low: int, canvas: int, resized: int, original: int) -> NDArray[
 class Upscaler:
     """Scales low-resolution logits to the original image's size.
 
-    ``Sam.postprocess_masks`` of the reference interpolates to the canvas, crops the padding away, and
+    Segment-anything's ``Sam.postprocess_masks`` interpolates to the canvas, crops the padding away, and
     interpolates to the original size. All of it is linear and separable: one matrix per axis, made
     once per image.
 

@@ -21,7 +21,7 @@ def open_coreml(path: Path, name: str, providers: Providers = "cpu") -> Network:
 
     Args:
         path: the ``.mlpackage``.
-        name: what errors call it.
+        name: used in error messages.
         providers: ``cpu``, or ``coreml`` for the CPU, GPU and Neural Engine as the system chooses.
 
     Raises:

@@ -55,7 +55,7 @@ def open_tflite(
 
     Args:
         data: the bytes of a TFLite file.
-        name: what errors call it.
+        name: used in error messages.
         providers: only ``cpu``.
         threads: None: one per core (LiteRT itself would take a single thread).
 

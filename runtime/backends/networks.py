@@ -25,8 +25,8 @@ class Backend:
     """What runs the networks of a target.
 
     Attributes:
-        open: opens a network: its file's bytes (or its directory), what errors call it, ``encoder`` or
-            ``decoder``, providers, threads.
+        open: opens a network: its file's bytes (or its directory), its name in error messages,
+            ``encoder`` or ``decoder``, providers, threads.
         is_static: whether the decoder takes a single prompt with a fixed number of points.
         is_directory: whether a network is a directory instead of a file.
     """

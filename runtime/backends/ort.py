@@ -221,7 +221,7 @@ def open_session(
 
     Args:
         model: the bytes of an ONNX file.
-        name: what errors call it.
+        name: used in error messages.
         providers: see ``provider_options``.
         threads: see ``check_threads``.
         static: whether all shapes are static; ``GRAPHS`` is switched off otherwise.
@@ -256,7 +256,7 @@ def open_onnx(
 
     Args:
         data: the bytes of an ONNX file.
-        name: what errors call it.
+        name: used in error messages.
         network: ``encoder`` or ``decoder``.
         providers: see ``provider_options``.
         threads: see ``check_threads``.
@@ -279,7 +279,7 @@ def onnx_network(session: ort.InferenceSession, network: str, name: str, device:
     Args:
         session: the session.
         network: ``encoder`` or ``decoder``.
-        name: what errors call it.
+        name: used in error messages.
         device: where the embedding stays between encoder and decoder; None: in numpy's memory.
     """
     outputs = OUTPUTS[network]

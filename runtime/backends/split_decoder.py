@@ -24,7 +24,7 @@ class SplitDecoder:
 
     Args:
         model: the decoder's file.
-        name: what errors call it.
+        name: used in error messages.
         providers, threads: as for ``open_network``.
 
     Raises:
@@ -88,10 +88,12 @@ def open_split_decoder(
         return None
 
 
-def decode_promising(
+def decode_above(
     batches: Iterable[Arrays], decoder: Network, split: SplitDecoder | None, min_score: float
 ) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]]:
-    """Decodes prompts, and returns the masks of those that score well; see ``predict_promising``.
+    """Decodes prompts, and returns the masks of those that score above a threshold.
+
+    ``Segmenter.predict_above`` describes the three arrays.
 
     Args:
         batches: the decoder's inputs, without mask inputs.

@@ -13,7 +13,7 @@ from pocketsam.runtime.commands import results
 from pocketsam.runtime.commands.options import add_bundle, open_segmenter
 from pocketsam.runtime.commands.results import Found
 from pocketsam.runtime.image import load_image
-from pocketsam.runtime.prompts import Box, Point, read_prompt_file
+from pocketsam.runtime.prompts import Box, Point, is_ambiguous, read_prompt_file
 from pocketsam.runtime.segmenter import Segmenter
 
 
@@ -122,13 +122,11 @@ def find_objects(segmenter: Segmenter, points: list[Point], boxes: list[Box]) ->
         batch: dict[str, Any] = {"point_coords": coords, "point_labels": labels}
         if boxes:
             batch["boxes"] = boxes
-        tokens = len(points) + (2 if boxes else 1)
     else:
         prompts = [([], [box]) for box in boxes]
-        batch, tokens = {"boxes": boxes}, 2
-    # The reference's rule (SamOnnxModel.select_masks): a single click or box is ambiguous and gets the
-    # best of three masks; a longer prompt gets the single mask.
-    masks, scores, _ = segmenter.predict_batch(**batch, multimask_output=tokens < 3)
+        batch = {"boxes": boxes}
+    multimask = is_ambiguous(len(points), bool(boxes))
+    masks, scores, _ = segmenter.predict_batch(**batch, multimask_output=multimask)
     best = scores.argmax(axis=1)
     return [
         Found(*prompt, masks[i, best[i]], float(scores[i, best[i]])) for i, prompt in enumerate(prompts)

@@ -12,16 +12,16 @@ from typing import Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketsam.constants import POINT_DISTANCES
 from pocketsam.runtime.compare.fastsam import FastSam
 from pocketsam.runtime.image import Pixels
-from pocketsam.runtime.rle import mask_bounds
+from pocketsam.runtime.prompts import is_ambiguous
+from pocketsam.runtime.rle import mask_bounds, mask_iou
 from pocketsam.runtime.segmenter import Segmenter
 
 Mask = NDArray[np.bool_]
 PROMPTS = 5
 """Prompts of each kind per image."""
-DISTANCES = (100, 200, 300, 400, 500)
-"""Pixels between the two points, in an image whose longest side is 1024, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class System(Protocol):
 
 
 class SamSystem:
-    """A bundle, whose answer is the best scored of three masks."""
+    """A bundle, whose answer is the mask that ``pocketsam segment`` gives; see ``is_ambiguous``."""
 
     def __init__(self, name: str, segmenter: Segmenter) -> None:
         self.name, self._segmenter = name, segmenter
@@ -63,11 +63,12 @@ class SamSystem:
 
     def segment(self, prompt: Prompt) -> Mask:
         """Runs the decoder."""
-        if prompt.box is not None:
-            masks, scores, _ = self._segmenter.predict(box=prompt.box)
-        else:
-            assert prompt.points is not None
-            masks, scores, _ = self._segmenter.predict(prompt.points, np.ones(len(prompt.points)))
+        points = prompt.points
+        labels = None if points is None else np.ones(len(points))
+        multimask = is_ambiguous(0 if points is None else len(points), prompt.box is not None)
+        masks, scores, _ = self._segmenter.predict(
+            points, labels, prompt.box, multimask_output=multimask
+        )
         best: Mask = masks[int(scores.argmax())]
         return best
 
@@ -122,7 +123,7 @@ def draw_prompts(rng: np.random.Generator, size: tuple[int, int], count: int) ->
     """
     height, width = size
     found = []
-    for distance in DISTANCES:
+    for distance in POINT_DISTANCES:
         length = distance * max(size) / 1024
         for _ in range(count):
             for _ in range(100):  # attempts
@@ -196,13 +197,7 @@ def compare(
                 masks.append(system.segment(prompt))
                 tallies[system.name].prompt_s.append(time.perf_counter() - start)
             for system, mask in zip(everyone, masks, strict=True):
-                tallies[system.name].ious.setdefault(prompt.kind, []).append(iou(masks[0], mask))
+                tallies[system.name].ious.setdefault(prompt.kind, []).append(mask_iou(masks[0], mask))
             answers.append((prompt, masks))
         report(name, pixels, answers)
     return tallies
-
-
-def iou(first: Mask, second: Mask) -> float:
-    """Returns the IoU of two masks ``[H, W]``; 1 if both are empty."""
-    union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 1.0

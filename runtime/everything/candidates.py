@@ -33,7 +33,7 @@ class Candidate:
         top, left: row and column of the first cell of ``logits``.
         logits: ``[h, w]`` float32, all cells that the mask can depend on.
         inner, outer: boxes that lie within, and around, the box of the mask; inner may be None. Boxes
-            end on the outermost pixels, as in the reference.
+            end on the outermost pixels, as in segment-anything.
     """
 
     number: int

@@ -12,7 +12,7 @@ def remove_small_regions(
     """Removes holes, or islands, of fewer than ``area`` pixels.
 
     Regions are connected over edges and corners. The largest island is always kept
-    (``remove_small_regions`` of the reference, which calls OpenCV).
+    (segment-anything's ``remove_small_regions``, which calls OpenCV).
 
     Args:
         mask: ``[H, W]``.

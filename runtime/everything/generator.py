@@ -1,19 +1,20 @@
 """Finds every object of an image, without a prompt: a grid of clicks, whose masks are filtered.
 
-The result is the same as by ``SamAutomaticMaskGenerator`` of segment-anything with the same weights.
-Only numpy is needed, and full-size masks are never all in memory: of a candidate only the
-low-resolution logits around the mask are kept, and the full-size mask is made when no better mask
-suppresses it.
+With ``order="grid"`` and no time budget the masks are those of segment-anything's
+``SamAutomaticMaskGenerator``. During the search, a candidate keeps only its low-resolution logits;
+masks are computed at full size one after another, and accepted ones are stored as run lengths.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple, TypedDict, Unpack
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pocketsam.errors import PromptError
 from pocketsam.runtime.everything.candidates import Accepted, MaskFilter, is_suppressed
@@ -30,11 +31,11 @@ from pocketsam.runtime.rle import Box, compress, from_run_lengths, mask_bounds, 
 from pocketsam.runtime.segmenter import Segmenter
 
 Progress = Callable[[int, int], None]
-"""Receives the number of clicks done, and of all."""
+"""Receives the number of clicks done, and the number of all clicks."""
 
 
 class MaskRecord(TypedDict):
-    """A mask that the generator found, with the keys of the reference.
+    """A mask that the generator found, with the keys of segment-anything's records.
 
     ``segmentation`` is ``[H, W]`` bool, or RLE by ``output_mode``; ``area`` in pixels; ``bbox`` and
     ``crop_box`` are ``[x, y, width, height]``; ``point_coords`` ``[[x, y]]`` is the click.
@@ -49,20 +50,32 @@ class MaskRecord(TypedDict):
     crop_box: list[int]
 
 
-class _Found(NamedTuple):
-    """A mask, with box and point in pixels of the image, and the crop where it was found."""
+@dataclass(frozen=True)
+class _Found:
+    """A mask in the whole image.
 
-    mask: Accepted
+    Attributes:
+        box: the mask's box in pixels of the image, (x0, y0, x1, y1).
+        point: the click, (x, y) in pixels of the image.
+        score, stability, lengths: as in ``Accepted``.
+        crop: where the mask was found, (x0, y0, x1, y1).
+    """
+
+    box: Box
+    point: NDArray[np.float64]
+    score: np.float32
+    stability: np.float32
+    lengths: NDArray[np.int64]
     crop: Box
 
 
 class MaskGenerator:
-    """The runtime's counterpart of the reference's ``SamAutomaticMaskGenerator``.
+    """The runtime's counterpart of segment-anything's ``SamAutomaticMaskGenerator``.
 
     Args:
         segmenter: the bundle that answers the clicks.
-        parameters: keyword arguments, as ``grid.Parameters`` describes them: the reference's names and
-            defaults.
+        parameters: keyword arguments, as ``grid.Parameters`` describes them: segment-anything's names
+            and defaults.
 
     Raises:
         PromptError: an unknown parameter, or a value out of range.
@@ -84,7 +97,8 @@ class MaskGenerator:
 
         Args:
             image: ``[H, W, 3]`` uint8 RGB, or a PIL image or a path (see ``load_image``).
-            progress: called after each batch with the number of clicks done, and of all.
+            progress: called after each batch with the number of clicks done, and the number of all
+                clicks.
 
         Returns:
             A record for each mask, best first.
@@ -93,7 +107,6 @@ class MaskGenerator:
             ImageError: the image cannot be read or used.
             PromptError: the image is too small for the crops.
         """
-        report = progress or (lambda done, total: None)
         start = time.monotonic()
         budget = self.parameters.time_budget
         deadline = np.inf if budget is None else start + budget
@@ -102,14 +115,18 @@ class MaskGenerator:
         crops = self._crops(size)
         grids = self.parameters.grids()
         total, done = sum(len(grids[layer]) for _, layer in crops), 0
+
+        def report(before: int, made: int) -> None:
+            if progress is not None:
+                progress(before + made, total)
+
         found: list[_Found] = []
         for crop, layer in crops:
             if time.monotonic() >= deadline:
                 break
-            for made in self._click(pixels, crop, layer, deadline, found):
-                report(done + made, total)
+            found += self._search_crop(pixels, crop, layer, deadline, partial(report, done))
             done += len(grids[layer])
-            report(done, total)
+            report(done, 0)
         if len(crops) > 1:
             found.sort(key=lambda item: _area(item.crop))  # the mask of the smaller crop stays
             found = _suppress(found, self.parameters.crop_nms_thresh)
@@ -127,12 +144,17 @@ class MaskGenerator:
             )
         return crops
 
-    def _click(
-        self, pixels: Pixels, crop: Box, layer: int, deadline: float, found: list[_Found]
-    ) -> Iterator[int]:
-        """Makes the clicks of a crop, and adds the masks that remain after NMS to ``found``.
+    def _search_crop(
+        self, pixels: Pixels, crop: Box, layer: int, deadline: float, report: Callable[[int], None]
+    ) -> list[_Found]:
+        """Makes the clicks of a crop, and returns the masks that remain after NMS.
 
-        Gives the number of clicks made after each batch.
+        Args:
+            pixels: the whole image.
+            crop: (x0, y0, x1, y1) in it.
+            layer: the crop's layer, which has a grid of clicks.
+            deadline: ``time.monotonic()`` after which no further batch is clicked.
+            report: called after each batch with the number of clicks made in this crop.
         """
         x0, y0, x1, y1 = crop
         grid = self.parameters.grids()[layer]
@@ -148,24 +170,32 @@ class MaskGenerator:
                 break
             batch = points[clicks]
             labels = np.ones((len(batch), 1))
-            results = self.segmenter.predict_promising(batch[:, None], labels, min_score)
+            results = self.segmenter.predict_above(batch[:, None], labels, min_score)
             search.add(clicks, batch, *results)
             made += len(clicks)
-            yield made
-        found += [_Found(_shifted(mask, x0, y0), crop) for mask in search.result()]
+            report(made)
+        return [_in_image(mask, crop) for mask in search.result()]
 
 
-def _shifted(mask: Accepted, x: int, y: int) -> Accepted:
-    """Moves box and point from pixels of the crop to pixels of the image."""
+def _in_image(mask: Accepted, crop: Box) -> _Found:
+    """Returns a crop's mask with box and point in pixels of the image."""
+    left, top = crop[:2]
     x0, y0, x1, y1 = mask.box
-    return replace(mask, box=(x0 + x, y0 + y, x1 + x, y1 + y), point=mask.point + np.array((x, y)))
+    return _Found(
+        box=(x0 + left, y0 + top, x1 + left, y1 + top),
+        point=mask.point + np.array((left, top)),
+        score=mask.score,
+        stability=mask.stability,
+        lengths=mask.lengths,
+        crop=crop,
+    )
 
 
 def _suppress(found: Sequence[_Found], threshold: float) -> list[_Found]:
-    """Removes the masks whose box overlaps the box of an earlier mask by more than the threshold."""
+    """Returns the items whose box overlaps no kept earlier box by more than the IoU threshold."""
     kept: list[_Found] = []
     for item in found:
-        if not is_suppressed(item.mask.box, [other.mask.box for other in kept], threshold):
+        if not is_suppressed(item.box, [other.box for other in kept], threshold):
             kept.append(item)
     return kept
 
@@ -177,17 +207,17 @@ def _area(box: Box) -> int:
 def _clean_small_regions(
     found: Sequence[_Found], size: tuple[int, int], parameters: Parameters
 ) -> list[_Found]:
-    """Removes small holes and islands; of masks that become alike, keeps an unchanged one."""
+    """Removes small holes and islands, then duplicates by NMS; unchanged masks win."""
     cleaned = []
     for item in found:
-        mask = from_run_lengths(item.mask.lengths, size)
+        mask = from_run_lengths(item.lengths, size)
         is_changed = False
         for mode in ("holes", "islands"):
             mask, changed = remove_small_regions(mask, parameters.min_mask_region_area, mode)
             is_changed |= changed
         if is_changed:
             box = mask_bounds(mask) or (0, 0, 0, 0)
-            item = item._replace(mask=replace(item.mask, lengths=run_lengths(mask), box=box))
+            item = replace(item, lengths=run_lengths(mask), box=box)
         cleaned.append((is_changed, item))
     cleaned.sort(key=lambda entry: entry[0])
     threshold = max(parameters.box_nms_thresh, parameters.crop_nms_thresh)
@@ -195,21 +225,20 @@ def _clean_small_regions(
 
 
 def _record(item: _Found, size: tuple[int, int], mode: str) -> MaskRecord:
-    mask = item.mask
     segmentation: Any
     if mode == "binary_mask":
-        segmentation = from_run_lengths(mask.lengths, size)
+        segmentation = from_run_lengths(item.lengths, size)
     elif mode == "coco_rle":
-        segmentation = compress(mask.lengths.tolist(), size)
+        segmentation = compress(item.lengths.tolist(), size)
     else:
-        segmentation = {"size": list(size), "counts": mask.lengths.tolist()}
+        segmentation = {"size": list(size), "counts": item.lengths.tolist()}
     return {
         "segmentation": segmentation,
-        "area": int(mask.lengths[1::2].sum()),
-        "bbox": _xywh(mask.box),
-        "predicted_iou": float(mask.score),
-        "point_coords": [mask.point.tolist()],
-        "stability_score": float(mask.stability),
+        "area": int(item.lengths[1::2].sum()),
+        "bbox": _xywh(item.box),
+        "predicted_iou": float(item.score),
+        "point_coords": [item.point.tolist()],
+        "stability_score": float(item.stability),
         "crop_box": _xywh(item.crop),
     }
 

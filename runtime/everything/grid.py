@@ -40,7 +40,7 @@ class ParameterOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of the reference's generator, with its defaults, and two more: order, time_budget.
+    """The mask generator's parameters: segment-anything's, with its defaults, and order, time_budget.
 
     Attributes:
         points_per_side: N for a grid of N x N clicks; None: ``point_grids`` has the clicks.
@@ -59,7 +59,7 @@ class Parameters:
         point_grids: for each layer ``[N, 2]`` in 0..1, instead of ``points_per_side``.
         min_mask_region_area: islands and holes of fewer pixels are removed.
         output_mode: ``segmentation`` as ``binary_mask``, ``uncompressed_rle`` or ``coco_rle``.
-        order: "grid" makes all clicks, like the reference. "adaptive" makes coarse clicks first, and
+        order: "grid" makes all clicks, like segment-anything. "adaptive" makes coarse clicks first, and
             none where accepted masks already lie; see ``docs/everything.md`` for what it finds.
         time_budget: seconds after which no further click is made; None: unlimited; 0: no masks.
 
@@ -161,7 +161,7 @@ def crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list
     """Returns crops (x0, y0, x1, y1) of an image, each with its layer; the image itself is first.
 
     Layer i has 2**i crops a side, which overlap by ``overlap_ratio`` of the short side, halved with
-    each layer (``generate_crop_boxes`` of the reference).
+    each layer (segment-anything's ``generate_crop_boxes``).
 
     Args:
         size: (height, width) of the image.

@@ -22,11 +22,12 @@ from pocketsam.runtime.rle import Box
 POOL_BYTES = 256 * 2**20
 """Bytes of candidates' logits above which all candidates are examined at full size."""
 COVERED_BY = 32
-"""The adaptive order makes no click where the masks of so many other clicks lie."""
+"""The adaptive order skips a click that the masks of at least this many clicks cover."""
 SCORE_MARGIN = 0.1
 """The adaptive order makes a fine click if a neighbour's score misses the threshold by less."""
 CLIMB_NMS = 0.8
-"""IoU of boxes above which the adaptive order climbs from only one of two masks."""
+"""In the adaptive order, of two masks whose boxes overlap by more than this IoU, only the better one is
+climbed from."""
 
 
 class Search:
@@ -50,12 +51,12 @@ class Search:
         self._scores = np.full(len(grid), np.nan)
 
     def batches(self) -> Iterator[NDArray[np.intp]]:
-        """Gives the indices of the clicks to make, ``points_per_batch`` at a time.
+        """Yields the indices of the clicks to make, ``points_per_batch`` at a time.
 
-        With a time budget, coarse clicks are first. In the order "adaptive", the results that ``add``
-        receives decide which clicks follow. Clicks that many masks cover already are left out, and so
-        are the finest clicks without a promising neighbour. Scores rise towards some point inside an
-        object; so the search climbs, from each mask's click to its neighbours.
+        In the order "grid" without a time budget, row by row. Otherwise coarse to fine. "adaptive" also
+        uses the scores that ``add`` received: it skips clicks that enough masks cover, and the finest
+        clicks without a promising neighbour; then it climbs from each kept mask's click to its
+        neighbours.
         """
         if not self._is_adaptive and self.parameters.time_budget is None:
             yield from self._in_batches(np.arange(len(self.grid)))
@@ -73,6 +74,14 @@ class Search:
     def _in_batches(
         self, clicks: NDArray[np.intp], even_if_covered: bool = False
     ) -> Iterator[NDArray[np.intp]]:
+        """Yields clicks in batches; in the adaptive order, without those made before or covered.
+
+        What ``add`` receives between two batches counts for the second one.
+
+        Args:
+            clicks: their indices.
+            even_if_covered: whether clicks that enough masks cover are made, too.
+        """
         size = self.parameters.points_per_batch
         while True:
             if self._is_adaptive:
@@ -85,6 +94,7 @@ class Search:
             clicks = clicks[size:]
 
     def _is_covered(self, clicks: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Returns whether the masks of ``COVERED_BY`` clicks or more cover each of the clicks."""
         rows, columns = self._coverage.shape
         x, y = self.grid[clicks].T
         column = np.minimum((x * columns).astype(np.intp), columns - 1)
@@ -93,21 +103,24 @@ class Search:
         return covered
 
     def _is_promising(self, clicks: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Returns whether a neighbour scored nearly enough, or no neighbour was clicked."""
+        """Returns, for each click, whether a neighbour scored nearly enough, or none was clicked."""
         scores = np.where(np.isnan(self._scores), -np.inf, self._scores)
-        best = np.array([scores[self._neighbours(click)].max() for click in clicks])
+        best = np.array([scores[self._neighbourhood(click)].max() for click in clicks])
         enough = self.parameters.pred_iou_thresh - SCORE_MARGIN
         promising: NDArray[np.bool_] = (best > enough) | (best == -np.inf)
         return promising
 
     def _beside_masks(self) -> NDArray[np.intp]:
         """Returns the clicks not yet made that are neighbours of clicks whose masks would be kept."""
-        kept = self._suppress(max(self.parameters.box_nms_thresh, CLIMB_NMS))
-        clicks = {int(n) for mask in kept for n in self._neighbours(mask.number // MASKS_PER_CLICK)}
+        kept = self._examine_pool(max(self.parameters.box_nms_thresh, CLIMB_NMS))
+        clicks = {int(n) for mask in kept for n in self._neighbourhood(mask.number // MASKS_PER_CLICK)}
         return np.array(sorted(n for n in clicks if np.isnan(self._scores[n])), np.intp)
 
-    def _neighbours(self, click: int) -> NDArray[np.intp]:
-        """Returns a click of a square grid and the eight around it; at the edge some twice."""
+    def _neighbourhood(self, click: int) -> NDArray[np.intp]:
+        """Returns the indices of a click of a square grid and of the eight around it.
+
+        At the edge of the grid, some come twice.
+        """
         side = math.isqrt(len(self.grid))
         row, column = divmod(click, side)
         steps = np.arange(-1, 2)
@@ -128,7 +141,7 @@ class Search:
         Args:
             clicks: ``[B]`` indices of the clicks.
             points: ``[B, 2]`` (x, y) in pixels of the crop.
-            scores, kept, low_res: what ``Segmenter.predict_promising`` returned.
+            scores, kept, low_res: what ``Segmenter.predict_above`` returned.
         """
         self._scores[clicks] = scores.max(axis=1)
         found = self.mask_filter.candidates(clicks[kept], points[kept], scores[kept], low_res)
@@ -148,17 +161,21 @@ class Search:
             self._pool = [mask for mask in examined if mask is not None]
 
     def _examine(self, mask: Candidate | Accepted) -> Accepted | None:
+        """Returns the full-size mask; None if it fails a filter."""
         return mask if isinstance(mask, Accepted) else self.mask_filter.examine(mask)
 
     def result(self) -> list[Accepted]:
         """Returns the masks that remain after suppression (NMS), best first."""
-        return self._suppress(self.parameters.box_nms_thresh)
+        return self._examine_pool(self.parameters.box_nms_thresh)
 
-    def _suppress(self, threshold: float) -> list[Accepted]:
+    def _examine_pool(self, threshold: float) -> list[Accepted]:
         """Returns the masks that remain after NMS with a threshold of the boxes' IoU, best first.
 
         Candidates are examined in the order of their scores. A candidate that a better mask surely
         suppresses is not examined at all: it could suppress nothing itself, so the result is the same.
+
+        The pool changes: an examined candidate's full-size mask replaces it, and a candidate that fails
+        a filter is removed.
         """
         kept: list[Accepted] = []
         boxes: list[Box] = []
