@@ -60,7 +60,7 @@ class PromptEncoder(nn.Module):
         Args:
             coords: ``[B, N, 2]``, (x, y) in pixels of the canvas.
             labels: ``[B, N]``: 1 foreground, 0 background, 2 and 3 a box's first and second corner, -1
-                SAM's pad point, whose coordinates do not matter.
+                SAM's not-a-point, whose coordinates do not matter.
         """
         points = self.pe_layer((coords + 0.5) / self.image_size)
         labels = labels.unsqueeze(-1)

@@ -1,6 +1,7 @@
 """Asks a network for masks at prompts, for training and evaluation."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from pocketsam.models.images import to_pixel_values
 from pocketsam.models.sam import Sam
 
 Mask = NDArray[np.bool_]
+"""``[h, w]``."""
+Masks = NDArray[np.bool_]
+"""``[P, h, w]``."""
 
 _AT_A_TIME = 16
 """Prompts that are decoded together."""
@@ -41,8 +45,20 @@ class Prompts:
         return Prompts(self.coords.to(device), self.labels.to(device))
 
 
+class Decoded(NamedTuple):
+    """What the decoder returns for P prompts.
+
+    Attributes:
+        masks: low-resolution logits ``[P, 4, S/4, S/4]``.
+        scores: predicted IoU ``[P, 4]``.
+    """
+
+    masks: Tensor
+    scores: Tensor
+
+
 def point_prompts(clicks: NDArray[np.float64]) -> Prompts:
-    """Returns prompts of foreground points, and SAM's pad point, for clicks ``[P, n, 2]``: (x, y)."""
+    """Returns prompts of foreground points, and SAM's not-a-point, for clicks ``[P, n, 2]``: (x, y)."""
     count, points = clicks.shape[:2]
     coords = np.concatenate([clicks, np.zeros((count, 1, 2))], axis=1)
     labels = np.full((count, points + 1), LABEL_FOREGROUND)
@@ -50,7 +66,7 @@ def point_prompts(clicks: NDArray[np.float64]) -> Prompts:
     return Prompts(torch.from_numpy(coords).float(), torch.from_numpy(labels).float())
 
 
-def box_prompts(masks: Mask) -> Prompts:
+def bounding_box_prompts(masks: Masks) -> Prompts:
     """Returns the bounding boxes of masks ``[P, h, w]``, none of them empty."""
     boxes = np.zeros((len(masks), 2, 2), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
@@ -60,7 +76,7 @@ def box_prompts(masks: Mask) -> Prompts:
     return Prompts(torch.from_numpy(boxes), labels.repeat(len(masks), 1))
 
 
-def click_in(mask: Mask) -> tuple[int, int]:
+def deepest_pixel(mask: Mask) -> tuple[int, int]:
     """Returns (x, y) of the pixel farthest from the edges of mask and image, where a person clicks."""
     from scipy import ndimage
 
@@ -69,21 +85,19 @@ def click_in(mask: Mask) -> tuple[int, int]:
     return int(x), int(y)
 
 
-def decode(model: Sam, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """Calls ``Sam.decode`` without mask inputs, for the prompts of several images.
+def decode(model: Sam, embeddings: Tensor, prompts: Prompts) -> Decoded:
+    """Returns masks and scores of ``Sam.decode`` for prompts of several images, without mask inputs.
 
     Args:
         model: the network.
         embeddings: ``[B, 256, S/16, S/16]``.
         prompts: P of them, a multiple of B: the first P/B belong to the first image, and so on.
-
-    Returns:
-        (low_res_masks ``[P, 4, S/4, S/4]`` logits, iou_predictions ``[P, 4]``).
     """
     count, side = len(prompts.coords), model.image_size // 4
     embeddings = embeddings.repeat_interleave(count // len(embeddings), 0)
     no_mask = embeddings.new_zeros(count, 1, side, side)
-    return model.decode(embeddings, prompts.coords, prompts.labels, no_mask, no_mask[:, 0, 0, 0])
+    has_mask = no_mask[:, 0, 0, 0]
+    return Decoded(*model.decode(embeddings, prompts.coords, prompts.labels, no_mask, has_mask))
 
 
 @torch.inference_mode()
@@ -99,7 +113,7 @@ def embed(model: Sam, pixels: NDArray[np.uint8]) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(model: Sam, embedding: Tensor, prompts: Prompts, shape: tuple[int, ...]) -> Mask:
+def predict(model: Sam, embedding: Tensor, prompts: Prompts, shape: tuple[int, ...]) -> Masks:
     """Returns the mask that a user gets at each prompt, ``[P, h, w]``.
 
     A point or a box is answered by the best-scored of the three masks, more points by the mask made for
@@ -117,10 +131,11 @@ def predict(model: Sam, embedding: Tensor, prompts: Prompts, shape: tuple[int, .
     for first in range(0, len(prompts.coords), _AT_A_TIME):
         chosen = slice(first, first + _AT_A_TIME)
         batch = Prompts(prompts.coords[chosen], prompts.labels[chosen]).to(embedding.device)
-        low, scores = decode(model, embedding, batch)
+        decoded = decode(model, embedding, batch)
+        low = decoded.masks
         best = torch.zeros(len(low), dtype=torch.long, device=low.device)
         if batch.coords.shape[1] < 3:
-            best = 1 + scores[:, 1:].argmax(1)
+            best = 1 + decoded.scores[:, 1:].argmax(1)
         logits = low[torch.arange(len(low)), best].unsqueeze(1)
         full = F.interpolate(logits, side, mode="bilinear", align_corners=False)
         masks.append((full[:, 0, :height, :width] > MASK_THRESHOLD).cpu())

@@ -167,7 +167,7 @@ def encoder_feeds(
 
 
 def _resized(image: Pixels, image_size: int) -> NDArray[np.float32]:
-    """``[H, W, 3]`` uint8 to ``[3, h, w]`` float32 with the longest side S."""
+    """Returns ``[H, W, 3]`` uint8 as ``[3, h, w]`` float32, scaled to a longest side of S."""
     height, width = resized_shape(image.shape[0], image.shape[1], image_size)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)

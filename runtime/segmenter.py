@@ -279,7 +279,7 @@ class Segmenter:
         boxes: ArrayLike | None = None,
         mask_inputs: ArrayLike | None = None,
     ) -> Iterator[Arrays]:
-        """Gives the decoder's inputs, ``DECODER_BATCH`` prompts at a time."""
+        """Yields the decoder's inputs, ``DECODER_BATCH`` prompts at a time."""
         image = self._require_image()
         side = self.image_size // 4
         masks = None if mask_inputs is None else prompts.check_mask_input(mask_inputs, None, side)

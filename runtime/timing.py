@@ -1,7 +1,8 @@
 """Measures latency so that the figure means something.
 
 All tasks are timed in turns, so that a machine that slows down slows all of them. A matrix product
-among them gives a floor: the time that a network's multiplications alone take at the rate of this run.
+among them gives a floor, a lower bound of a network's time: what its multiplications alone take at the
+rate of this run.
 """
 
 import os
@@ -37,7 +38,10 @@ class Timing(TypedDict):
 
 
 class Floor(TypedDict):
-    """Seconds that multiplications alone take, and how many times as long the encoder takes."""
+    """A lower bound of the encoder's time, and how many times as long the encoder takes.
+
+    The bound is the seconds that the encoder's multiplications alone take.
+    """
 
     seconds: float
     ratio_min: float
@@ -57,8 +61,8 @@ def time_interleaved(tasks: Mapping[str, Task], rounds: int, warmup: int) -> dic
 
     Args:
         tasks: by name.
-        rounds: how many rounds count.
-        warmup: how many rounds before them do not.
+        rounds: number of timed rounds.
+        warmup: number of untimed warm-up rounds before them.
     """
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(warmup + rounds):
@@ -72,14 +76,14 @@ def time_interleaved(tasks: Mapping[str, Task], rounds: int, warmup: int) -> dic
 
 
 def summarise(samples: list[float]) -> Timing:
-    """Returns the figures of some seconds."""
+    """Returns number, minimum, percentiles and mean of samples in seconds."""
     p50, p90, p99 = np.percentile(samples, [50, 90, 99]).tolist()
     mean = sum(samples) / len(samples)
     return {"n": len(samples), "min": min(samples), "p50": p50, "p90": p90, "p99": p99, "mean": mean}
 
 
 def gemm_task(threads: int | None) -> Task:
-    """Returns a product of two square matrices of ``GEMM_SIDE``, in onnxruntime on the CPU."""
+    """Returns a task that multiplies two square matrices of ``GEMM_SIDE`` in onnxruntime on a CPU."""
     model = files("pocketsam.runtime").joinpath("gemm.onnx").read_bytes()
     session: ort.InferenceSession = open_session(model, "gemm.onnx", threads=threads)
     matrix = np.random.default_rng(0).standard_normal((GEMM_SIDE, GEMM_SIDE), np.float32)
@@ -92,7 +96,7 @@ def gemm_gflops(seconds: float) -> float:
 
 
 def encoder_floor(macs: int, encoder: Timing, gflops: float) -> Floor:
-    """Compares the encoder with its floor.
+    """Returns the lower bound of the encoder's time, and the encoder's multiples of it.
 
     Args:
         macs: the encoder's multiply-accumulates.
@@ -116,7 +120,7 @@ def drawn_image() -> Pixels:
 
 
 def bundle_tasks(segmenter: Segmenter, pixels: Pixels, prefix: str = "") -> dict[str, Task]:
-    """Returns what ``bench`` times of a bundle: encoder, decoder (one click) and end to end.
+    """Returns a bundle's tasks by name: ``encoder``, ``decoder`` (one click) and ``end to end``.
 
     Args:
         segmenter: the bundle; the image is set afterwards.
@@ -140,7 +144,7 @@ def bundle_tasks(segmenter: Segmenter, pixels: Pixels, prefix: str = "") -> dict
 
 
 def onnx_task(path: str, providers: Providers, threads: int | None) -> Task:
-    """Returns a run of any ONNX file with static float32 inputs, fed with noise.
+    """Returns a task that runs any ONNX file with static float32 inputs, fed with noise.
 
     Raises:
         BundleError: the file cannot be read, or has other inputs.
@@ -161,8 +165,8 @@ def onnx_task(path: str, providers: Providers, threads: int | None) -> Task:
     return lambda: session.run(None, feeds)
 
 
-def cold_load(bundle: Bundle, providers: Providers, threads: int | None) -> LoadTimes:
-    """Times the opening of the networks, from the disk where the system can drop its cache."""
+def time_loading(bundle: Bundle, providers: Providers, threads: int | None) -> LoadTimes:
+    """Returns the seconds to open each network, from the disk where the system can drop its cache."""
     seconds = {}
     dropped = hasattr(os, "posix_fadvise")
     for network in NETWORKS:

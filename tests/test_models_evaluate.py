@@ -13,7 +13,7 @@ from pocketsam.models import prompted
 from pocketsam.models.checkpoint import load_model
 from pocketsam.models.commands import COMMANDS
 from pocketsam.models.evaluation import baselines, evaluate
-from pocketsam.models.evaluation.evaluate import Score, compare, summary, table
+from pocketsam.models.evaluation.evaluate import Clicked, Score, panels_of, score_image, summary, table
 from pocketsam.models.evaluation.examples import Example, scene_examples
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
@@ -32,6 +32,12 @@ def example():
     truth[0, 10:21, 20:41] = True
     truth[1, 30:, :15] = True
     return Example("two squares", pixels, truth)
+
+
+def scores_of(example, models, click_count):
+    """All scores of an image, drawn the same in each call."""
+    rng = np.random.default_rng(0)
+    return score_image(Clicked(example, models, click_count, rng), rng)
 
 
 def run(*arguments):
@@ -66,7 +72,7 @@ def test_the_masks_are_the_runtimes(bundle, photo):
     box[:, 20:130, 40:200] = True
     cases = (
         (prompted.point_prompts(click), {"point_coords": [[100, 60]], "point_labels": [1]}),
-        (prompted.box_prompts(box), {"box": [40, 20, 200, 130]}),
+        (prompted.bounding_box_prompts(box), {"box": [40, 20, 200, 130]}),
     )
     for prompts, arguments in cases:
         masks, scores, _ = segmenter.predict(**arguments)
@@ -79,9 +85,9 @@ def test_the_masks_are_the_runtimes(bundle, photo):
 
 
 def test_a_click_is_the_deepest_pixel(example):
-    assert prompted.click_in(example.truth[0])[1] == 15
-    assert 25 <= prompted.click_in(example.truth[0])[0] <= 35
-    assert prompted.click_in(np.ones((9, 9), bool)) == (4, 4)
+    assert prompted.deepest_pixel(example.truth[0])[1] == 15
+    assert 25 <= prompted.deepest_pixel(example.truth[0])[0] <= 35
+    assert prompted.deepest_pixel(np.ones((9, 9), bool)) == (4, 4)
 
 
 @pytest.mark.parametrize("distance", [5, 30])
@@ -101,12 +107,13 @@ def test_second_points_that_have_no_place_are_left_out():
 
 def test_a_model_agrees_with_itself(example, models):
     twins = {"student": models["teacher"], "teacher": models["teacher"]}
-    scores, _ = compare(example, twins, 4, np.random.default_rng(0))
+    scores = scores_of(example, twins, 4)
     assert {s.iou for s in scores if s.system == "student" and s.against == "teacher"} == {1.0}
 
 
 def test_every_system_is_scored_against_teacher_and_truth(example, models):
-    scores, panels = compare(example, models, 4, np.random.default_rng(0))
+    scores = scores_of(example, models, 4)
+    panels = panels_of(Clicked(example, models, 4, np.random.default_rng(0)))
     found = {(s.against, s.prompt, s.system) for s in scores}
     assert {("truth", prompt, name) for prompt in ("point", "box") for name in models} <= found
     assert ("truth", "point", "disk") in found
@@ -120,10 +127,10 @@ def test_every_system_is_scored_against_teacher_and_truth(example, models):
 
 def test_without_truth_the_teachers_masks_give_the_boxes(example, models):
     bare = Example("bare", example.pixels, example.truth[:0])
-    scores, _ = compare(bare, models, 5, np.random.default_rng(0))
+    scores = scores_of(bare, models, 5)
     assert {s.against for s in scores} == {"teacher"}
     assert sum(s.prompt == "point" and s.system == "student" for s in scores) == 5
-    again, _ = compare(bare, models, 5, np.random.default_rng(0))
+    again = scores_of(bare, models, 5)
     assert scores == again
 
 
@@ -146,7 +153,7 @@ def test_means_and_their_table():
         "system": "student",
         "masks": 2,
         "miou": pytest.approx(0.4),
-        "error": pytest.approx(0.2 / 2**0.5),
+        "standard_error": pytest.approx(0.2 / 2**0.5),
     }
     assert "0.400" in table([row])
 
@@ -159,8 +166,7 @@ def test_scenes_for_evaluation_are_the_same_each_time():
 
 def test_trained_weights_beat_the_baselines_on_scenes():
     models = {"student": load_model("default", 512).model}
-    rng = np.random.default_rng(0)
-    scores = [s for e in scene_examples(2, 512) for s in compare(e, models, 0, rng)[0]]
+    scores = [s for example in scene_examples(2, 512) for s in scores_of(example, models, 0)]
     miou = {(row["prompt"], row["system"]): row["miou"] for row in summary(scores)}
     assert miou["point", "student"] > miou["point", "disk"] + 0.2
     assert miou["box", "student"] > miou["box", "the box itself"]
@@ -262,5 +268,5 @@ def test_what_is_missing_is_named(folder, capsys, monkeypatch, arguments, messag
 
 def test_an_image_smaller_than_the_distances(models):
     tiny = Example("tiny", np.zeros((2, 64, 3), np.uint8), np.ones((1, 2, 64), bool))
-    scores, _ = compare(tiny, models, 2, np.random.default_rng(0))
+    scores = scores_of(tiny, models, 2)
     assert torch.tensor([s.iou for s in scores]).isfinite().all()

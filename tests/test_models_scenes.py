@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pocketsam.models.training.scenes import MIN_AREA, generate
-from pocketsam.models.training.textures import HELD_BACK, TRAINING, load_textures
+from pocketsam.models.training.textures import HELD_OUT, TRAINING, load_textures
 
 
 @pytest.fixture(scope="module")
@@ -11,8 +11,8 @@ def textures():
 
 
 def test_textures_are_pictures_and_evaluation_has_its_own(textures):
-    assert not set(TRAINING) & set(HELD_BACK)
-    for image in [*textures, *load_textures(HELD_BACK)]:
+    assert not set(TRAINING) & set(HELD_OUT)
+    for image in [*textures, *load_textures(HELD_OUT)]:
         assert image.dtype == np.uint8
         assert image.ndim == 3
         assert image.shape[2] == 3

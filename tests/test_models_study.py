@@ -9,7 +9,7 @@ from PIL import Image
 from pocketsam.models.evaluation import study as module
 from pocketsam.models.evaluation.study import Plan, picture, study, table, trials
 
-TINY = Plan(image_size=64, images=4, held_back=1, teacher_minutes=1e-6, batch=2, steps=4, seeds=(0, 1))
+TINY = Plan(image_size=64, images=4, held_out=1, teacher_minutes=1e-6, batch=2, steps=4, seeds=(0, 1))
 
 
 def test_methods_get_equal_time():

@@ -12,10 +12,10 @@ from pocketsam.models.training import train_default
 from pocketsam.models.training.regions import LEVELS, Edges, find_regions
 from pocketsam.models.training.run import Run
 from pocketsam.models.training.scene_pool import ScenePool, Source, draw_prompts, paint
-from pocketsam.models.training.stages import Recipe
+from pocketsam.models.training.stages import StageRecipe
 from pocketsam.models.training.textures import load_textures
 from pocketsam.models.training.train_default import train
-from pocketsam.models.training.validation import held_back_scenes, miou
+from pocketsam.models.training.validation import held_out_scenes, miou_with_truth
 
 
 @pytest.fixture(scope="module")
@@ -79,28 +79,28 @@ def test_a_painter_that_fails_is_heard():
 
 
 def test_a_network_is_measured_on_scenes_of_its_own():
-    scenes = list(held_back_scenes(2, 64))
+    scenes = list(held_out_scenes(2, 64))
     assert all(
-        np.array_equal(a.image, b.image) for a, b in zip(scenes, held_back_scenes(2, 64), strict=True)
+        np.array_equal(a.image, b.image) for a, b in zip(scenes, held_out_scenes(2, 64), strict=True)
     )
-    figures = miou(seeded(64), scenes)
+    figures = miou_with_truth(seeded(64), scenes)
     assert set(figures) == {"point", "box"}
     assert all(0 <= value <= 1 for value in figures.values())
 
 
 def test_a_stage_that_lacks_its_teacher_is_refused(tmp_path):
     with pytest.raises(UsageError, match="student needs a teacher"):
-        train(Recipe(stage="student"), tmp_path)
+        train(StageRecipe(stage="student"), tmp_path)
     with pytest.raises(UsageError, match="unknown stage 'fourth'"):
-        train(Recipe(stage="fourth"), tmp_path)
+        train(StageRecipe(stage="fourth"), tmp_path)
 
 
 @pytest.mark.slow
 def test_the_three_stages_run_one_after_the_other(tmp_path, photo):
     def stage(name, teacher=None, start=None):
-        recipe = Recipe(stage=name, image_size=64, minutes=1e-6, batch=2, masks=2, pool=4)
+        recipe = StageRecipe(stage=name, image_size=64, minutes=1e-6, batch=2, masks=2, pool=4)
         files = {"teacher": teacher, "start": start}
-        return train(recipe, tmp_path / name, photos=[photo], held_back=[photo], scenes=2, **files)
+        return train(recipe, tmp_path / name, photos=[photo], held_out=[photo], scenes=2, **files)
 
     teacher = stage("teacher")
     student = stage("student", teacher)
@@ -116,7 +116,7 @@ def test_the_three_stages_run_one_after_the_other(tmp_path, photo):
 @pytest.mark.slow
 def test_a_killed_stage_goes_on(tmp_path, photo, monkeypatch):
     def run():
-        recipe = Recipe(stage="teacher", image_size=64, minutes=1e-6, batch=2, masks=2, pool=4)
+        recipe = StageRecipe(stage="teacher", image_size=64, minutes=1e-6, batch=2, masks=2, pool=4)
         return train(recipe, tmp_path, photos=[photo], scenes=1)
 
     saved = Run.save

@@ -121,7 +121,7 @@ def _compare(
     from pocketsam.models.evaluation import evaluate
 
     networks = {name: loaded.model for name, loaded in models.items()}
-    prompts, seed, rows = (
+    click_count, seed, rows = (
         usual if value is None else value
         for value, usual in ((args.prompts, _PROMPTS), (args.seed, _SEED), (args.rows, _ROWS))
     )
@@ -130,11 +130,12 @@ def _compare(
     images: list[dict[str, Any]] = []
     panels: list[Panel] = []
     for example in examples:
-        new_scores, new_panels = evaluate.compare(example, networks, prompts, rng)
+        clicked = evaluate.Clicked(example, networks, click_count, rng)
+        new_scores = evaluate.score_image(clicked, rng)
         scores += new_scores
         images.append({"name": example.name, "scores": evaluate.summary(new_scores)})
         if len(images) <= rows:
-            panels += new_panels[:1]
+            panels += evaluate.panels_of(clicked)[:1]
         terminal.show_progress(f"{len(images)} images", last=False)
     terminal.show_progress(f"{len(images)} images", last=True)
     return scores, images, panels

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.models.prompted import Mask
+from pocketsam.models.prompted import Masks
 
 _RADIUS = 0.2
 """Radius of the disk, as a share of the image's shorter side."""
 
 
-def at_clicks(pixels: NDArray[np.uint8], clicks: NDArray[np.float64]) -> dict[str, Mask]:
+def at_clicks(pixels: NDArray[np.uint8], clicks: NDArray[np.float64]) -> dict[str, Masks]:
     """Returns masks ``[P, h, w]`` by name: a disk around each click, and the segment under it.
 
     Scikit-image computes the segments, after Felzenszwalb and Huttenlocher 2004.
@@ -34,7 +34,7 @@ def at_clicks(pixels: NDArray[np.uint8], clicks: NDArray[np.float64]) -> dict[st
     }
 
 
-def filled_boxes(boxes: NDArray[np.float32], shape: tuple[int, ...]) -> Mask:
+def filled_boxes(boxes: NDArray[np.float32], shape: tuple[int, ...]) -> Masks:
     """Returns masks ``[P, h, w]``, the boxes themselves.
 
     Args:
@@ -43,5 +43,5 @@ def filled_boxes(boxes: NDArray[np.float32], shape: tuple[int, ...]) -> Mask:
     """
     y, x = np.mgrid[: shape[0], : shape[1]]
     (x0, y0), (x1, y1) = boxes.transpose(1, 2, 0)[..., None, None]
-    filled: Mask = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    filled: Masks = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
     return filled

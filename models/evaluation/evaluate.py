@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pocketsam.constants import POINT_DISTANCES
 from pocketsam.models import prompted
 from pocketsam.models.evaluation import baselines
 from pocketsam.models.evaluation.examples import Example
-from pocketsam.models.prompted import Mask, Prompts
+from pocketsam.models.prompted import Mask, Masks, Prompts
 from pocketsam.models.sam import Sam
-
-DISTANCES = (100, 200, 300, 400, 500)
-"""Between two points, in pixels of a canvas of 1024."""
 
 STUDENT, TEACHER, TRUTH = "student", "teacher", "truth"
 POINT, BOX = "point", "box"
@@ -48,7 +46,7 @@ class Row(TypedDict):
     """The mean IoU of a system with a reference at prompts of one type.
 
     ``against``, ``prompt`` and ``system`` are as in ``Score``; ``masks`` is the number of masks,
-    ``miou`` their mean IoU, ``error`` the standard error of the mean.
+    ``miou`` their mean IoU, ``standard_error`` the standard error of the mean.
     """
 
     against: str
@@ -56,7 +54,7 @@ class Row(TypedDict):
     system: str
     masks: int
     miou: float
-    error: float
+    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -74,83 +72,95 @@ class Panel:
     masks: dict[str, Mask]
 
 
-class _Answers:
-    """The masks of several networks for one image."""
+class Clicked:
+    """An image, the clicks on it, and the networks' masks at the clicks.
 
-    def __init__(self, models: dict[str, Sam], pixels: NDArray[np.uint8]) -> None:
-        self._models, self._shape = models, pixels.shape
-        self._embeddings = {name: prompted.embed(m, pixels) for name, m in models.items()}
-
-    def at(self, prompts: Prompts) -> dict[str, Mask]:
-        """Returns the masks ``[P, h, w]`` of each network."""
-        return {
-            name: prompted.predict(model, self._embeddings[name], prompts, self._shape)
-            for name, model in self._models.items()
-        }
-
-
-def compare(
-    example: Example,
-    models: dict[str, Sam],
-    prompts: int,
-    rng: np.random.Generator,
-    with_baselines: bool = True,
-) -> tuple[list[Score], list[Panel]]:
-    """Scores the masks of each network, and of baselines, for one image.
-
-    Where the true masks are known, each object is prompted by a click at its deepest pixel and by its
-    box. Elsewhere clicks are random, and the teacher's masks at the clicks give the boxes.
+    Where the true masks are known, each object has a click at its deepest pixel. Elsewhere clicks are
+    random.
 
     Args:
         example: the image.
         models: ``student``, and ``teacher`` if there is one, for the same canvas. There must be a
             teacher where the true masks are unknown.
-        prompts: number of clicks where the true masks are unknown.
-        rng: draws clicks, and the second of two points.
-        with_baselines: score the baselines, too.
+        click_count: number of clicks where the true masks are unknown.
+        rng: draws the clicks.
 
-    Returns:
-        The scores, and a panel for each click.
+    Attributes:
+        example: the image.
+        truth: the true masks under the name ``truth``; empty where they are unknown.
+        clicks: ``[P, 2]``, (x, y) in pixels.
+        masks: ``[P, h, w]`` of each network at the clicks.
     """
-    shape = example.pixels.shape
-    known = len(example.truth) > 0
-    answers = _Answers(models, example.pixels)
-    clicks = _clicks(example, prompts, rng)
-    at_points = answers.at(prompted.point_prompts(clicks[:, None]))
-    boxes = prompted.box_prompts(example.truth if known else _not_empty(at_points[TEACHER]))
-    at_boxes = answers.at(boxes)
-    truth = {TRUTH: example.truth} if known else {}
-    shown = {**truth, **{name: at_points[name] for name in reversed(models)}}
+
+    def __init__(
+        self, example: Example, models: dict[str, Sam], click_count: int, rng: np.random.Generator
+    ) -> None:
+        self._models, self.example = models, example
+        self._embeddings = {name: prompted.embed(m, example.pixels) for name, m in models.items()}
+        has_truth = len(example.truth) > 0
+        self.truth = {TRUTH: example.truth} if has_truth else {}
+        self.clicks = _clicks(example, click_count, rng)
+        self.masks = self.answer(prompted.point_prompts(self.clicks[:, None]))
+
+    def answer(self, prompts: Prompts) -> dict[str, Masks]:
+        """Returns the masks ``[P, h, w]`` of each network at other prompts on the image."""
+        shape = self.example.pixels.shape
+        return {
+            name: prompted.predict(model, self._embeddings[name], prompts, shape)
+            for name, model in self._models.items()
+        }
+
+
+def score_image(clicked: Clicked, rng: np.random.Generator, with_baselines: bool = True) -> list[Score]:
+    """Returns the scores of each network's masks, and of baselines, at all prompts of an image.
+
+    The prompts are the clicks; boxes around the true masks, or around the teacher's masks at the clicks
+    where the true masks are unknown; and, with a teacher, pairs of a click and a point at a distance.
+
+    Args:
+        clicked: the image with its clicks.
+        rng: draws the second of two points.
+        with_baselines: score the baselines, too.
+    """
+    example, truth, shape = clicked.example, clicked.truth, clicked.example.pixels.shape
+    at_points = dict(clicked.masks)
+    boxes = prompted.bounding_box_prompts(truth[TRUTH] if truth else _not_empty(at_points[TEACHER]))
+    at_boxes = clicked.answer(boxes)
     if with_baselines:
-        at_points |= baselines.at_clicks(example.pixels, clicks)
+        at_points |= baselines.at_clicks(example.pixels, clicked.clicks)
         at_boxes["the box itself"] = baselines.filled_boxes(boxes.coords.numpy(), shape)
     scores = _scores(example.name, POINT, at_points, truth)
     scores += _scores(example.name, BOX, at_boxes, truth)
-    for distance in DISTANCES if TEACHER in models else ():
-        pairs = second_points(clicks, distance * max(shape) / 1024, shape, rng)
-        at_pairs = answers.at(prompted.point_prompts(pairs))
+    for distance in POINT_DISTANCES if TEACHER in clicked.masks else ():
+        pairs = second_points(clicked.clicks, distance * max(shape) / 1024, shape, rng)
+        at_pairs = clicked.answer(prompted.point_prompts(pairs))
         scores += _scores(example.name, f"{distance} px", at_pairs, {})
-    panels = [
-        Panel(example, (x, y), {name: masks[i] for name, masks in shown.items()})
-        for i, (x, y) in enumerate(clicks.tolist())
+    return scores
+
+
+def panels_of(clicked: Clicked) -> list[Panel]:
+    """Returns a panel for each click: the true mask, if known, the teacher's and the student's."""
+    shown = clicked.truth | {name: clicked.masks[name] for name in reversed(clicked.masks)}
+    return [
+        Panel(clicked.example, (x, y), {name: masks[i] for name, masks in shown.items()})
+        for i, (x, y) in enumerate(clicked.clicks.tolist())
     ]
-    return scores, panels
 
 
 def _clicks(example: Example, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Returns clicks ``[P, 2]``: one in each true mask, or ``count`` random ones if there are none."""
     if len(example.truth):
-        return np.array([prompted.click_in(mask) for mask in example.truth], np.float64)
+        return np.array([prompted.deepest_pixel(mask) for mask in example.truth], np.float64)
     height, width = example.pixels.shape[:2]
     return rng.uniform(0, (width - 1, height - 1), (count, 2))
 
 
-def _not_empty(masks: Mask) -> Mask:
+def _not_empty(masks: Masks) -> Masks:
     """Returns the masks that have a pixel."""
     return masks[masks.reshape(len(masks), -1).any(axis=-1)]
 
 
-def _scores(image: str, prompt: str, masks: dict[str, Mask], truth: dict[str, Mask]) -> list[Score]:
+def _scores(image: str, prompt: str, masks: dict[str, Masks], truth: dict[str, Masks]) -> list[Score]:
     """Returns the scores of each system's masks against the teacher's and the true ones, if any."""
     references = {name: masks[name] for name in (TEACHER,) if name in masks} | truth
     return [
@@ -197,7 +207,7 @@ def summary(scores: Sequence[Score]) -> list[Row]:
             system=system,
             masks=len(values),
             miou=float(np.mean(values)),
-            error=float(np.std(values) / np.sqrt(len(values))),
+            standard_error=float(np.std(values) / np.sqrt(len(values))),
         )
         for (against, prompt, system), values in groups.items()
     ]
@@ -218,7 +228,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def miou(examples: Iterable[Example], models: dict[str, Sam]) -> dict[str, float]:
+def miou_with_teacher(examples: Iterable[Example], models: dict[str, Sam]) -> dict[str, float]:
     """Returns the mean IoU of the student's masks with the teacher's, by prompt type.
 
     Args:
@@ -226,6 +236,7 @@ def miou(examples: Iterable[Example], models: dict[str, Sam]) -> dict[str, float
         models: ``student`` and ``teacher``, for the same canvas.
     """
     rng = np.random.default_rng(0)
-    scores = [s for e in examples for s in compare(e, models, 0, rng, with_baselines=False)[0]]
+    clicked = (Clicked(example, models, 0, rng) for example in examples)
+    scores = [s for image in clicked for s in score_image(image, rng, with_baselines=False)]
     rows = summary([s for s in scores if s.against == TEACHER and s.system == STUDENT])
     return {row["prompt"]: row["miou"] for row in rows}

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from pocketsam.errors import ImageError
 from pocketsam.models.images import load_rgb, load_truth, scaled
-from pocketsam.models.prompted import Mask
+from pocketsam.models.prompted import Masks
 from pocketsam.models.training.scenes import MIN_AREA, Photo
-from pocketsam.models.training.validation import held_back_scenes
+from pocketsam.models.training.validation import held_out_scenes
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Example:
 
     name: str
     pixels: NDArray[np.uint8]
-    truth: Mask
+    truth: Masks
 
 
 def scene_examples(count: int, size: int, photos: Sequence[Photo] = ()) -> Iterator[Example]:
-    """Yields generated scenes that are never trained on; see ``validation.held_back_scenes``."""
-    for number, scene in enumerate(held_back_scenes(count, size, photos)):
+    """Yields generated scenes that are never trained on; see ``validation.held_out_scenes``."""
+    for number, scene in enumerate(held_out_scenes(count, size, photos)):
         yield Example(f"scene {number}", scene.image, scene.masks)
 
 
@@ -64,7 +64,7 @@ def folder_examples(
         yield Example(path.name, pixels, masks)
 
 
-def _masks_of(labels: NDArray[np.int64], shape: tuple[int, ...]) -> Mask:
+def _masks_of(labels: NDArray[np.int64], shape: tuple[int, ...]) -> Masks:
     """Returns ``[N, h, w]``, the large enough objects of a label map, scaled to ``shape`` (h, w)."""
     height, width = labels.shape
     rows = (np.arange(shape[0]) + 0.5) * height / shape[0]

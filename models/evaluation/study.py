@@ -22,9 +22,9 @@ from PIL import Image
 from pocketsam import terminal
 from pocketsam.files import make_folder, write_bytes, write_file
 from pocketsam.models.checkpoint import DEFAULT_FILE, Loaded, load_model
-from pocketsam.models.evaluation.evaluate import BOX, POINT, STUDENT, TEACHER, miou
+from pocketsam.models.evaluation.evaluate import BOX, POINT, STUDENT, TEACHER, miou_with_teacher
 from pocketsam.models.evaluation.examples import Example, scene_examples
-from pocketsam.models.training import stages, train_default
+from pocketsam.models.training import train_default
 from pocketsam.models.training.distill import (
     STUDENT_NAME,
     distill,
@@ -36,6 +36,7 @@ from pocketsam.models.training.plots import draw_points
 from pocketsam.models.training.recipe import MODES, Recipe
 from pocketsam.models.training.run import flush_denormals, has_bfloat16
 from pocketsam.models.training.scenes import generate
+from pocketsam.models.training.stages import StageRecipe
 from pocketsam.models.training.textures import load_textures
 
 PAPER = {
@@ -55,7 +56,7 @@ class Plan:
     Attributes:
         image_size: side of the canvas in pixels.
         images: number of scenes to learn from.
-        held_back: number of scenes to measure on.
+        held_out: number of scenes to measure on.
         teacher_minutes: of the teacher's training.
         batch: images for each step.
         steps: of the decoupled run; the other methods get as many steps as take the same time.
@@ -65,7 +66,7 @@ class Plan:
 
     image_size: int = 128
     images: int = 1500
-    held_back: int = 60
+    held_out: int = 60
     teacher_minutes: float = 5.0
     batch: int = 8
     steps: int = 600
@@ -178,7 +179,7 @@ def paint_images(folder: Path, plan: Plan) -> list[Path]:
 def train_teacher(folder: Path, plan: Plan) -> Path:
     """Trains the shipped weights on for the study's canvas, and returns the path of the result."""
     if not (folder / train_default.WEIGHTS_NAME).exists():
-        recipe = stages.Recipe(
+        recipe = StageRecipe(
             stage="teacher",
             image_size=plan.image_size,
             minutes=plan.teacher_minutes,
@@ -187,14 +188,14 @@ def train_teacher(folder: Path, plan: Plan) -> Path:
             ema=0.99,
             pool=plan.images,
         )
-        train_default.train(recipe, folder, start=DEFAULT_FILE, scenes=plan.held_back)
+        train_default.train(recipe, folder, start=DEFAULT_FILE, scenes=plan.held_out)
     return folder / train_default.WEIGHTS_NAME
 
 
 def measure(path: Path, teacher: Loaded, examples: Sequence[Example], plan: Plan) -> dict[str, float]:
     """Returns a student's mIoU with its teacher at a ``point``, a ``box``, and ``two points``."""
     models = {STUDENT: load_model(path, plan.image_size).model, TEACHER: teacher.model}
-    by_type = miou(examples, models)
+    by_type = miou_with_teacher(examples, models)
     pairs = [value for name, value in by_type.items() if name.endswith("px")]
     return {POINT: by_type[POINT], BOX: by_type[BOX], "two points": float(np.mean(pairs))}
 
@@ -212,7 +213,7 @@ def study(folder: Path, plan: Plan) -> dict[str, Any]:
         write_bytes(timed, json.dumps(seconds_per_step(teacher, plan)).encode())
     seconds = json.loads(timed.read_text())
     images = paint_images(folder / "images", plan)
-    examples = list(scene_examples(plan.held_back, plan.image_size))
+    examples = list(scene_examples(plan.held_out, plan.image_size))
 
     def run(recipe: Recipe, start: Path | None) -> Path:
         name = f"{recipe.mode}-batch{recipe.batch}-steps{recipe.steps}-seed{recipe.seed}"
@@ -258,7 +259,7 @@ def picture(report: dict[str, Any], path: Path) -> None:
     for trial in report["trials"]:
         values = [figures[POINT] for figures in trial["miou"]]
         groups.setdefault(trial["group"], {})[trial["name"]] = values
-    draw_points(groups, "mIoU with the teacher's masks at one point, held-back scenes", path)
+    draw_points(groups, "mIoU with the teacher's masks at one point, held-out scenes", path)
 
 
 def main() -> None:

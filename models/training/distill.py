@@ -124,10 +124,10 @@ def loss_of(
         return (embeddings - wanted).square().mean()
     prompts = random_prompts(recipe, len(wanted) * recipe.prompts, step).to(wanted.device)
     with torch.no_grad():
-        truth, truth_scores = prompted.decode(teacher, wanted, prompts)
-    low_res, scores = prompted.decode(student, embeddings, prompts)
-    masks = overlap_loss(low_res.float(), (truth > 0).float()).mean()
-    return masks + (scores.float() - truth_scores.float()).square().mean()
+        truth = prompted.decode(teacher, wanted, prompts)
+    decoded = prompted.decode(student, embeddings, prompts)
+    masks = overlap_loss(decoded.masks.float(), (truth.masks > 0).float()).mean()
+    return masks + (decoded.scores.float() - truth.scores.float()).square().mean()
 
 
 def random_prompts(recipe: Recipe, count: int, step: int) -> prompted.Prompts:

@@ -107,7 +107,7 @@ def _mean_edge(graph: Any, source: int, into: int, neighbour: int) -> dict[str, 
 
 
 def _save_photo(path: Path, photo: Photo) -> None:
-    """Writes the file that ``train_default.load_photos`` reads."""
+    """Writes the file that ``train_default.load_scene_photos`` reads."""
     write_file(path, lambda work: np.savez_compressed(work, image=photo.image, regions=photo.regions))
 
 

@@ -167,9 +167,9 @@ def draw_prompts(masks: Tensor, prompt_type: str) -> prompted.Prompts:
 
     Args:
         masks: ``[P, h, w]``, the share of each cell that the mask covers, in 0..1.
-        prompt_type: ``point``: a point in the mask, and SAM's pad point; ``points``: two points in the
-            mask, one outside, and the pad point; ``box``: the mask's bounding box, jittered by a tenth
-            of its sides (arXiv:2304.02643, appendix A).
+        prompt_type: ``point``: a point in the mask, and SAM's not-a-point; ``points``: two points in
+            the mask, one outside, and a not-a-point; ``box``: the mask's bounding box, jittered by a
+            tenth of its sides (arXiv:2304.02643, appendix A).
     """
     inside = (masks > 0.5).float()
     empty = inside.flatten(1).sum(1) == 0

@@ -21,7 +21,7 @@ STAGES = ("teacher", "student", "finetune")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StageRecipe:
     """What a stage does.
 
     Attributes:
@@ -58,7 +58,7 @@ def on_device(model: Sam, device: torch.device) -> Sam:
     return moved
 
 
-def first_model(recipe: Recipe, teacher: Sam | None, start: Path | None, vgg: Path | None) -> Sam:
+def first_model(recipe: StageRecipe, teacher: Sam | None, start: Path | None, vgg: Path | None) -> Sam:
     """Returns the network to train: a teacher, or a MobileSAM of which a part is frozen."""
     size = recipe.image_size
     if teacher is not None and recipe.stage != "teacher":
@@ -86,7 +86,7 @@ class Stage:
         compiled: run the encoders through ``torch.compile``.
     """
 
-    def __init__(self, recipe: Recipe, model: Sam, teacher: Sam | None, compiled: bool) -> None:
+    def __init__(self, recipe: StageRecipe, model: Sam, teacher: Sam | None, compiled: bool) -> None:
         self.recipe, self.model = recipe, model
         self._encoder: Any = model.image_encoder
         self._teacher_encoder: Any = teacher and teacher.image_encoder
@@ -119,5 +119,5 @@ class Stage:
         """Returns ``mask_loss`` at random prompts of one type, and the mean IoU of the best masks."""
         wanted = masks.flatten(0, 1)
         prompts = draw_prompts(wanted, PROMPT_CYCLE[step % len(PROMPT_CYCLE)])
-        low_res, scores = prompted.decode(self.model, embeddings, prompts)
-        return mask_loss(low_res.float(), scores.float(), wanted)
+        decoded = prompted.decode(self.model, embeddings, prompts)
+        return mask_loss(decoded.masks.float(), decoded.scores.float(), wanted)

@@ -7,7 +7,7 @@ TRAINING = (
     *("astronaut", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry"),
     *("brick", "gravel", "camera", "coins", "moon", "retina"),
 )
-HELD_BACK = ("chelsea", "grass", "page", "cell")
+HELD_OUT = ("chelsea", "grass", "page", "cell")
 """Never trained on."""
 
 

@@ -37,16 +37,16 @@ from pocketsam.models.training.run import (
 )
 from pocketsam.models.training.scene_pool import ScenePool, Source
 from pocketsam.models.training.scenes import Photo
-from pocketsam.models.training.stages import STAGES, Recipe, Stage, first_model, on_device
+from pocketsam.models.training.stages import STAGES, Stage, StageRecipe, first_model, on_device
 from pocketsam.models.training.textures import load_textures
-from pocketsam.models.training.validation import held_back_scenes, miou
+from pocketsam.models.training.validation import held_out_scenes, miou_with_truth
 
 WEIGHTS_NAME = "weights.pt"
 SAVE_EVERY = 240.0
 """Seconds of training that a kill may lose."""
 
 
-def load_photos(folder: Path, prefix: str = "photo_") -> list[Photo]:
+def load_scene_photos(folder: Path, prefix: str = "photo_") -> list[Photo]:
     """Returns the photographs that ``python -m pocketsam.models.training.regions`` wrote, by name."""
     photos = []
     for path in sorted(folder.glob(f"{prefix}*.npz")):
@@ -56,11 +56,11 @@ def load_photos(folder: Path, prefix: str = "photo_") -> list[Photo]:
 
 
 def train(
-    recipe: Recipe,
+    recipe: StageRecipe,
     folder: Path,
     *,
     photos: Sequence[Photo] = (),
-    held_back: Sequence[Photo] = (),
+    held_out: Sequence[Photo] = (),
     teacher: Path | None = None,
     start: Path | None = None,
     vgg: Path | None = None,
@@ -68,19 +68,19 @@ def train(
     compiled: bool = False,
     scenes: int = 40,
 ) -> Path:
-    """Runs, or resumes, a stage, and measures the result on held-back scenes.
+    """Runs, or resumes, a stage, measures the result on held-out scenes, and returns the weights' path.
 
     Args:
         recipe: what to do.
         folder: of the run and its result.
         photos: photographs with regions to paint scenes from.
-        held_back: photographs to measure on alone.
+        held_out: photographs that are used for measuring only, never for training.
         teacher: checkpoint of the teacher; the stages ``student`` and ``finetune`` need one.
         start: checkpoint to start from.
         vgg: weights of ``Vgg16`` for a new teacher; None: HED's, from its package.
         workers: processes that paint scenes.
         compiled: run the encoders through ``torch.compile``.
-        scenes: number of held-back scenes to measure on.
+        scenes: number of held-out scenes to measure on.
 
     Returns:
         The path of the averaged weights, ``weights.pt`` in float16.
@@ -104,17 +104,17 @@ def train(
     source = Source(size, recipe.masks, textures, photos, recipe.seed)
     # The pool comes first: it forks, before anything computes on other threads.
     with closing(ScenePool(source, recipe.pool, device, workers, min(600, recipe.pool))) as pool:
-        guide = None
+        teacher_model = None
         if teacher is not None:
-            guide = on_device(load_model(teacher, size).model, device).requires_grad_(False)
-        student = on_device(first_model(recipe, guide, start, vgg), device)
+            teacher_model = on_device(load_model(teacher, size).model, device).requires_grad_(False)
+        student = on_device(first_model(recipe, teacher_model, start, vgg), device)
         average = copy.deepcopy(student).eval().requires_grad_(False)
-        stage = Stage(recipe, student, guide, compiled)
+        stage = Stage(recipe, student, teacher_model, compiled)
         figures = _train(run, state, stage, average, pool)
     save_tensors(folder / WEIGHTS_NAME, to_float16(average))
-    figures["truth"] = miou(average, held_back_scenes(scenes, size))
-    if held_back:
-        figures["photos"] = miou(average, held_back_scenes(scenes, size, held_back))
+    figures["truth"] = miou_with_truth(average, held_out_scenes(scenes, size))
+    if held_out:
+        figures["photos"] = miou_with_truth(average, held_out_scenes(scenes, size, held_out))
     run.log(figures)
     return folder / WEIGHTS_NAME
 
@@ -191,7 +191,7 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="of the run and its result")
-    for name, value in asdict(Recipe()).items():
+    for name, value in asdict(StageRecipe()).items():
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=type(value), default=value, help=type(value).__name__)
     parser.add_argument("--photos", type=Path, help="folder of photographs with regions")
@@ -202,14 +202,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=workers, help="processes that paint scenes")
     parser.add_argument("--compile", action="store_true", help="compile the encoders")
     args = parser.parse_args()
-    recipe = Recipe(**{name: getattr(args, name) for name in asdict(Recipe())})
+    recipe = StageRecipe(**{name: getattr(args, name) for name in asdict(StageRecipe())})
     torch.set_float32_matmul_precision("high")
     flush_denormals()
     path = train(
         recipe,
         args.folder,
-        photos=load_photos(args.photos) if args.photos else [],
-        held_back=load_photos(args.photos, "held_") if args.photos else [],
+        photos=load_scene_photos(args.photos) if args.photos else [],
+        held_out=load_scene_photos(args.photos, "held_") if args.photos else [],
         teacher=args.teacher,
         start=args.start,
         vgg=args.vgg,

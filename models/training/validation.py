@@ -8,13 +8,13 @@ import torch
 from pocketsam.models import prompted
 from pocketsam.models.sam import Sam
 from pocketsam.models.training.scenes import Photo, Scene, generate
-from pocketsam.models.training.textures import HELD_BACK, load_textures
+from pocketsam.models.training.textures import HELD_OUT, load_textures
 
 _FIRST_SEED = 10_000_000
 """Scenes with this seed and larger ones are never trained on."""
 
 
-def held_back_scenes(count: int, size: int, photos: Sequence[Photo] = ()) -> Iterator[Scene]:
+def held_out_scenes(count: int, size: int, photos: Sequence[Photo] = ()) -> Iterator[Scene]:
     """Yields scenes of textures, and photographs if any, that are never trained on.
 
     Args:
@@ -22,12 +22,12 @@ def held_back_scenes(count: int, size: int, photos: Sequence[Photo] = ()) -> Ite
         size: side of the scenes in pixels.
         photos: grounds and outlines, as in ``scenes.generate``.
     """
-    textures = load_textures(HELD_BACK)
+    textures = load_textures(HELD_OUT)
     for number in range(count):
         yield generate(_FIRST_SEED + number, size, textures, photos)
 
 
-def miou(model: Sam, scenes: Iterable[Scene]) -> dict[str, float]:
+def miou_with_truth(model: Sam, scenes: Iterable[Scene]) -> dict[str, float]:
     """Returns the mean IoU with the true masks at a ``point`` in each, and at its ``box``.
 
     Args:
@@ -36,10 +36,10 @@ def miou(model: Sam, scenes: Iterable[Scene]) -> dict[str, float]:
     """
     found: dict[str, list[float]] = {"point": [], "box": []}
     for scene in scenes:
-        clicks = np.array([prompted.click_in(mask) for mask in scene.masks], np.float64)
+        clicks = np.array([prompted.deepest_pixel(mask) for mask in scene.masks], np.float64)
         prompts = {
             "point": prompted.point_prompts(clicks[:, None]),
-            "box": prompted.box_prompts(scene.masks),
+            "box": prompted.bounding_box_prompts(scene.masks),
         }
         embedding = prompted.embed(model, scene.image)
         for name in found:

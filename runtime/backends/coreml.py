@@ -17,7 +17,7 @@ def available() -> bool:
 
 
 def open_coreml(path: Path, name: str, providers: Providers = "cpu") -> Network:
-    """Opens an encoder or a decoder: float32 arrays by name in, float32 arrays by name out.
+    """Returns an encoder or a decoder as a callable: float32 arrays by name in, the same out.
 
     Args:
         path: the ``.mlpackage``.

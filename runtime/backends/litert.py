@@ -51,7 +51,7 @@ class TfliteNetwork:
 def open_tflite(
     data: bytes, name: str, providers: Providers = "cpu", threads: int | None = None
 ) -> TfliteNetwork:
-    """Opens an encoder or a decoder.
+    """Returns an encoder or a decoder as a callable.
 
     Args:
         data: the bytes of a TFLite file.

@@ -54,12 +54,12 @@ BACKENDS = {
 def open_for_device(
     directory: str | os.PathLike[str], providers: Providers = "cpu", precision: str | None = None
 ) -> Bundle:
-    """Opens a bundle, in the precision that suits the device; see ``choose_bundle``.
+    """Returns the bundle of a directory, in the precision that suits the device; see ``choose_bundle``.
 
     Args:
-        directory: the bundle.
-        providers: what will run it.
-        precision: which one of a bundle that holds several; None: by the device.
+        directory: the bundle's directory.
+        providers: execution providers that will run the bundle.
+        precision: which precision of a bundle that holds several; None: what suits the device.
 
     Raises:
         BundleError, IntegrityError: not a bundle, a damaged one, or one without the precision.
@@ -70,7 +70,7 @@ def open_for_device(
 def open_network(
     bundle: Bundle, network: str, providers: Providers = "cpu", threads: int | None = None
 ) -> Network:
-    """Opens ``encoder`` or ``decoder`` of a bundle, after checking its hash.
+    """Returns ``encoder`` or ``decoder`` of a bundle as a callable, after checking the file's hash.
 
     The decoder takes B prompts of N points whatever the file's shapes are; see ``prompt_by_prompt``.
 
@@ -115,15 +115,14 @@ def pad_points(feeds: Arrays, max_points: int) -> Arrays:
 
 
 def prompt_by_prompt(decoder: Network, max_points: int) -> Network:
-    """Returns a decoder of B prompts of N points, made from one with static shapes.
+    """Returns a decoder of B prompts that calls a decoder of a single prompt B times.
 
-    Points are padded, see ``pad_points``; the network leaves padding out of its attention, so the masks
-    are the same as with N points.
+    A mask input of batch 1 serves all prompts. Points are padded, see ``pad_points``; the decoder
+    leaves padding out of its attention, so the masks are the same as without it.
 
     Args:
-        decoder: takes a single prompt of ``max_points`` points. A mask input of batch 1 serves all
-            prompts.
-        max_points: that number.
+        decoder: takes a single prompt of ``max_points`` points.
+        max_points: number of points that ``decoder`` takes.
     """
     per_prompt = (c.POINT_COORDS, c.POINT_LABELS, c.MASK_INPUT, c.HAS_MASK_INPUT)
 

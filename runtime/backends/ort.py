@@ -217,7 +217,7 @@ def open_session(
     threads: int | None = None,
     static: bool = False,
 ) -> ort.InferenceSession:
-    """Opens a session.
+    """Returns a session that runs an ONNX file.
 
     Args:
         model: the bytes of an ONNX file.
@@ -252,7 +252,7 @@ def open_session(
 def open_onnx(
     data: bytes, name: str, network: str, providers: Providers = "cpu", threads: int | None = None
 ) -> Network:
-    """Opens an encoder or a decoder.
+    """Returns an encoder or a decoder as a callable.
 
     Args:
         data: the bytes of an ONNX file.

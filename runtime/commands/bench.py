@@ -8,7 +8,7 @@ from pocketsam import terminal
 from pocketsam.errors import UsageError
 from pocketsam.runtime.backends.networks import open_for_device
 from pocketsam.runtime.backends.ort import Providers, provider_names
-from pocketsam.runtime.commands.options import BUNDLE_HELP
+from pocketsam.runtime.commands.options import add_bundle
 from pocketsam.runtime.image import Pixels, StrPath, load_image
 from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
 from pocketsam.runtime.segmenter import Segmenter
@@ -19,7 +19,6 @@ from pocketsam.runtime.timing import (
     Task,
     Timing,
     bundle_tasks,
-    cold_load,
     drawn_image,
     encoder_floor,
     gemm_gflops,
@@ -27,6 +26,7 @@ from pocketsam.runtime.timing import (
     onnx_task,
     summarise,
     time_interleaved,
+    time_loading,
 )
 
 RUNS, WARMUP = 20, 3
@@ -40,22 +40,31 @@ class GemmResult(TypedDict):
     seconds: Timing
 
 
-class BenchResult(TypedDict):
-    """What ``bench`` returns and ``pocketsam bench --json`` prints; times are seconds.
+class Figures(TypedDict):
+    """What follows from the timed rounds.
 
     ``stages`` has ``encoder``, ``decoder``, ``end to end``, and ``against encoder`` and so on with a
-    second bundle. ``state`` is ``before`` and ``after`` the rounds: temperature, frequency, throttling.
-    ``peak_rss_bytes`` is of this process, with the bundle loaded and one image done.
+    second bundle. ``encoder_floor`` is a lower bound of the encoder's time, see ``Floor``.
+    """
+
+    stages: dict[str, Timing]
+    gemm: GemmResult
+    encoder_floor: Floor | None
+
+
+class BenchResult(Figures):
+    """What ``bench`` returns and ``pocketsam bench --json`` prints; times are seconds.
+
+    ``state`` is ``before`` and ``after`` the rounds: temperature, frequency, throttling. ``load_s``
+    says whether the files came from the disk. ``peak_rss_bytes`` is of this process, with the bundle
+    loaded and one image done.
     """
 
     bundle: str
     machine: dict[str, Any]
     state: dict[str, dict[str, Any]]
     settings: dict[str, Any]
-    cold_load_s: LoadTimes
-    stages: dict[str, Timing]
-    gemm: GemmResult
-    encoder_floor: Floor | None
+    load_s: LoadTimes
     peak_rss_bytes: int | None
     against: NotRequired[dict[str, Any]]
 
@@ -71,12 +80,12 @@ def bench(
     image: StrPath | None = None,
     against: str | None = None,
 ) -> BenchResult:
-    """Measures a bundle on this machine.
+    """Returns the latency of a bundle on this machine, and what it was measured with.
 
     Args:
         bundle_dir: the bundle.
-        runs: rounds that count.
-        warmup: rounds before them that do not.
+        runs: number of timed rounds.
+        warmup: number of untimed warm-up rounds before them.
         providers, threads, precision: as for ``Segmenter``.
         image: a file; None: a drawn image of 1024x768.
         against: a second bundle, or an encoder as ONNX file, timed in the same rounds.
@@ -89,9 +98,18 @@ def bench(
         raise UsageError(f"bench needs runs >= 1 and warmup >= 0, not {runs} and {warmup}")
     pixels = drawn_image() if image is None else load_image(image)
     bundle = open_for_device(bundle_dir, providers, precision)
-    cold = cold_load(bundle, providers, threads)
-    precision = bundle.manifest.precision
-    segmenter = Segmenter(bundle.path, providers=providers, threads=threads, precision=precision)
+    settings = {
+        "precision": bundle.manifest.precision,
+        "providers": provider_names(providers),
+        "threads": threads,
+        "runs": runs,
+        "warmup": warmup,
+        "image_pixels": list(pixels.shape[:2]),
+    }
+    load = time_loading(bundle, providers, threads)
+    segmenter = Segmenter(
+        bundle.path, providers=providers, threads=threads, precision=bundle.manifest.precision
+    )
     tasks = bundle_tasks(segmenter, pixels)
     tasks["end to end"]()
     peak = peak_rss_bytes()  # before anything else is loaded for comparison
@@ -99,73 +117,79 @@ def bench(
     tasks |= more | {"gemm": gemm_task(threads)}
     before = read_state()
     times = time_interleaved(tasks, runs, warmup)
-    after = read_state()
-    figures = {name: summarise(samples) for name, samples in times.items()}
-    gemm, macs = figures.pop("gemm"), bundle.manifest.encoder.macs
-    gflops = gemm_gflops(gemm["min"])
-    settings = {
-        "precision": precision,
-        "providers": provider_names(providers),
-        "threads": threads,
-        "runs": runs,
-        "warmup": warmup,
-        "image_pixels": list(pixels.shape[:2]),
-    }
+    state = {"before": before, "after": read_state()}
+    figures = _figures(times, bundle.manifest.encoder.macs)
     result: BenchResult = {
         "bundle": str(bundle_dir),
         "machine": describe_machine(),
-        "state": {"before": before, "after": after},
+        "state": state,
         "settings": settings,
-        "cold_load_s": cold,
-        "stages": figures,
-        "gemm": {"side": GEMM_SIDE, "gflop_per_s": gflops, "seconds": gemm},
-        "encoder_floor": None if macs is None else encoder_floor(macs, figures["encoder"], gflops),
+        "load_s": load,
+        "stages": figures["stages"],
+        "gemm": figures["gemm"],
+        "encoder_floor": figures["encoder_floor"],
         "peak_rss_bytes": peak,
     }
     if second:
-        result["against"] = second | {"encoder_time_ratio": _ratios(figures)}
+        result["against"] = second | {"encoder_time_ratio": _ratios(result["stages"])}
     return result
+
+
+def _figures(times: dict[str, list[float]], macs: int | None) -> Figures:
+    """Returns what follows from the seconds of all tasks.
+
+    Args:
+        times: of the rounds, by task; one of them is ``gemm``.
+        macs: the encoder's multiply-accumulates, if the manifest has them.
+    """
+    stages = {name: summarise(samples) for name, samples in times.items()}
+    gemm = stages.pop("gemm")
+    gflops = gemm_gflops(gemm["min"])
+    return {
+        "stages": stages,
+        "gemm": {"side": GEMM_SIDE, "gflop_per_s": gflops, "seconds": gemm},
+        "encoder_floor": None if macs is None else encoder_floor(macs, stages["encoder"], gflops),
+    }
 
 
 def _second_tasks(
     path: str | None, pixels: Pixels, providers: Providers, threads: int | None
 ) -> tuple[dict[str, Task], dict[str, Any]]:
-    """Returns the tasks of a second bundle or encoder, if any, and what is known before they run."""
+    """Returns the tasks of a second bundle or encoder, if any, and its path and loading times."""
     if path is None:
         return {}, {}
     if not Path(path).is_dir():
         return {"against encoder": onnx_task(path, providers, threads)}, {"path": path}
-    cold = cold_load(open_for_device(path, providers), providers, threads)
+    load = time_loading(open_for_device(path, providers), providers, threads)
     segmenter = Segmenter(path, providers=providers, threads=threads)
-    return bundle_tasks(segmenter, pixels, "against "), {"path": path, "cold_load_s": cold}
+    return bundle_tasks(segmenter, pixels, "against "), {"path": path, "load_s": load}
 
 
-def _ratios(figures: dict[str, Timing]) -> dict[str, float]:
-    ours, theirs = figures["encoder"], figures["against encoder"]
+def _ratios(stages: dict[str, Timing]) -> dict[str, float]:
+    """Returns the encoder's time as a multiple of the second encoder's."""
+    ours, theirs = stages["encoder"], stages["against encoder"]
     return {"min": ours["min"] / theirs["min"], "p50": ours["p50"] / theirs["p50"]}
 
 
 def add_bench(subparsers: terminal.Subparsers) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("bench", help="measure a bundle on this machine")
-    parser.add_argument("bundle", help=BUNDLE_HELP)
+    add_bundle(parser)
     parser.add_argument(
-        "--runs", type=int, default=RUNS, metavar="N", help=f"rounds that count (default {RUNS})"
+        "--runs", type=int, default=RUNS, metavar="N", help=f"timed rounds (default {RUNS})"
     )
     parser.add_argument(
         "--warmup",
         type=int,
         default=WARMUP,
         metavar="N",
-        help=f"rounds before them that do not (default {WARMUP})",
+        help=f"untimed warm-up rounds before them (default {WARMUP})",
     )
     parser.add_argument("--image", metavar="FILE", help="default: a drawn image of 1024x768")
     parser.add_argument(
         "--against", metavar="PATH", help="a second bundle or encoder.onnx, timed in the same rounds"
     )
     parser.add_argument("--json", action="store_true", help="print the result to stdout as JSON")
-    terminal.add_device_options(parser)
-    terminal.add_precision(parser)
     parser.set_defaults(run=run_bench)
 
 
@@ -194,9 +218,9 @@ def print_bench(result: BenchResult) -> None:
     for name, row in result["stages"].items():
         values = (row["min"], row["p50"], row["p90"], row["p99"])
         print(f"{name:20}" + "".join(f"{value * 1e3:9.1f}" for value in values))
-    cold = result["cold_load_s"]
-    source = "from disk" if cold["page_cache_dropped"] else "page cache warm"
-    print(f"load ({source}): encoder {cold['encoder']:.2f} s, decoder {cold['decoder']:.2f} s")
+    load = result["load_s"]
+    source = "from disk" if load["page_cache_dropped"] else "page cache warm"
+    print(f"load ({source}): encoder {load['encoder']:.2f} s, decoder {load['decoder']:.2f} s")
     if result["peak_rss_bytes"]:
         print(f"peak memory after the first image: {result['peak_rss_bytes'] / 2**20:.0f} MiB")
     print(
@@ -207,7 +231,7 @@ def print_bench(result: BenchResult) -> None:
             print(f"{when}: " + ", ".join(f"{key} {value}" for key, value in state.items()))
     if floor := result["encoder_floor"]:
         print(
-            f"floor of the encoder at that rate: {floor['seconds'] * 1e3:.1f} ms; "
+            f"floor (lower bound) of the encoder's time at that rate: {floor['seconds'] * 1e3:.1f} ms; "
             f"it takes {floor['ratio_min']:.2f} × that (min), {floor['ratio_p50']:.2f} × (median)"
         )
     if against := result.get("against"):
@@ -226,5 +250,5 @@ def _print_settings(result: BenchResult) -> None:
     print(
         f"{settings['precision']}; {', '.join(settings['providers'])}; "
         f"threads: {settings['threads'] or 'default'}; "
-        f"{settings['runs']} rounds after {settings['warmup']} for warming up"
+        f"{settings['runs']} timed rounds after {settings['warmup']} warm-up rounds"
     )

@@ -21,7 +21,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def open_segmenter(args: argparse.Namespace) -> Segmenter:
-    """Opens the bundle of a command; says on stderr if its weights are untrained."""
+    """Returns a segmenter of the command's bundle; says on stderr if the weights are untrained."""
     segmenter = Segmenter(
         args.bundle,
         providers=terminal.providers(args),

@@ -25,7 +25,7 @@ def draw_overlay(
     points: Sequence[tuple[float, float, int]] = (),
     boxes: Sequence[tuple[float, float, float, float]] = (),
 ) -> Image.Image:
-    """Draws each mask tinted and outlined, points as dots, boxes as frames.
+    """Returns the photograph with masks tinted and outlined, points as dots, boxes as frames.
 
     Foreground points are green, background points red.
 
@@ -56,7 +56,7 @@ def draw_overlay(
 
 
 def label_map(masks: Iterable[NDArray[np.bool_]], count: int, size: tuple[int, int]) -> Image.Image:
-    """Draws a single mask in black and white, or several as numbers 1, 2, … on 0.
+    """Returns a picture of a single mask in black and white, or of several as numbers 1, 2, … on 0.
 
     Args:
         masks: ``[H, W]`` bool each; where they overlap, the later one is on top.

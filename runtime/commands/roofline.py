@@ -83,7 +83,7 @@ def _block(side: int, channels: int, window: int) -> Iterator[Operation]:
 
 
 def operations(size: int) -> Iterator[Operation]:
-    """Gives the encoder's operations at a canvas of ``size`` pixels."""
+    """Yields the encoder's operations at a canvas of ``size`` pixels."""
     side = size // 4
     yield _conv(size, 3, 32, 3, 2)
     yield _gelu(size // 2, 32)

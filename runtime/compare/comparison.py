@@ -166,7 +166,9 @@ def compare(
     seed: int = 0,
     report: Report = lambda name, pixels, answers: None,
 ) -> dict[str, Tally]:
-    """Gives all systems the same prompts, image by image, so that a slower machine slows all of them.
+    """Returns what was measured of each system, by its name.
+
+    All systems get the same prompts, image by image, so that a machine that slows down slows all.
 
     Args:
         reference: its masks count as right.
@@ -175,9 +177,6 @@ def compare(
         prompts: prompts of each kind per image.
         seed: of the prompts.
         report: called after each image.
-
-    Returns:
-        What was measured of each system, by its name.
     """
     everyone = (reference, *systems)
     tallies = {system.name: Tally() for system in everyone}
