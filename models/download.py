@@ -72,7 +72,7 @@ def download(
     progress: Progress | None = None,
     timeout: float = 30.0,
 ) -> Path:
-    """Downloads a checkpoint; after an interruption, another call resumes.
+    """Downloads a checkpoint, and returns the file's path; after an interruption, another call resumes.
 
     The bytes go to ``DESTINATION.part``, which is renamed once its size and sha256 are right.
 

@@ -33,7 +33,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def check_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Sorts out images that cannot be used.
+    """Returns the images that can be used, and says why others cannot.
 
     Returns:
         (good, skipped): the paths of images that can be decoded and are large enough, and for every
@@ -55,7 +55,7 @@ def check_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _open_image(path: Path) -> Image.Image:
-    """Opens a file with Pillow; its errors and warnings become ImageError."""
+    """Returns a file opened with Pillow; Pillow's errors and warnings become ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

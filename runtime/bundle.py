@@ -134,7 +134,7 @@ def hash_tree(directory: Path) -> tuple[str, int]:
 
 
 def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
-    """Reads and checks the manifest of a bundle. Its files are checked when they are read.
+    """Returns a bundle after checking its manifest; other files are checked when they are read.
 
     Raises:
         BundleError: not a bundle, or one written by a newer pocketsam.
@@ -163,7 +163,7 @@ def choose_bundle(
     gpu: bool = False,
     flags: Collection[str] = (),
 ) -> Bundle:
-    """Opens a bundle, or the bundle of another precision inside it.
+    """Returns the bundle of a directory, or the bundle of another precision inside it.
 
     Args:
         directory: the bundle.

@@ -53,7 +53,7 @@ def hash_pixels(pixels: Pixels) -> str:
 
 
 def read_embedding(path: StrPath) -> Embedding:
-    """Reads an embedding from a file that ``Embedding.save`` wrote.
+    """Returns the embedding in a file that ``Embedding.save`` wrote.
 
     Raises:
         ImageError: the file cannot be read, or is something else.
@@ -76,7 +76,7 @@ def read_embedding(path: StrPath) -> Embedding:
 def read_matching(
     path: StrPath, encoder_sha256: str, shape: tuple[int, ...], image: Pixels | None = None
 ) -> Embedding:
-    """Reads the embedding of an encoder, and of an image.
+    """Returns the embedding in a file, after checking which encoder and image it belongs to.
 
     Args:
         path: a file that ``Embedding.save`` wrote.

@@ -45,14 +45,11 @@ def check_golden(
     threads: int | None = None,
     precision: str | None = None,
 ) -> list[GoldenResult]:
-    """Runs a bundle's golden vectors on this machine.
+    """Returns a result for each golden prompt of a bundle, computed on this machine.
 
     Args:
         bundle_dir: the bundle.
         providers, threads, precision: as for ``Segmenter``.
-
-    Returns:
-        A result for each golden prompt.
 
     Raises:
         IntegrityError: the golden file is damaged.

@@ -42,7 +42,7 @@ def find_images(path: StrPath) -> list[Path]:
 
 
 def load_image(source: StrPath | Image.Image) -> Pixels:
-    """Reads a file (or takes a PIL image) as RGB, the way a viewer shows it.
+    """Returns a file's (or a PIL image's) pixels as RGB, the way a viewer shows them.
 
     EXIF rotation is applied. Grayscale, palette, CMYK and 16-bit images are converted (16 bits keep
     their upper 8). Transparent pixels are laid over white. Of an animation, the first frame.
@@ -129,7 +129,7 @@ def check_pixels(image: Any) -> Pixels:
 
 
 def preprocess(image: Pixels, image_size: int) -> NDArray[np.float32]:
-    """Turns ``[H, W, 3]`` uint8 RGB into the encoder's ``pixel_values`` ``[1, 3, S, S]`` float32.
+    """Returns ``[H, W, 3]`` uint8 RGB as the encoder's ``pixel_values`` ``[1, 3, S, S]`` float32.
 
     Scales the longest side to S (Pillow's antialiased bilinear filter), normalises, pads with zeros on
     the right and below: segment-anything's ``ResizeLongestSide`` and ``Sam.preprocess``.

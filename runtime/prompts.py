@@ -65,7 +65,7 @@ def assemble(
     image_size: int,
     batch: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Turns B prompts into ``point_coords`` ``[B, M, 2]`` and ``point_labels`` ``[B, M]``, float32.
+    """Returns ``point_coords`` ``[B, M, 2]`` and ``point_labels`` ``[B, M]``, float32, of B prompts.
 
     The points come first, then the box's corners, or, where there are points but no box, a
     not-a-point: the order and the count of segment-anything's ``PromptEncoder``.
@@ -178,7 +178,7 @@ def batches(
 
 
 def read_prompt_file(path: StrPath) -> tuple[list[Point], list[Box]]:
-    """Reads points and boxes from a prompt file of samexporter or rembg.
+    """Returns the points and boxes in a prompt file of samexporter or rembg.
 
     ``[{"type": "point", "data": [x, y], "label": 1}, {"type": "rectangle", "data": [x0, y0, x1, y1]}]``
 

@@ -76,7 +76,7 @@ def from_run_lengths(
 
 
 def to_rle(mask: NDArray[Any]) -> dict[str, Any]:
-    """Encodes a mask ``[H, W]`` (bool, or 0 and 1) as COCO's compressed run-length encoding.
+    """Returns a mask ``[H, W]`` (bool, or 0 and 1) as COCO's compressed run-length encoding.
 
     Returns:
         ``{"size": [H, W], "counts": str}``, equal to ``pycocotools.mask.encode``.
@@ -108,7 +108,7 @@ def compress(lengths: Sequence[int], size: Sequence[int]) -> dict[str, Any]:
 
 
 def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
-    """Decodes what ``to_rle`` returned, to a mask ``[H, W]`` bool.
+    """Returns the mask ``[H, W]`` bool that ``to_rle`` encoded.
 
     Raises:
         ValueError: the counts are damaged, or do not fill the size.

@@ -60,7 +60,7 @@ class Upscaler:
         self._columns = np.ascontiguousarray(_axis_matrix(low, image_size, width, original_size[1]).T)
 
     def logits(self, low_res_mask: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scales ``[S/4, S/4]`` to ``[H, W]`` float32."""
+        """Returns logits ``[S/4, S/4]`` scaled to ``[H, W]`` float32."""
         # multi_dot multiplies the short side first
         out: NDArray[np.float32] = np.linalg.multi_dot([self._rows, low_res_mask, self._columns])
         return out
@@ -78,7 +78,7 @@ class Upscaler:
     def region(
         self, logits: NDArray[np.float32], top: int, left: int
     ) -> tuple[int, int, NDArray[np.float32]]:
-        """Scales a region of the low-resolution logits.
+        """Returns the full-size logits that a region of the low-resolution logits decides.
 
         Args:
             logits: ``[h, w]`` of the region.

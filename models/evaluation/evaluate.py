@@ -175,7 +175,7 @@ def _scores(image: str, prompt: str, masks: dict[str, Masks], truth: dict[str, M
 def second_points(
     clicks: NDArray[np.float64], distance: float, shape: tuple[int, ...], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Pairs clicks with a random second point at a distance, inside the image.
+    """Returns pairs of a click and a random second point at a distance, inside the image.
 
     Args:
         clicks: ``[P, 2]``, (x, y) in pixels.

@@ -201,7 +201,7 @@ def measure(path: Path, teacher: Loaded, examples: Sequence[Example], plan: Plan
 
 
 def study(folder: Path, plan: Plan) -> dict[str, Any]:
-    """Runs what is missing; returns all figures, and writes them to ``study.json``.
+    """Runs what is missing, writes all figures to ``study.json``, and returns them.
 
     Returns:
         ``plan``, ``seconds_per_step`` by mode, and ``trials``: for each its group, name, recipe and

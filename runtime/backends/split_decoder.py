@@ -91,7 +91,7 @@ def open_split_decoder(
 def decode_above(
     batches: Iterable[Arrays], decoder: Network, split: SplitDecoder | None, min_score: float
 ) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]]:
-    """Decodes prompts, and returns the masks of those that score above a threshold.
+    """Returns the scores of prompts, and the masks of those that score above a threshold.
 
     ``Segmenter.predict_above`` describes the three arrays.
 

@@ -105,7 +105,7 @@ def run_compare(args: argparse.Namespace) -> None:
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Splits NAME=PATH; the name of a path alone is the file's name."""
+    """Returns (name, path) of NAME=PATH; the name of a path alone is the file's name."""
     name, equals, path = text.partition("=")
     return (name, path) if equals else (Path(text).name or text, text)
 

@@ -56,7 +56,7 @@ class Outlined:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """``[H, W]``."""
+        """The mask ``[H, W]``, decoded."""
         return from_rle(self.entry["segmentation"])
 
 
@@ -131,14 +131,14 @@ def writer_for(path: Path) -> Writer:
 
 
 def write_mask(path: Path, results: Results) -> list[Path]:
-    """Writes a label map: an object in black and white, or several as numbers."""
+    """Writes a label map: an object in black and white, or several as numbers; returns the file."""
     size = (results.image.shape[0], results.image.shape[1])
     picture = label_map((item.mask for item in results.found), len(results.found), size)
     return _write(path, lambda work: picture.save(work))
 
 
 def write_overlay(path: Path, results: Results) -> list[Path]:
-    """Writes the photograph with masks and prompts drawn on it."""
+    """Writes the photograph with masks and prompts drawn on it; returns the file."""
     points = [point for item in results.found for point in item.points]
     boxes = [box for item in results.found for box in item.boxes]
     picture = draw_overlay(results.image, (item.mask for item in results.found), points, boxes)
@@ -146,13 +146,13 @@ def write_overlay(path: Path, results: Results) -> list[Path]:
 
 
 def write_json(path: Path, results: Results) -> list[Path]:
-    """Writes ``Results.record``."""
+    """Writes ``record`` as JSON; returns the file."""
     text = json.dumps(results.record, indent=2, ensure_ascii=False)
     return _write(path, lambda work: work.write_text(text + "\n", encoding="utf-8"))
 
 
 def write_all(path: Path, results: Results) -> list[Path]:
-    """Writes mask, picture and JSON into a directory."""
+    """Writes mask, picture and JSON into a directory; returns the files."""
     make_folder(path)
     return [
         *write_mask(path / "mask.png", results),

@@ -132,7 +132,7 @@ def bound(size: int, gflops: float, bandwidth: float, bytes_per_value: int = FLO
 
 
 def measure() -> Device:
-    """Measures this machine: the rate of a matrix product, and of copying 128 MB."""
+    """Returns this machine's rate of a matrix product, and of copying 128 MB."""
     source = np.ones(2**25, np.float32)
     target = np.empty_like(source)
     tasks = {"gemm": gemm_task(None), "copy": lambda: np.copyto(target, source)}

@@ -68,7 +68,7 @@ def _numbers(text: str, counts: tuple[int, ...]) -> list[float]:
 
 
 def parse_point(text: str) -> Point:
-    """Parses ``X,Y`` or ``X,Y,LABEL``."""
+    """Returns the point of ``X,Y`` or ``X,Y,LABEL``; without a label, it is foreground."""
     x, y, *label = _numbers(text, (2, 3))
     if label and label[0] not in (0, 1):
         raise argparse.ArgumentTypeError(f"{text!r}: the label must be 1 (object) or 0 (background)")
@@ -76,7 +76,7 @@ def parse_point(text: str) -> Point:
 
 
 def parse_box(text: str) -> Box:
-    """Parses ``X0,Y0,X1,Y1``."""
+    """Returns the box of ``X0,Y0,X1,Y1``."""
     x0, y0, x1, y1 = _numbers(text, (4,))
     return x0, y0, x1, y1
 

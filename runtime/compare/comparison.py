@@ -62,7 +62,7 @@ class SamSystem:
         self._segmenter.set_image(pixels)
 
     def segment(self, prompt: Prompt) -> Mask:
-        """Runs the decoder."""
+        """Returns the mask ``[H, W]`` of a prompt."""
         points = prompt.points
         labels = None if points is None else np.ones(len(points))
         multimask = is_ambiguous(0 if points is None else len(points), prompt.box is not None)
@@ -84,7 +84,7 @@ class FastSamSystem:
         self._network.set_image(pixels)
 
     def segment(self, prompt: Prompt) -> Mask:
-        """Chooses a mask."""
+        """Returns the mask ``[H, W]`` that FastSAM chooses for a prompt."""
         return self._network.predict(prompt.points, None, prompt.box)
 
 

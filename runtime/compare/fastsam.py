@@ -168,7 +168,7 @@ class FastSam:
         point_labels: ArrayLike | None = None,
         box: ArrayLike | None = None,
     ) -> NDArray[np.bool_]:
-        """Chooses the mask ``[H, W]`` of a prompt by FastSAM's rules; it is empty where no mask fits.
+        """Returns the mask ``[H, W]`` of a prompt by FastSAM's rules; it is empty where no mask fits.
 
         Of points, the masks on foreground points are joined, and the masks on background points are
         removed from them, large masks first. Of a box, the mask with the largest IoU is chosen.
@@ -213,7 +213,7 @@ class FastSam:
 
 
 def letterboxed(pixels: Pixels, box: Letterbox) -> NDArray[np.float32]:
-    """Turns ``[H, W, 3]`` uint8 into the network's input ``[1, 3, h, w]``, 0..1."""
+    """Returns ``[H, W, 3]`` uint8 as the network's input, ``[1, 3, h, w]`` float32 in 0..1."""
     height, width = box.size
     canvas = np.full((*box.canvas, 3), PADDING, np.uint8)
     scaled = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
@@ -258,7 +258,7 @@ def draw(
     box: Letterbox,
     shape: tuple[int, int],
 ) -> NDArray[np.bool_]:
-    """Computes masks ``[N, H, W]`` at the image's size.
+    """Returns masks ``[N, H, W]`` at the image's size.
 
     The weighted sum of prototypes is cropped to the image within the canvas, interpolated to the
     image's size, cropped to the box, and thresholded at 0, where its sigmoid is 0.5.

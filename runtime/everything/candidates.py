@@ -202,7 +202,7 @@ def box_intersections(box: NDArray[Any], boxes: NDArray[Any]) -> NDArray[Any]:
 
 
 def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Adds the eight neighbours of each cell."""
+    """Returns the mask with the eight neighbours of each cell added."""
     out = mask.copy()
     out[1:] |= mask[:-1]
     out[:-1] |= mask[1:]
@@ -213,7 +213,7 @@ def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _shrunk(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Removes the cells that have a neighbour outside the mask; the array's edge is no neighbour."""
+    """Returns the mask without cells that have a neighbour outside it; beyond the array is none."""
     return ~_grown(~mask)
 
 

@@ -91,7 +91,7 @@ class MaskGenerator:
         self.parameters = make_parameters(**parameters)
 
     def generate(self, image: ImageLike, *, progress: Progress | None = None) -> list[MaskRecord]:
-        """Finds all objects of an image.
+        """Returns a record for each object of an image.
 
         The segmenter's image is this one afterwards, or the last crop of it.
 
@@ -101,7 +101,8 @@ class MaskGenerator:
                 clicks.
 
         Returns:
-            A record for each mask, best first.
+            A record for each mask, best first. With crops, the masks of smaller crops come first; with
+            ``min_mask_region_area``, the masks that it changed come last.
 
         Raises:
             ImageError: the image cannot be read or used.

@@ -50,7 +50,7 @@ class Photo:
 def generate(
     seed: int, size: int, textures: Sequence[NDArray[np.uint8]], photos: Sequence[Photo] = ()
 ) -> Scene:
-    """Paints a scene; it has at least one mask.
+    """Returns a painted scene with at least one mask.
 
     Args:
         seed: the same seed, size, textures and photographs give the same scene.
