@@ -127,7 +127,7 @@ class StaticDecoder(Decoder):
     """The decoder for formats with static shapes: one prompt of ``max_points`` points.
 
     A prompt of fewer points is padded with the label ``LABEL_PADDING``. Padding is left out of every
-    attention, so it does not change the masks: SAM's own pad point (label -1)
+    attention, so it does not change the masks: SAM's not-a-point (label -1)
     would change them.
     """
 

@@ -27,7 +27,7 @@ def run_child(
 
     Args:
         command: program and arguments.
-        what: what errors call it.
+        what: used in error messages.
         seconds: how long it may take.
         environment: its variables; None: ours.
 

@@ -111,18 +111,18 @@ def measure(segmenter: Segmenter, image: np.ndarray, parameters: dict, budgets=B
 def timed(segmenter: Segmenter, image: np.ndarray, parameters: dict, **more) -> tuple[list, float, int]:
     """Records, seconds with the encoder, and clicks made."""
     clicks = 0
-    original = segmenter.predict_promising
+    original = segmenter.predict_above
 
     def counting(points, labels, min_score):
         nonlocal clicks
         clicks += len(points)
         return original(points, labels, min_score)
 
-    segmenter.predict_promising = counting
+    segmenter.predict_above = counting
     start = time.perf_counter()
     found = MaskGenerator(segmenter, **parameters, **more).generate(image)
     seconds = time.perf_counter() - start
-    del segmenter.predict_promising
+    del segmenter.predict_above
     return found, seconds, clicks
 
 

@@ -75,4 +75,4 @@ def test_wrong_arguments(tmp_path, capsys):
         parse_file("encoder.onnx")
     assert main([str(tmp_path), "--rounds", "0"]) == 2
     assert "--rounds 0: at least one" in capsys.readouterr().err
-    assert main([str(tmp_path), "--threads", "10000"]) == 1
+    assert main([str(tmp_path), "--threads", "10000"]) == 2

@@ -315,6 +315,7 @@ def test_only_apples_systems_predict(coreml):
         Segmenter(coreml)
 
 
+@pytest.mark.slow
 def test_values_beyond_float16_stay_in_float32(pictures, tmp_path):
     """A network whose first layers reach 1e5: float16 throughout would be infinite."""
     model = seeded(SIZE, seed=5)

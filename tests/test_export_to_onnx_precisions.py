@@ -1,66 +1,40 @@
 """ONNX in float16 and in few bits: small, right, and refused where it is not."""
 
-import json
-
 import numpy as np
 import onnx
 import pytest
 from conftest import SMALL
 
 from pocketsam.errors import ConversionError, ParityError
-from pocketsam.export.cases import all_encoder_feeds, compute_cases, measure_encoder
-from pocketsam.export.options import Options
-from pocketsam.export.pipeline import write_bundle
-from pocketsam.export.reference import Reference
-from pocketsam.export.to_onnx import TARGET
+from pocketsam.export.cases import PROMPTS, all_encoder_feeds, compute_cases, measure_encoder
 from pocketsam.export.to_onnx import int8 as onnx_int8
 from pocketsam.export.to_onnx import weights as onnx_weights
+from pocketsam.export.traced import Encoder
 from pocketsam.models.checkpoint import DEFAULT, load_model
-from pocketsam.runtime import Segmenter
+from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.contract import PIXEL_VALUES
 from pocketsam.runtime.golden import check_golden
-from pocketsam.runtime.manifest import MANIFEST_NAME
 
 SHARES = {"fp16": 0.52, "int8": 0.3, "int8-weights": 0.3, "int4-weights": 0.26}
 """Of the float32 encoder's bytes."""
 
 
 @pytest.fixture(scope="module")
-def reference(pictures):
-    """Its networks are traced once, for all precisions."""
-    return Reference(DEFAULT, SMALL, images=pictures, calibration=pictures)
+def encoder(every_precision):
+    return onnx.load(every_precision / "encoder.onnx")
 
 
-def export_onnx(path, reference, precision, **options):
-    report = write_bundle(reference, path, TARGET, Options(precision, **options))
-    return report, json.loads((path / MANIFEST_NAME).read_text())
-
-
-@pytest.fixture(scope="module")
-def encoder(trained_bundle):
-    return onnx.load(trained_bundle / "encoder.onnx")
-
-
-@pytest.mark.parametrize(
-    "precision",
-    [
-        "fp16",
-        "int8",
-        *(pytest.param(p, marks=pytest.mark.slow) for p in ("int8-weights", "int4-weights")),
-    ],
-)
-def test_precisions(precision, trained_bundle, reference, tmp_path):
-    options = {"min_speedup": 0.0} if precision == "int8" else {}
-    report, manifest = export_onnx(tmp_path / "bundle", reference, precision, **options)
-    assert not report.failed
-    size = json.loads((trained_bundle / MANIFEST_NAME).read_text())["encoder"]["bytes"]
-    assert manifest["encoder"]["bytes"] < SHARES[precision] * size
-    assert all(result.ok for result in check_golden(tmp_path / "bundle"))
-    Segmenter(tmp_path / "bundle")
+@pytest.mark.parametrize("precision", SHARES)
+def test_precisions(precision, every_precision):
+    manifest = open_bundle(every_precision / precision).manifest
+    assert manifest.parity["passed"]
+    whole = open_bundle(every_precision).manifest.encoder.bytes
+    assert manifest.encoder.bytes < SHARES[precision] * whole
+    assert all(result.ok for result in check_golden(every_precision / precision))
     if precision == "int8":
-        assert manifest["encoder"]["int8"]["miou"] >= Options.min_miou
+        assert manifest.encoder.details["int8"]["miou"] >= 0.5
     if precision == "fp16":
-        assert manifest["encoder"]["float16"]["largest"] < 65504 / 8
+        assert manifest.encoder.details["float16"]["largest"] < 65504 / 8
 
 
 def test_bias_tables_are_exact(encoder):
@@ -133,12 +107,12 @@ def test_more_than_can_be_reached(encoder, photo, monkeypatch):
         onnx_int8.search(encoder, mean_iou(model, cases), 1.01)
 
 
-def test_a_file_that_would_be_too_slow(reference, tmp_path):
-    with pytest.raises(
-        ConversionError, match=r"times as fast as float32 on this machine, and at least 50 "
-    ):
-        export_onnx(tmp_path / "bundle", reference, "int8", min_miou=0.0, min_speedup=50.0)
-    assert list(tmp_path.iterdir()) == []
+def test_a_file_that_would_be_too_slow(encoder, photo):
+    model = load_model(DEFAULT, SMALL).model
+    cases = compute_cases(model, [("cat", photo)], prompts=PROMPTS[:1], detailed=0)
+    wanted = r"times as fast as float32 on this machine, and at least 50 "
+    with pytest.raises(ConversionError, match=wanted):
+        onnx_int8.quantize_encoder(encoder, Encoder(model), cases, 0.0, 50.0, print)
 
 
 def test_values_that_float16_cannot_hold_stay_in_float32(encoder, photo):

@@ -41,10 +41,11 @@ def reference(pictures):
     return Reference("seeded:11", SIZE, images=pictures, calibration=pictures)
 
 
-@pytest.fixture(scope="module")
-def unconverted(pictures):
-    """Its networks are traced once; the tests see to it that onnx2tf never gets further."""
-    return Reference("seeded:11", SIZE, images=pictures, calibration=pictures)
+@pytest.fixture
+def unconverted(reference, monkeypatch):
+    """The same, but onnx2tf has to run again; the tests see to it that it gets no further."""
+    monkeypatch.setattr(to_tflite, "_CONVERTED", {})
+    return reference
 
 
 def export_tflite(path, reference, precision="fp32", **options):

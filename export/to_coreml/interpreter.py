@@ -44,7 +44,7 @@ class MilProgram:
 
     Args:
         program: what coremltools parsed or built.
-        name: what errors call it.
+        name: used in error messages.
 
     Raises:
         ConversionError: it holds an operation that is not simulated; the error names it.
