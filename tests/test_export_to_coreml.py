@@ -138,6 +138,7 @@ def convert_encoder(model, cases, tmp_path, **options):
     return to_coreml.load(path, "encoder")(cases[0].feeds)[c.IMAGE_EMBEDDINGS], converted
 
 
+@pytest.mark.slow
 def test_an_encoder_that_takes_a_picture(cases, tmp_path):
     found, converted = convert_encoder(seeded(SIZE, 5), cases, tmp_path, input="image")
     assert [tensor.name for tensor in converted.inputs] == ["image", "resized_size"]

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import SMALL, run_pocketsam
+from conftest import SMALL, call_pocketsam, run_pocketsam
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -51,14 +51,14 @@ def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
     done = run_pocketsam("verify", bundle)
     assert done.returncode == 0
     assert done.stdout.count("✓ golden") == 2
-    result = json.loads(run_pocketsam("verify", bundle, "--json").stdout)
+    result = json.loads(call_pocketsam("verify", bundle, "--json").stdout)
     assert (result["precision"], result["passed"]) == ("fp32", True)
     assert [(prompt["prompt"], prompt["ok"]) for prompt in result["golden"]] == [
         ("point", True),
         ("box", True),
     ]
 
-    done = run_pocketsam(
+    done = call_pocketsam(
         "verify", bundle, "--checkpoint", "seeded:11", "--images", photo_file, "--json"
     )
     assert done.returncode == 0
@@ -72,12 +72,12 @@ def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
 
 def test_verify_runs_on_the_chosen_device(bundle):
     for extra in ([], ["--checkpoint", "seeded:11"]):
-        fails(run_pocketsam("verify", bundle, *extra, "--provider", "cuda"), 1, "cuda", "present are")
-        fails(run_pocketsam("verify", bundle, *extra, "--threads", "0"), 2, "threads")
+        fails(call_pocketsam("verify", bundle, *extra, "--provider", "cuda"), 1, "cuda", "present are")
+        fails(call_pocketsam("verify", bundle, *extra, "--threads", "0"), 2, "threads")
 
 
 def test_verify_against_another_checkpoint_fails_and_names_the_first_tensor(bundle, photo_file):
-    done = run_pocketsam("verify", bundle, "--checkpoint", "seeded:12", "--images", photo_file)
+    done = call_pocketsam("verify", bundle, "--checkpoint", "seeded:12", "--images", photo_file)
     fails(done, 3, "first that diverges is encoder image_encoder.patch_embed", "cat.png")
     assert "✗ encoder image_encoder.patch_embed" in done.stdout
 
@@ -121,7 +121,7 @@ def test_segment_prompt_rules(bundle, photo, photo_file, tmp_path):
     segmenter.set_image(photo)
 
     def record(*arguments):
-        done = run_pocketsam(
+        done = call_pocketsam(
             "segment", bundle, photo_file, *arguments, "--output", tmp_path / "o", "--json"
         )
         assert done.returncode == 0, done.stderr
@@ -161,7 +161,7 @@ def test_bad_input_of_segment(bundle, photo_file, tmp_path):
     good = [bundle, photo_file, "--point", "5,5", "--output", tmp_path / "out.png"]
 
     def segment(*arguments):
-        return run_pocketsam("segment", *arguments)
+        return call_pocketsam("segment", *arguments)
 
     fails(segment(bundle, tmp_path / "none.png", *good[2:]), 1, "none.png", "no such file")
     (tmp_path / "text.png").write_text("not a picture")
@@ -191,7 +191,11 @@ def test_a_changed_byte_is_an_integrity_error(bundle, photo_file, tmp_path):
     (copy / "decoder.onnx").write_bytes(data)
     out = tmp_path / "out.png"
     arguments = ("segment", copy, photo_file, "--point", "5,5", "--output", out)
-    for done in (run_pocketsam(*arguments), run_pocketsam("info", copy), run_pocketsam("verify", copy)):
+    for done in (
+        call_pocketsam(*arguments),
+        call_pocketsam("info", copy),
+        call_pocketsam("verify", copy),
+    ):
         fails(done, 5, "decoder.onnx", "sha256")
     assert not out.exists()
 
@@ -202,13 +206,13 @@ def test_usage_errors_exit_with_2():
         ["export"],
         ["export", "x", "--output", "y", "--image-size", "100"],
     ):
-        assert run_pocketsam(*arguments).returncode == 2
+        assert call_pocketsam(*arguments).returncode == 2
 
 
 def test_bad_checkpoints_of_export(tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     for name in ("text.pt", "none.pt"):
-        done = run_pocketsam("export", tmp_path / name, "--output", tmp_path / "bundle")
+        done = call_pocketsam("export", tmp_path / name, "--output", tmp_path / "bundle")
         fails(done, 1, name)
     assert not (tmp_path / "bundle").exists()
 
@@ -238,7 +242,7 @@ def test_bench(bundle, photo_file):
 
 
 def test_bench_as_a_table_against_a_bundle(bundle):
-    done = run_pocketsam("bench", bundle, "--runs", 1, "--warmup", 0, "--against", bundle)
+    done = call_pocketsam("bench", bundle, "--runs", 1, "--warmup", 0, "--against", bundle)
     assert done.returncode == 0, done.stderr
     for text in (
         "encoder",
@@ -253,15 +257,15 @@ def test_bench_as_a_table_against_a_bundle(bundle):
 
 
 def test_bad_input_of_bench(bundle, tmp_path):
-    fails(run_pocketsam("bench", bundle, "--runs", 0), 2, "runs")
-    fails(run_pocketsam("bench", bundle, "--against", tmp_path / "none.onnx"), 1, "none.onnx")
+    fails(call_pocketsam("bench", bundle, "--runs", 0), 2, "runs")
+    fails(call_pocketsam("bench", bundle, "--against", tmp_path / "none.onnx"), 1, "none.onnx")
     fails(
-        run_pocketsam("bench", bundle, "--against", bundle / "decoder.onnx"),
+        call_pocketsam("bench", bundle, "--against", bundle / "decoder.onnx"),
         1,
         "point_coords",
         "static",
     )
-    fails(run_pocketsam("bench", tmp_path), 1, "not a bundle")
+    fails(call_pocketsam("bench", tmp_path), 1, "not a bundle")
 
 
 @pytest.fixture(scope="module")
