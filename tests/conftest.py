@@ -25,8 +25,8 @@ from PIL import Image
 from pocketsam.cli import main
 from pocketsam.export import export
 from pocketsam.export.bundle import describe_file, write_manifest
-from pocketsam.models.checkpoint import DEFAULT
-from pocketsam.models.sam import Sam, seeded
+from pocketsam.models.checkpoint import DEFAULT, load_model
+from pocketsam.models.sam import Sam
 from pocketsam.runtime.bundle import open_bundle
 
 SMALL = 256
@@ -61,8 +61,8 @@ def mobile_sam() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def model() -> Sam:
-    """Seeded weights at the full size."""
-    return seeded(1024, seed=11)
+    """This package's weights at the full size."""
+    return load_model(DEFAULT, 1024).model
 
 
 @pytest.fixture(scope="session")
@@ -119,8 +119,8 @@ def bundle(shared, pictures) -> Path:
 
 @pytest.fixture(scope="session")
 def full_bundle(shared) -> Path:
-    """An unverified bundle of ``seeded:11`` at 1024, for tests that hold it against the reference."""
-    return shared("full_bundle", lambda path: export("seeded:11", path, image_size=1024, verify=False))
+    """An unverified bundle of ``model``, for tests that compare it with the reference."""
+    return shared("full_bundle", lambda path: export(DEFAULT, path, image_size=1024, verify=False))
 
 
 @pytest.fixture(scope="session")

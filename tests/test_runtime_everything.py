@@ -15,7 +15,7 @@ from skimage import data
 from pocketsam.errors import PromptError
 from pocketsam.export import export
 from pocketsam.export.metrics import mask_ious
-from pocketsam.models.checkpoint import DEFAULT, load_model
+from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.runtime import MaskGenerator, Segmenter
 from pocketsam.runtime.everything.candidates import _grown, is_suppressed
 from pocketsam.runtime.everything.components import remove_small_regions
@@ -60,16 +60,10 @@ def regions(mask: np.ndarray, _connectivity: int) -> tuple:
 
 
 @pytest.fixture(scope="module")
-def trained():
-    """Our own weights at the only size that the reference's encoder knows."""
-    return load_model(DEFAULT, 1024).model
-
-
-@pytest.fixture(scope="module")
-def generator(trained, mobile_sam):
+def generator(model, mobile_sam):
     """The reference's generator on those weights, by its parameters."""
     network = mobile_sam.sam_model_registry["vit_t"]()
-    network.load_state_dict(trained.state_dict())
+    network.load_state_dict(model.state_dict())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mobile_sam.automatic_mask_generator.batched_nms", plain_nms)
         patch.setitem(sys.modules, "cv2", types.SimpleNamespace(connectedComponentsWithStats=regions))
@@ -90,9 +84,9 @@ def segmenter(shared):
 
 
 @pytest.fixture(scope="module")
-def large(shared):
+def large(full_bundle):
     """At the reference's."""
-    return open_default(shared, 1024)
+    return Segmenter(full_bundle)
 
 
 def compare(found, wanted, masks=from_rle):
