@@ -12,9 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-# Two workers on two cores: more threads than that wait for each other, five times as long as they work.
+# A core for each worker: where every library starts a thread for every core, the threads of two workers
+# wait for each other, five times as long as they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 import numpy as np
 import onnx
