@@ -11,8 +11,9 @@ PYTHON312 ?= $(shell for p in python3.12 python3.13 python3 python \
 CHECKPOINT ?= default
 BIN := .venv/bin
 RUN := $(BIN)/pocketsam
-# a worker for each file in turn, the slow ones (export) first, so that both end at the same time
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# files are dealt to two workers in this order: the slow ones first, so that both end at the same time
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder $(wildcard tests/test_export_*.py) \
+	tests/test_runtime_segmenter.py tests/test_runtime_everything.py tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-all test-arm check docs demo bench bench-everything study clicks lock clean \

@@ -134,7 +134,8 @@ def test_stages_are_inside_the_file_under_their_names(files, network):
         assert np.abs(found[name] - intermediate).max() < 1e-4, name
 
 
-@pytest.mark.parametrize("name", [pytest.param("encoder", marks=pytest.mark.slow), "decoder"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
 def test_the_same_input_gives_the_same_bytes(name, files, network, tmp_path):
     """Converted here, and with the bundle, perhaps by another process; the network stays as it is."""
     before = {key: value.clone() for key, value in network.state_dict().items()}

@@ -6,6 +6,7 @@ import pytest
 from conftest import SMALL
 
 from pocketsam.errors import ConversionError, ParityError
+from pocketsam.export import export
 from pocketsam.export.cases import PROMPTS, all_encoder_feeds, compute_cases, measure_encoder
 from pocketsam.export.to_onnx import int8 as onnx_int8
 from pocketsam.export.to_onnx import weights as onnx_weights
@@ -20,17 +21,29 @@ SHARES = {"fp16": 0.52, "int8": 0.3, "int8-weights": 0.3, "int4-weights": 0.26}
 
 
 @pytest.fixture(scope="module")
-def encoder(every_precision):
-    return onnx.load(every_precision / "encoder.onnx")
+def encoder(several_precisions):
+    return onnx.load(several_precisions / "encoder.onnx")
 
 
-@pytest.mark.parametrize("precision", SHARES)
-def test_precisions(precision, every_precision):
-    manifest = open_bundle(every_precision / precision).manifest
+@pytest.mark.slow
+def test_precisions_of_few_bits(several_precisions, pictures, tmp_path):
+    export(DEFAULT, tmp_path / "b", precision="int8-weights", also=["int4-weights"], image_size=SMALL,
+           images=pictures)  # fmt: skip
+    whole = open_bundle(several_precisions).manifest.encoder.bytes
+    for folder in (tmp_path / "b", tmp_path / "b/int4-weights"):
+        manifest = open_bundle(folder).manifest
+        assert manifest.parity["passed"]
+        assert manifest.encoder.bytes < SHARES[manifest.precision] * whole
+        assert all(result.ok for result in check_golden(folder))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_precisions(precision, several_precisions):
+    manifest = open_bundle(several_precisions / precision).manifest
     assert manifest.parity["passed"]
-    whole = open_bundle(every_precision).manifest.encoder.bytes
+    whole = open_bundle(several_precisions).manifest.encoder.bytes
     assert manifest.encoder.bytes < SHARES[precision] * whole
-    assert all(result.ok for result in check_golden(every_precision / precision))
+    assert all(result.ok for result in check_golden(several_precisions / precision))
     if precision == "int8":
         assert manifest.encoder.details["int8"]["miou"] >= 0.5
     if precision == "fp16":

@@ -148,6 +148,7 @@ def test_a_full_pool_changes_nothing(segmenter, photo, monkeypatch):
     assert MaskGenerator(segmenter, output_mode="coco_rle", **LOOSE).generate(photo) == wanted
 
 
+@pytest.mark.slow
 def test_adaptive_clicks_less_and_finds_nearly_the_same(segmenter, monkeypatch):
     photo = data.astronaut()
     clicks = []

@@ -361,6 +361,7 @@ def test_a_bundle_that_holds_another_graph(bundle, photo, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@pytest.mark.slow
 def test_a_video_does_not_make_memory_grow(bundle, photo):
     """Frame after frame, a click and everything in each: what the first ones took is enough."""
 
