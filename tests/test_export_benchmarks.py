@@ -41,6 +41,7 @@ def worker(tmp_path, kind, file, feeds, python=sys.executable, **more):
     return Worker(Variant("one", "encoder", spec, feeds, python), tmp_path)
 
 
+@pytest.mark.slow
 def test_engines_answer_alike(bundle, photo, tmp_path):
     """onnxruntime and PyTorch, each in its process."""
     pixels = np.random.default_rng(0).standard_normal((1, 3, 256, 256), np.float32)

@@ -44,7 +44,7 @@ def same(wanted, found, tolerance):
             assert np.abs(other - array).max() <= tolerance * array.std(), name
 
 
-@pytest.mark.parametrize("size", [64, 128, 192, 256, 1024])
+@pytest.mark.parametrize("size", [64, 128, 192, 256, pytest.param(1024, marks=pytest.mark.slow)])
 def test_the_encoder_and_its_stages(size, photo):
     """At 64 each grid is smaller than a window; 192 has windows of every kind: whole, cut, single."""
     model = seeded(size, seed=3)

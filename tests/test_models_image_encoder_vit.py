@@ -104,6 +104,7 @@ def test_a_sam_checkpoint_is_recognised(tmp_path, monkeypatch):
         load_model(tmp_path / "cut.pth", 128)
 
 
+@pytest.mark.slow
 def test_it_exports_to_onnx(tmp_path, photo):
     encoder = Encoder(reduced(256))
     to_onnx.convert(encoder, tmp_path / "teacher.onnx")
