@@ -1,6 +1,7 @@
 """Loads checkpoints: a file, strictly checked, becomes a network in eval mode."""
 
 import hashlib
+import io
 import os
 import pickle
 import warnings
@@ -68,16 +69,11 @@ def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded
         return _load_seeded(name, image_size)
     if name == DEFAULT:
         name = str(DEFAULT_FILE)
-    try:
-        data = Path(name).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{name}: {error.strerror}") from None
-    state = _read(name, data)
+    state, digest = _read(name)
     architecture = architecture_of(state)
     model = build(architecture, image_size)
     _check_state(f"{name}: does not fit {architecture}", state, model.state_dict())
     model.load_state_dict({key: tensor.to(torch.float32) for key, tensor in state.items()})
-    digest = hashlib.sha256(data).hexdigest()
     return Loaded(model.eval(), architecture, Path(name).name, digest, trained=True)
 
 
@@ -92,24 +88,36 @@ def _load_seeded(name: str, image_size: int) -> Loaded:
     return Loaded(model, "mobile_sam", f"{SEEDED}:{number}", digest.hexdigest(), trained=False)
 
 
-def _read(name: str, data: bytes) -> dict[str, Tensor]:
+def _read(name: str) -> tuple[dict[str, Tensor], str]:
+    """Returns a file's state dict and sha256, both of the bytes of a single read.
+
+    A file that is replaced meanwhile cannot give the weights of one and the hash of the other.
+    """
+    try:
+        data = Path(name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{name}: {error.strerror}") from None
+    return _parse(name, data), hashlib.sha256(data).hexdigest()
+
+
+def _parse(name: str, data: bytes) -> dict[str, Tensor]:
     """Returns the state dict in a file's bytes."""
     suffix = Path(name).suffix.lower()
     try:
         if suffix == ".safetensors":
             return load_safetensors(data)
         if suffix in (".pt", ".pth"):
-            return _read_torch(name)
+            return _parse_torch(name, data)
     except SafetensorError as error:
         raise CheckpointError(f"{name}: damaged safetensors file: {error}") from None
     raise CheckpointError(f"{name}: unknown suffix {suffix!r}; known are .pt, .pth, .safetensors")
 
 
-def _read_torch(name: str) -> dict[str, Tensor]:
+def _parse_torch(name: str, data: bytes) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of old pickles, then refuses them
-            state: Any = torch.load(name, map_location="cpu", weights_only=True)
+            state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = "it holds more than tensors, and loading it could run code"
         if "Weights only load failed" not in str(error):

@@ -1,5 +1,7 @@
+import hashlib
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +33,29 @@ def test_both_formats_load_the_same_weights(tmp_path, state, suffix):
     assert loaded.trained
     assert loaded.name == path.name
     assert len(loaded.sha256) == 64
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_and_hash_are_of_the_same_read(tmp_path, monkeypatch, state, suffix):
+    """The file is replaced by another checkpoint as soon as it has been read or opened."""
+    save = save_file if suffix == ".safetensors" else torch.save
+    path, other = tmp_path / f"weights{suffix}", tmp_path / f"other{suffix}"
+    save(state, path)
+    save(seeded(64, seed=4).state_dict(), other)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    read_bytes = Path.read_bytes
+
+    def read_and_replace(self):
+        data = read_bytes(self)
+        if other.exists():
+            other.replace(path)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_replace)
+    loaded = load_model(path, 64)
+    assert not other.exists()
+    assert loaded.sha256 == digest
+    assert same(loaded.model, state)
 
 
 def test_float16_becomes_float32(tmp_path, state):
