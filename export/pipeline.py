@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from pocketsam.models.checkpoint import Loaded
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.networks import open_for_device
 from pocketsam.runtime.bundle import Bundle, open_bundle
+from pocketsam.runtime.machine import package_version
 from pocketsam.runtime.manifest import (
     GOLDEN_NAME,
     SCHEMA_VERSION,
@@ -213,7 +213,7 @@ def _describe(
             "box_second_corner": constants.LABEL_BOX_SECOND,
         },
         mask_threshold=constants.MASK_THRESHOLD,
-        tools={"python": platform.python_version(), **{name: version(name) for name in tools}},
+        tools={"python": platform.python_version(), **{name: package_version(name) for name in tools}},
         encoder=networks["encoder"],
         decoder=networks["decoder"],
         golden=golden,

@@ -7,6 +7,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
+import PIL
+
+import pocketsam
+
+OWN_VERSIONS = {
+    "pocketsam": pocketsam.__version__,
+    "onnxruntime": ort.__version__,
+    "numpy": np.__version__,
+    "pillow": PIL.__version__,
+}
+"""What the runtime imports, by name on PyPI."""
+
 FLAGS = (
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"),
     *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "fphp", "i8mm", "bf16", "sve"),
@@ -35,8 +49,17 @@ def describe_machine() -> dict[str, Any]:
         "cores": count_cores(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("pocketsam", "onnxruntime", "numpy", "pillow")},
+        **{name: package_version(name) for name in OWN_VERSIONS},
     }
+
+
+def package_version(name: str) -> str:
+    """Returns the version of a package by its name on PyPI.
+
+    Of what pocketsam itself imports, the module says it: builds of onnxruntime are installed under
+    names of their own, such as ``onnxruntime-gpu``, and ``importlib.metadata`` knows only that name.
+    """
+    return OWN_VERSIONS.get(name) or version(name)
 
 
 def cpu_flags() -> list[str]:

@@ -1,4 +1,10 @@
-from pocketsam.runtime.machine import describe_machine, read_state
+import importlib.metadata
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from pocketsam.runtime.machine import describe_machine, package_version, read_state
 
 
 def test_what_a_raspberry_pi_shows(tmp_path):
@@ -28,3 +34,16 @@ def test_what_a_raspberry_pi_shows(tmp_path):
 def test_a_machine_that_shows_nothing(tmp_path):
     assert read_state(tmp_path) == {}
     assert describe_machine()["cores"] >= 1
+
+
+def test_an_onnxruntime_under_another_name_has_a_version(monkeypatch):
+    """``pip install onnxruntime-gpu`` leaves no package called onnxruntime, but the same module."""
+
+    def not_found(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", not_found)
+    assert describe_machine()["onnxruntime"] == package_version("onnxruntime") == ort.__version__
+    assert package_version("numpy") == np.__version__
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        package_version("nothing-of-that-name")
