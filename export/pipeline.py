@@ -213,7 +213,11 @@ def _describe(
             "box_second_corner": constants.LABEL_BOX_SECOND,
         },
         mask_threshold=constants.MASK_THRESHOLD,
-        tools={"python": platform.python_version(), **{name: package_version(name) for name in tools}},
+        tools={
+            "python": platform.python_version(),
+            **{name: package_version(name) for name in tools},
+            **target.programs,
+        },
         encoder=networks["encoder"],
         decoder=networks["decoder"],
         golden=golden,

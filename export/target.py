@@ -4,7 +4,7 @@ Adding a target: a package ``export/to_NAME/`` whose ``__init__`` holds that ins
 nothing heavy, and one line of ``targets.TARGETS``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -119,6 +119,8 @@ class Target:
         extra: the extra of pocketsam that brings its packages.
         suffix: of its files.
         packages: names on PyPI of what makes and checks them; the manifest has their versions.
+        programs: name to version of programs of other environments that make them, for the manifest;
+            the converter refuses another version.
         precisions: the first one is the most exact.
         options: names of ``Options`` fields that it reads.
         usage: template of the example that is written beside the files; None: there is the runtime.
@@ -132,6 +134,7 @@ class Target:
     extra: str
     suffix: str
     packages: tuple[str, ...]
+    programs: Mapping[str, str] = field(default_factory=dict)
     precisions: tuple[Precision, ...]
     options: tuple[str, ...] = ()
     usage: str | None = None
