@@ -82,16 +82,16 @@ parity: install tflite-env ## every target and precision against PyTorch, at 512
 
 tflite-env: .venv-tflite/installed ## make .venv-tflite, where onnx2tf lives
 
-ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite/convert.py)
+ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite/program.py)
 
-.venv-tflite/installed: Makefile export/to_tflite/convert.py
+.venv-tflite/installed: Makefile export/to_tflite/program.py
 	@test -n "$(PYTHON312)" || { echo "TFLite export needs Python 3.12 or 3.13 with venv, for onnx2tf;" \
 		"on Debian and Ubuntu: sudo apt install python3.12 python3.12-venv" >&2; exit 1; }
 	@if ! test -x .venv-tflite/bin/python; then $(PYTHON312) -m venv --clear .venv-tflite; fi
 	.venv-tflite/bin/python -m pip install --quiet --disable-pip-version-check $(ONNX2TF)
 	@touch $@
 
-.venv-converters/installed: Makefile export/to_tflite/convert.py
+.venv-converters/installed: Makefile export/to_tflite/program.py
 	@test -n "$(PYTHON312)" || { echo "onnx2tf needs Python 3.12 or 3.13 with venv" >&2; exit 1; }
 	@if ! test -x .venv-converters/bin/python; then $(PYTHON312) -m venv --clear .venv-converters; fi
 	.venv-converters/bin/python -m pip install --quiet --disable-pip-version-check $(ONNX2TF) \

@@ -1,8 +1,10 @@
 """TFLite: every precision verified in LiteRT, and used through the runtime."""
 
+import importlib
 import json
 import resource
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from pocketsam.export.pipeline import write_bundle
 from pocketsam.export.reference import Reference
 from pocketsam.export.to_tflite import TARGET
 from pocketsam.export.to_tflite import convert as to_tflite
+from pocketsam.export.to_tflite.program import ONNX2TF, ONNX2TF_VARIABLE, check_version, find_onnx2tf
 from pocketsam.export.usage import render
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.backends.litert import open_tflite
@@ -28,7 +31,7 @@ pytest.importorskip("ai_edge_litert")
 pytest.importorskip("litert_quantizer")
 SIZE = 256
 try:
-    to_tflite.find_onnx2tf()
+    find_onnx2tf()
     HAVE_CONVERTER = True
 except PocketSamError:
     HAVE_CONVERTER = False
@@ -65,6 +68,7 @@ def test_the_bundle(tflite):
     manifest = json.loads((tflite / MANIFEST_NAME).read_text())
     assert manifest["parity"]["passed"]
     assert manifest["parity"]["runner"].startswith("LiteRT")
+    assert manifest["tools"]["onnx2tf"] == ONNX2TF
     (values,) = manifest["encoder"]["inputs"]
     assert values == {
         "name": "pixel_values",
@@ -124,17 +128,69 @@ def test_no_converter(monkeypatch, tmp_path, unconverted):
     assert list(tmp_path.iterdir()) == []
 
 
+def write_program(path, script, version=ONNX2TF):
+    """A program that says it is onnx2tf, and does what the script says instead of converting."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo {version} && exit\n{script}\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_a_converter_in_the_current_directory_is_not_run(monkeypatch, tmp_path):
+    """It may be anybody's: a checkout or an archive that was only looked at."""
+    write_program(tmp_path / "here/.venv-tflite/bin/onnx2tf", "touch ran")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "there/.venv"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv(ONNX2TF_VARIABLE, raising=False)
+    with pytest.raises(PocketSamError, match=rf"make tflite-env.*onnx2tf=={ONNX2TF}"):
+        find_onnx2tf()
+    beside = write_program(tmp_path / "there/.venv-tflite/bin/onnx2tf", "")
+    assert find_onnx2tf() == str(beside)
+
+
+@pytest.mark.parametrize("what", ["to_tflite", "to_coreml"])
+def test_workers_import_nothing_from_the_current_directory(monkeypatch, tmp_path, what):
+    commands = []
+    module = importlib.import_module(f"pocketsam.export.{what}.convert")
+    monkeypatch.setattr(module, "run_child", lambda command, *_: commands.append(command))
+    if what == "to_tflite":
+        path = tmp_path / "out.tflite"
+        module._write_precision(object(), tmp_path / "float.tflite", path, Options("fp16"), [])
+    else:
+        module._run({"output": str(tmp_path), "traced": str(tmp_path / "traced.pt")}, Options("fp16"))
+    (command,) = commands
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    (tmp_path / "pocketsam.py").write_text("raise SystemExit('imported from here')")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "imported from here" not in done.stderr
+
+
+def test_another_version_of_the_converter_is_refused(monkeypatch, tmp_path, unconverted):
+    program = write_program(tmp_path / "onnx2tf", "exit 0", version="1.2.3")
+    monkeypatch.setenv(ONNX2TF_VARIABLE, str(program))
+    with pytest.raises(
+        PocketSamError, match=rf"onnx2tf {ONNX2TF} is needed.*says '1\.2\.3'; run `make"
+    ):
+        export_tflite(tmp_path / "bundle", unconverted)
+    assert list(tmp_path.iterdir()) == [program]
+    program.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+    with pytest.raises(PocketSamError, match=r"says 'broken'; run `make tflite-env`"):
+        check_version(str(program))
+    program.write_text("no program")
+    with pytest.raises(PocketSamError, match=r"cannot be used: Exec format error; run"):
+        check_version(str(program))
+
+
 def test_a_converter_that_crashes(monkeypatch, tmp_path, unconverted):
-    program = tmp_path / "onnx2tf"
-    program.write_text("#!/bin/sh\necho all is lost\nexit 7\n")
-    program.chmod(0o755)
+    program = write_program(tmp_path / "onnx2tf", "echo all is lost\nexit 7")
     monkeypatch.setenv("POCKETSAM_ONNX2TF", str(program))
     with pytest.raises(ConversionError, match=r"onnx2tf failed with exit code 7, .*is lost; its log"):
         export_tflite(tmp_path / "bundle", unconverted)
-    program.write_text("#!/bin/sh\nexit 0\n")
+    write_program(program, "exit 0")
     with pytest.raises(ConversionError, match="ended without writing"):
         export_tflite(tmp_path / "bundle", unconverted)
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    write_program(program, "exec sleep 60")
     with pytest.raises(ConversionError, match="took longer than 1 s"):
         export_tflite(tmp_path / "bundle", unconverted, timeout=1)
     assert [path.name for path in tmp_path.iterdir()] == ["onnx2tf"]
@@ -142,7 +198,8 @@ def test_a_converter_that_crashes(monkeypatch, tmp_path, unconverted):
 
 def test_a_disk_that_is_full_before_onnx2tf(monkeypatch, tmp_path, unconverted):
     """onnx2tf calls its own truncated file a corrupt model, so the room is measured before."""
-    monkeypatch.setenv(to_tflite.ONNX2TF_VARIABLE, "true")
+    monkeypatch.setenv(ONNX2TF_VARIABLE, "true")
+    monkeypatch.setattr(to_tflite, "check_version", lambda program: None)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=30_000_000))
     with pytest.raises(ConversionError, match=r"No space left on device: 30 MB are free.*TMPDIR"):
         export_tflite(tmp_path / "bundle", unconverted)
@@ -151,13 +208,12 @@ def test_a_disk_that_is_full_before_onnx2tf(monkeypatch, tmp_path, unconverted):
 
 def test_a_disk_that_fills_up_in_onnx2tf(monkeypatch, tmp_path, unconverted):
     """It wraps the error that names the reason in one that does not."""
-    program = tmp_path / "onnx2tf"
-    program.write_text(
-        "#!/bin/sh\necho 'OSError: [Errno 28] No space left on device'\n"
-        "echo 'RuntimeError: flatbuffer_direct fast path failed.'\nexit 1\n"
+    script = (
+        "echo 'OSError: [Errno 28] No space left on device'\n"
+        "echo 'RuntimeError: flatbuffer_direct fast path failed.'\nexit 1"
     )
-    program.chmod(0o755)
-    monkeypatch.setenv(to_tflite.ONNX2TF_VARIABLE, str(program))
+    program = write_program(tmp_path / "onnx2tf", script)
+    monkeypatch.setenv(ONNX2TF_VARIABLE, str(program))
     with pytest.raises(
         ConversionError, match=r"onnx2tf failed .*: OSError.*No space left on device; its"
     ):

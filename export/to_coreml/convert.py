@@ -256,7 +256,7 @@ def _trace(network: TracedNetwork, path: Path) -> None:
 def _run(job: dict[str, Any], options: Options) -> None:
     file = Path(job["traced"]).with_name("job.json")
     file.write_text(json.dumps(job))
-    command = [sys.executable, "-m", "pocketsam.export.to_coreml.worker", str(file)]
+    command = [sys.executable, "-P", "-m", "pocketsam.export.to_coreml.worker", str(file)]
     # coremltools numbers some names in the order of a set: the same seed, the same bytes
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     what = f"Core ML's converter ({Path(job['output']).stem})"

@@ -2,6 +2,7 @@
 
 from pocketsam.export.metrics import FP16, FP32, LOOSE, WEIGHTS_8_BIT, Tolerance
 from pocketsam.export.target import Converter, Precision, Target
+from pocketsam.export.to_tflite.program import ONNX2TF
 
 
 def _open_converter() -> Converter:
@@ -15,6 +16,7 @@ TARGET = Target(
     extra="tflite",
     suffix=".tflite",
     packages=("onnx", "onnxscript", "onnxsim", "ai-edge-litert", "litert-quantizer"),
+    programs={"onnx2tf": ONNX2TF},
     precisions=(
         Precision(name="fp32", tolerance=FP32, grade="equivalent"),
         Precision(name="fp16", tolerance=FP16, grade="close"),

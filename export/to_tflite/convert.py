@@ -1,7 +1,6 @@
 """PyTorch to TFLite: through ONNX, onnx2tf (flatbuffer_direct, no TensorFlow), litert-quantizer.
 
-onnx2tf needs Python 3.12 and pins all its packages exactly, so it lives in an environment of its own
-and is called as a program. ``docs/android.md`` compares the converters to int8.
+onnx2tf is called as a program, see ``program.py``. ``docs/android.md`` compares the converters to int8.
 """
 
 import errno
@@ -18,11 +17,12 @@ import numpy as np
 import onnx
 
 from pocketsam.child import own_environment, run_child
-from pocketsam.errors import ConversionError, PocketSamError
+from pocketsam.errors import ConversionError
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
 from pocketsam.export.target import Arrays, Call, Converted, Progress
 from pocketsam.export.to_onnx import convert as to_onnx
+from pocketsam.export.to_tflite.program import check_version, find_onnx2tf
 from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
@@ -30,11 +30,8 @@ from pocketsam.runtime.backends.litert import CHANNELS_LAST, SIGNATURE, open_tfl
 from pocketsam.runtime.backends.networks import pad_points, prompt_by_prompt
 from pocketsam.runtime.manifest import TensorInfo
 
-ONNX2TF = "2.6.9"
-"""The Makefile reads it here."""
 ROOM = 8
 """Times the size of the ONNX file that a conversion takes in temporary files: six were seen."""
-ONNX2TF_VARIABLE = "POCKETSAM_ONNX2TF"
 
 
 def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
@@ -45,27 +42,6 @@ def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
 def runtime_name() -> str:
     """Returns the name and version of what runs the files, for the parity report."""
     return f"LiteRT (ai-edge-litert {version('ai-edge-litert')}), CPU"
-
-
-def find_onnx2tf() -> str:
-    """Finds the converter's program: ``POCKETSAM_ONNX2TF``, ``.venv-tflite`` here, or the one on PATH.
-
-    Raises:
-        PocketSamError: there is none; the error says how to get it.
-    """
-    named = os.environ.get(ONNX2TF_VARIABLE)
-    beside = Path(sys.prefix).parent / ".venv-tflite/bin/onnx2tf"
-    for place in (named, str(beside), ".venv-tflite/bin/onnx2tf", "onnx2tf"):
-        found = shutil.which(place) if place else None
-        if found:
-            return found
-        if place and place == named:
-            raise PocketSamError(f"{ONNX2TF_VARIABLE}={named}: no such program")
-    raise PocketSamError(
-        f"TFLite export needs onnx2tf {ONNX2TF} in an environment of its own (Python 3.12 or newer): "
-        "run `make tflite-env` in a checkout, or `python3.12 -m venv .venv-tflite && "
-        f".venv-tflite/bin/pip install onnx2tf=={ONNX2TF}`"
-    )
 
 
 def convert(
@@ -91,7 +67,7 @@ def convert(
 
     Raises:
         ConversionError: a converter failed, or wrote something that does not run.
-        PocketSamError: onnx2tf is not there.
+        PocketSamError: onnx2tf is not there, or of another version.
     """
     with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
         float_file = Path(folder) / "float.tflite"
@@ -108,6 +84,7 @@ def _convert_float(network: TracedNetwork, work: Path, timeout: float) -> bytes:
     """Returns a network as a float32 TFLite file; runs onnx2tf in ``work`` the first time."""
     if network not in _CONVERTED:
         program = find_onnx2tf()
+        check_version(program)
         onnx.save(to_onnx.trace_static(network), work / "network.onnx")
         kept = [name for name in network.inputs if name not in CHANNELS_LAST]
         command = [program, "-i", str(work / "network.onnx"), "-o", str(work / "out"), "-v", "error"]
@@ -150,7 +127,7 @@ def _write_precision(
     is_decoder = isinstance(network, StaticDecoder)
     precision = "int8-weights" if options.precision == "int8" and is_decoder else options.precision
     kind = "decoder" if is_decoder else "encoder"
-    command = [sys.executable, "-m", "pocketsam.export.to_tflite.worker", precision, kind]
+    command = [sys.executable, "-P", "-m", "pocketsam.export.to_tflite.worker", precision, kind]
     command += [str(float_file), str(path), str(sample_file)]
     run_child(command, "litert-quantizer", options.timeout)
 
