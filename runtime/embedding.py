@@ -3,6 +3,7 @@
 import hashlib
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ from numpy.typing import NDArray
 from pocketsam.errors import ImageError, IntegrityError
 from pocketsam.files import make_folder, write_file
 from pocketsam.runtime.contract import IMAGE_EMBEDDINGS
-from pocketsam.runtime.image import Pixels, StrPath
+from pocketsam.runtime.image import Pixels, StrPath, check_pixels, check_size
+
+MAX_BYTES = 2**27
+"""Of an embedding's file, unpacked: twice as much as the largest canvas, 4096 pixels, gives."""
+DAMAGES = (
+    *(KeyError, ValueError, EOFError, TypeError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What NumPy and zipfile raise of a file that is damaged or something else."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,10 @@ class Embedding:
     encoder_sha256: str
 
     def save(self, path: StrPath) -> None:
-        """Writes an ``.npz``, whole or not at all, and makes its folder."""
+        """Writes a file in NumPy's ``.npz`` format, whole or not at all, and makes its folder.
+
+        The file is ``path``, whatever its suffix. A path without a suffix is fine too.
+        """
         file = Path(path)
         make_folder(file.parent)
         arrays: dict[str, Any] = {
@@ -42,7 +54,12 @@ class Embedding:
             "image_sha256": np.array(self.image_sha256),
             "encoder_sha256": np.array(self.encoder_sha256),
         }
-        write_file(file, lambda work: np.savez(work, **arrays))
+
+        def write(work: Path) -> None:
+            with work.open("wb") as stream:  # given a path, NumPy appends .npz to other suffixes
+                np.savez(stream, **arrays)
+
+        write_file(file, write)
 
 
 def hash_pixels(pixels: Pixels) -> str:
@@ -61,15 +78,23 @@ def read_embedding(path: StrPath) -> Embedding:
     try:
         data = Path(path).read_bytes()  # of a damaged file, np.load would leave a file open
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            height, width = (int(side) for side in file["original_size"])
-            values = file[IMAGE_EMBEDDINGS]
+            archive: Any = file
+            if sum(entry.file_size for entry in archive.zip.infolist()) > MAX_BYTES:
+                raise ImageError(
+                    f"{path}: not an embedding of pocketsam: unpacks to over {MAX_BYTES} bytes"
+                )
+            values, size = file[IMAGE_EMBEDDINGS], file["original_size"]
             hashes = str(file["image_sha256"]), str(file["encoder_sha256"])
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except DAMAGES as error:
         raise ImageError(f"{path}: not an embedding of pocketsam: {error}") from None
     if values.dtype != np.float32 or values.ndim != 4 or not np.isfinite(values).all():
         raise ImageError(f"{path}: {IMAGE_EMBEDDINGS} is not a finite float32 [1, 256, n, n]")
+    if size.shape != (2,) or size.dtype.kind not in "iu":
+        raise ImageError(f"{path}: original_size is not a height and a width in whole pixels")
+    height, width = (int(side) for side in size)
+    check_size(height, width, f"{path}: original_size")
     return Embedding(values, (height, width), *hashes)
 
 
@@ -85,7 +110,7 @@ def read_matching(
         image: ``[H, W, 3]`` uint8; None: any image.
 
     Raises:
-        ImageError: the file cannot be read, or is something else.
+        ImageError: the file cannot be read or is something else, or ``image`` cannot be used.
         IntegrityError: an embedding of another encoder or image.
     """
     embedding = read_embedding(path)
@@ -94,7 +119,10 @@ def read_matching(
             f"{path}: embedding of another encoder (sha256 {embedding.encoder_sha256[:12]}…, this "
             f"bundle's is {encoder_sha256[:12]}…); encode the image again"
         )
-    if image is not None and embedding.image_sha256 != hash_pixels(image):
+    if image is None:
+        return embedding
+    pixels = check_pixels(image)
+    if (embedding.image_sha256, embedding.original_size) != (hash_pixels(pixels), pixels.shape[:2]):
         raise IntegrityError(f"{path}: embedding of another image; encode this image")
     return embedding
 

@@ -21,6 +21,8 @@ ImageLike = Pixels | Image.Image | StrPath
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused: their masks would not fit in a small device's memory."""
+MAX_SIDE = 100_000
+"""Images with a longer side are refused: so would the matrices that scale masks to it."""
 
 
 def find_images(path: StrPath) -> list[Path]:
@@ -51,7 +53,7 @@ def load_image(source: StrPath | Image.Image) -> Pixels:
         ``[H, W, 3]`` uint8.
 
     Raises:
-        ImageError: missing, not an image, truncated, over ``MAX_PIXELS``, or of float pixels.
+        ImageError: missing, not an image, truncated, too large (``check_size``), or of float pixels.
     """
     name = "image" if isinstance(source, Image.Image) else os.fspath(source)
     try:
@@ -73,10 +75,7 @@ def load_image(source: StrPath | Image.Image) -> Pixels:
 
 def _to_rgb(image: Image.Image, name: str) -> Pixels:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width}x{height} pixels, more than {MAX_PIXELS:,}")
-    if not width * height:
-        raise ImageError(f"{name}: an image without pixels")
+    check_size(height, width, name)
     if image.mode == "F":
         raise ImageError(f"{name}: float pixels have no agreed range; convert to 8 or 16 bits first")
     image = ImageOps.exif_transpose(image)
@@ -87,6 +86,16 @@ def _to_rgb(image: Image.Image, name: str) -> Pixels:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return np.array(image.convert("RGB"))
+
+
+def check_size(height: int, width: int, name: str) -> None:
+    """Raises ImageError, with the name, unless an image of this size in pixels can be used."""
+    if height < 1 or width < 1:
+        raise ImageError(f"{name}: an image without pixels ({width}x{height})")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width}x{height} pixels, more than {MAX_PIXELS:,}")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{name}: {width}x{height} pixels, a side longer than {MAX_SIDE:,}")
 
 
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
@@ -123,8 +132,7 @@ def check_pixels(image: Any) -> Pixels:
         raise ImageError(f"image must be a uint8 array [H, W, 3], a PIL image or a path, not {what}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ImageError(f"image must have the shape [H, W, 3], not {list(image.shape)}")
-    if image.shape[0] * image.shape[1] > MAX_PIXELS:
-        raise ImageError(f"image has {image.shape[1]}x{image.shape[0]} pixels, over {MAX_PIXELS:,}")
+    check_size(image.shape[0], image.shape[1], "image")
     return image
 
 

@@ -111,13 +111,15 @@ class Segmenter:
             ImageError: the image cannot be read or used. The image set before stays set.
         """
         pixels = as_pixels(image, image_format)
+        size = (pixels.shape[0], pixels.shape[1])
+        upscaler = Upscaler(self.image_size, size)
         embedding = self._encoder(self.encoder_feeds(pixels))[contract.IMAGE_EMBEDDINGS]
         # hashed when needed; a caller's array, which may change until then, is copied
         kept = pixels.copy() if isinstance(image, np.ndarray) else pixels
-        self._set(embedding, (pixels.shape[0], pixels.shape[1]), partial(hash_pixels, kept))
+        self._image = _ImageState(embedding, upscaler, size, partial(hash_pixels, kept))
 
     def reset_image(self) -> None:
-        """Forgets the image."""
+        """Forgets the image and frees its memory."""
         self._image = None
 
     def get_image_embedding(self) -> FloatArray:
@@ -137,16 +139,19 @@ class Segmenter:
         """Sets an image without the encoder, from a file that ``embedding().save`` wrote.
 
         Args:
-            path: the ``.npz``.
+            path: the file, in NumPy's ``.npz`` format.
             image: ``[H, W, 3]`` uint8; if given, the embedding must be of this image.
 
         Raises:
-            ImageError: another kind of file. The image set before stays set, in any case.
+            ImageError: another kind of file, or a size that no image has. The image set before stays
+                set, in any case.
             IntegrityError: an embedding of another image, or by another encoder.
         """
         side = self.image_size // 16
         embedding = read_matching(path, self.encoder_sha256, (1, 256, side, side), image)
-        self._set(embedding.values, embedding.original_size, lambda: embedding.image_sha256)
+        size = embedding.original_size
+        upscaler = Upscaler(self.image_size, size)
+        self._image = _ImageState(embedding.values, upscaler, size, lambda: embedding.image_sha256)
 
     def encoder_feeds(self, pixels: Pixels) -> dict[str, FloatArray]:
         """Returns the encoder's inputs by name, from ``[H, W, 3]`` uint8 RGB."""
@@ -289,10 +294,6 @@ class Segmenter:
         )
         for feeds in prompts.batches(coords, labels, masks, side, DECODER_BATCH):
             yield feeds | {contract.IMAGE_EMBEDDINGS: image.embedding}
-
-    def _set(self, embedding: Any, original_size: tuple[int, int], sha256: Callable[[], str]) -> None:
-        upscaler = Upscaler(self.image_size, original_size)
-        self._image = _ImageState(embedding, upscaler, original_size, sha256)
 
     def _require_image(self) -> _ImageState:
         if self._image is None:

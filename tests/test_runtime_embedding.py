@@ -69,6 +69,60 @@ def test_files_that_are_no_embedding(bundle, saved, tmp_path):
         segmenter.embedding()
 
 
+@pytest.mark.parametrize("name", ["x.emb", "x", "x.npy"])
+def test_any_suffix(bundle, photo, saved, tmp_path, name):
+    """NumPy appends .npz to a path of another suffix: the file asked for stayed empty."""
+    path = tmp_path / "new" / name
+    read_embedding(saved).save(path)
+    assert list(path.parent.iterdir()) == [path]
+    Segmenter(bundle).set_embedding(path, photo)
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ([0, 451], "an image without pixels"),
+        ([-300, -451], "an image without pixels"),
+        ([2**40, 1], "1x1099511627776 pixels, more than"),
+        ([2**62, 2**62], "pixels, more than"),
+        ([90_000_000, 1], "a side longer than"),
+        ([300.0, 451.0], "not a height and a width in whole pixels"),
+        ([[300, 451]], "not a height and a width in whole pixels"),
+        (300, "not a height and a width in whole pixels"),
+    ],
+)
+def test_a_size_that_no_image_has(bundle, photo, saved, tmp_path, size, says):
+    segmenter = Segmenter(bundle)
+    segmenter.set_image(photo[:50, :60])
+    before = segmenter.predict([[20, 20]], [1])[2]
+    with np.load(saved) as file:
+        np.savez(tmp_path / "other.npz", **(dict(file) | {"original_size": np.array(size)}))
+    with pytest.raises(ImageError, match=rf"other\.npz: original_size.*{says}"):
+        segmenter.set_embedding(tmp_path / "other.npz")
+    assert segmenter.original_size == (50, 60)
+    assert np.array_equal(segmenter.predict([[20, 20]], [1])[2], before)
+
+
+def test_the_size_must_be_the_images(bundle, photo, saved, tmp_path):
+    with np.load(saved) as file:
+        np.savez(tmp_path / "other.npz", **(dict(file) | {"original_size": np.array([30, 45])}))
+    segmenter = Segmenter(bundle)
+    with pytest.raises(IntegrityError, match=r"other\.npz: embedding of another image"):
+        segmenter.set_embedding(tmp_path / "other.npz", photo)
+    with pytest.raises(ImageError, match="uint8 array"):
+        segmenter.set_embedding(saved, "cat.png")
+    assert not segmenter.is_image_set
+
+
+def test_a_file_that_unpacks_to_gigabytes(saved, tmp_path):
+    with np.load(saved) as file:
+        bomb = dict(file) | {"image_embeddings": np.zeros((1, 256, 512, 512), np.float32)}
+    np.savez_compressed(tmp_path / "bomb.npz", **bomb)
+    assert (tmp_path / "bomb.npz").stat().st_size < 10**6
+    with pytest.raises(ImageError, match=r"bomb\.npz: .* unpacks to over"):
+        read_embedding(tmp_path / "bomb.npz")
+
+
 def test_a_folder_is_resumed(bundle, photo, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

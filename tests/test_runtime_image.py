@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.errors import ImageError
 from pocketsam.runtime import image as image_module
-from pocketsam.runtime.image import MAX_PIXELS, check_pixels, load_image, preprocess
+from pocketsam.runtime.image import MAX_PIXELS, MAX_SIDE, check_pixels, load_image, preprocess
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -336,8 +336,19 @@ def test_the_limit_is_the_largest_image_taken(tmp_path, monkeypatch):
         load_image(tmp_path / "a.png")
     with pytest.raises(ImageError, match="30x20 pixels, more than 599"):
         load_image(Image.fromarray(RGB))
-    with pytest.raises(ImageError, match="30x20 pixels, over 599"):
+    with pytest.raises(ImageError, match="image: 30x20 pixels, more than 599"):
         check_pixels(RGB)
+
+
+def test_an_image_that_is_far_too_long(tmp_path):
+    """Few pixels, but a matrix of gigabytes to scale masks to them."""
+    long = np.lib.stride_tricks.as_strided(RGB, (1, MAX_SIDE + 1, 3), (0, 0, 1))
+    with pytest.raises(ImageError, match="image: 100001x1 pixels, a side longer than 100,000"):
+        check_pixels(long)
+    Image.fromarray(long).save(tmp_path / "long.png")
+    with pytest.raises(ImageError, match=r"long\.png: 100001x1 pixels, a side longer"):
+        load_image(tmp_path / "long.png")
+    assert check_pixels(long[:, :MAX_SIDE]).shape == (1, MAX_SIDE, 3)
 
 
 def test_pillows_own_smaller_limit_does_not_warn(tmp_path, monkeypatch):

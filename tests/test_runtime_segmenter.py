@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,6 +257,39 @@ def test_reset_image_forgets(bundle, photo):
     assert not segmenter.is_image_set
     with pytest.raises(PromptError, match="set_image"):
         segmenter.predict([[1, 1]], [1])
+
+
+def test_reset_image_frees_the_pixels(bundle, tmp_path):
+    """Of an array's copy that is kept for its hash, and of what a file held."""
+    pixels = np.zeros((2000, 3000, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "black.png")
+    small = Segmenter(bundle)
+    small.set_image(pixels)
+    small.reset_image()
+    tracemalloc.start()
+    try:
+        for image in (pixels, tmp_path / "black.png"):
+            small.set_image(image)
+            small.predict([[1, 1]], [1])
+            small.embedding()
+            assert tracemalloc.get_traced_memory()[0] > pixels.nbytes
+            small.reset_image()
+            assert tracemalloc.get_traced_memory()[0] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_image_that_cannot_be_scaled_to_is_not_half_set(bundle, photo, monkeypatch):
+    """With a CUDA graph, the encoder writes where the embedding of the image set before lies."""
+    small = Segmenter(bundle)
+    small.set_image(photo)
+    encoded = []
+    monkeypatch.setattr(small, "_encoder", lambda feeds: encoded.append(feeds))
+    monkeypatch.setattr("pocketsam.runtime.segmenter.Upscaler", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        small.set_image(photo[:50])
+    assert not encoded
+    assert small.original_size == photo.shape[:2]
 
 
 def test_a_bad_image_leaves_the_old_one(small, photo):
