@@ -1,5 +1,6 @@
 """What a user may choose of an export, besides the target."""
 
+import math
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Literal
 
@@ -40,15 +41,18 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
-            ("max_points", 1 <= self.max_points <= MAX_POINTS, f"from 1 to {MAX_POINTS}"),
+            ("max_points", self._has_max_points(), f"a whole number from 1 to {MAX_POINTS}"),
             ("input", self.input in ("tensor", "image"), "tensor or image"),
             ("timeout", self.timeout > 0, "positive"),
             ("min_miou", 0 <= self.min_miou <= 1, "from 0 to 1"),
-            ("min_speedup", self.min_speedup >= 0, "0 or more"),
+            ("min_speedup", 0 <= self.min_speedup < math.inf, "0 or more"),
         ):
             if not fits:
                 option = name.replace("_", "-")
                 raise UsageError(f"--{option} is {getattr(self, name)!r}; it must be {wanted}")
+
+    def _has_max_points(self) -> bool:
+        return type(self.max_points) is int and 1 <= self.max_points <= MAX_POINTS
 
 
 OPTION_NAMES = tuple(field.name for field in fields(Options) if field.name != "precision")

@@ -153,6 +153,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, not {value}")
+    if args.seed is not None and args.seed < 0:
+        raise UsageError(f"--seed must not be negative, but it is {args.seed}")
     if (args.images is None) == (args.scenes is None):
         raise UsageError("evaluate needs either --images DIR or --scenes N")
     if args.truth and args.scenes:

@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict
 from pocketsam import terminal
 from pocketsam.errors import UsageError
 from pocketsam.runtime.backends.networks import open_for_device
-from pocketsam.runtime.backends.ort import Providers, provider_names
+from pocketsam.runtime.backends.ort import Providers, check_threads, provider_names
 from pocketsam.runtime.commands.options import add_bundle
 from pocketsam.runtime.image import Pixels, StrPath, load_image
 from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
@@ -94,8 +94,9 @@ def bench(
         UsageError: ``runs`` or ``warmup`` is too small.
         BundleError, ImageError, ProviderError: what cannot be opened.
     """
-    if runs < 1 or warmup < 0:
-        raise UsageError(f"bench needs runs >= 1 and warmup >= 0, not {runs} and {warmup}")
+    for name, value, least in (("runs", runs, 1), ("warmup", warmup, 0)):
+        if type(value) is not int or value < least:
+            raise UsageError(f"{name} must be a whole number of at least {least}, not {value}")
     pixels = drawn_image() if image is None else load_image(image)
     bundle = open_for_device(bundle_dir, providers, precision)
     settings = {
@@ -195,6 +196,7 @@ def add_bench(subparsers: terminal.Subparsers) -> None:
 
 def run_bench(args: argparse.Namespace) -> None:
     """Runs the command."""
+    check_threads(args.threads)
     result = bench(
         args.bundle,
         runs=args.runs,

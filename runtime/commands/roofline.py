@@ -6,6 +6,7 @@ prediction: kernels reach 50 to 90 % of a peak.
 """
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -173,8 +174,9 @@ def run_roofline(args: argparse.Namespace) -> None:
     if not 0 < args.efficiency <= 1:
         raise UsageError(f"--efficiency {args.efficiency}: must be above 0, and at most 1")
     if args.gflops is not None:
-        if not (args.gflops > 0 and args.bandwidth > 0):
-            raise UsageError("--gflops and --bandwidth must be above 0")
+        for name, value in (("gflops", args.gflops), ("bandwidth", args.bandwidth)):
+            if not 0 < value < math.inf:
+                raise UsageError(f"--{name} {value}: must be above 0, and finite")
         device = Device(args.gflops, args.bandwidth, "as given")
     else:
         device = DEVICES[args.device] if args.device else measure()
