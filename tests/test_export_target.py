@@ -1,6 +1,9 @@
 """A new target is one literal and one line of TARGETS; options that it does not read are refused."""
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 from toy_target import TARGET
@@ -12,6 +15,7 @@ from pocketsam.export.options import OPTION_NAMES, Options
 from pocketsam.export.pipeline import verify_bundle
 from pocketsam.export.targets import TARGETS, check_options, open_converter
 from pocketsam.runtime.manifest import MANIFEST_NAME
+from pocketsam.terminal import EXTRAS
 
 
 @pytest.fixture
@@ -123,7 +127,21 @@ def test_a_missing_package_and_a_bug_of_ours_are_told_apart():
 
     import dataclasses
 
-    with pytest.raises(MissingExtraError, match=r"nowhere is not installed.*pocketsam\[export\]"):
-        open_converter(dataclasses.replace(TARGET, open_converter=lacks("nowhere")))
-    with pytest.raises(ModuleNotFoundError, match=r"pocketsam\.export\.gone"):
-        open_converter(dataclasses.replace(TARGET, open_converter=lacks("pocketsam.export.gone")))
+    with pytest.raises(MissingExtraError, match=r"onnxsim is not installed.*pocketsam\[export\]"):
+        open_converter(dataclasses.replace(TARGET, open_converter=lacks("onnxsim")))
+    # a module of ours, a misspelt package, a part that an installed package lacks
+    for name in ("pocketsam.export.gone", "onnxsimm", "torch.gone", "numpy"):
+        with pytest.raises(ModuleNotFoundError, match=name):
+            open_converter(dataclasses.replace(TARGET, open_converter=lacks(name)))
+
+
+def test_the_extras_are_those_of_the_package():
+    """``EXTRAS`` has a name to import for every package that an extra of pyproject.toml brings."""
+    imports = {"scikit-image": "skimage", "scikit-learn": "sklearn"}
+    settings = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    for extra, packages in EXTRAS.items():
+        lines = settings["optional-dependencies"][extra]
+        names = {re.match("[a-z0-9-]+", line)[0] for line in lines} - {"pocketsam", "numpy"}
+        assert {imports.get(name, name.replace("-", "_")) for name in names} <= set(packages)
+        if "pocketsam[export]" in lines:
+            assert set(EXTRAS["export"]) < set(packages)

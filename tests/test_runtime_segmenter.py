@@ -416,6 +416,14 @@ def test_a_video_does_not_make_memory_grow(bundle, photo):
     assert grown < 2 * 2**20, f"{grown} bytes in 11 frames of {photo.nbytes} bytes"
 
 
+def test_a_bug_in_the_split_decoder_is_no_missing_protobuf(bundle, monkeypatch):
+    """The slow way would hide it."""
+    monkeypatch.setitem(sys.modules, "pocketsam.runtime.backends.subgraph", None)
+    monkeypatch.delattr("pocketsam.runtime.backends.subgraph", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="subgraph"):
+        open_split_decoder(open_bundle(bundle))
+
+
 def test_without_protobuf_the_decoder_stays_whole(bundle, monkeypatch):
     """onnxruntime brings it, and could stop."""
     opened = open_bundle(bundle)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pocketsam.errors import BundleError, MissingExtraError, ProviderError
+from pocketsam.errors import BundleError, ProviderError
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import Arrays, Network, Providers
+from pocketsam.terminal import extra_needed
 
 
 def available() -> bool:
@@ -39,10 +40,8 @@ def open_coreml(path: Path, name: str, providers: Providers = "cpu") -> Network:
             f"{name}: Core ML predicts on Apple's systems only; here, "
             "`pocketsam verify --checkpoint` runs the program in torch"
         )
-    try:
+    with extra_needed("coreml"):
         import coremltools as ct
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "coremltools", "coreml") from None
     units = ct.ComputeUnit.CPU_ONLY if wanted == ["cpu"] else ct.ComputeUnit.ALL
     try:
         model = ct.models.MLModel(str(path), compute_units=units)

@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from pocketsam.errors import BundleError, MissingExtraError, ProviderError
+from pocketsam.errors import BundleError, ProviderError
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import Arrays, Providers, check_threads
 from pocketsam.runtime.machine import count_cores
+from pocketsam.terminal import extra_needed
 
 SIGNATURE = "serving_default"
 CHANNELS_LAST = (c.PIXEL_VALUES, c.IMAGE_EMBEDDINGS)
@@ -68,10 +69,8 @@ def open_tflite(
     if wanted != ["cpu"]:
         raise ProviderError(f"a TFLite bundle runs with provider cpu, not {', '.join(wanted)}")
     count = check_threads(threads) or count_cores()
-    try:
+    with extra_needed("litert"):
         from ai_edge_litert.interpreter import Interpreter
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "ai_edge_litert", "litert") from None
     try:
         interpreter = Interpreter(model_content=data, num_threads=count)
         return TfliteNetwork(interpreter.get_signature_runner(SIGNATURE), name)

@@ -28,7 +28,7 @@ class SplitDecoder:
         providers, threads: as for ``open_network``.
 
     Raises:
-        ImportError: protobuf is not installed.
+        ModuleNotFoundError: protobuf is not installed.
         BundleError: onnxruntime cannot load a part of the file.
     """
 
@@ -84,8 +84,10 @@ def open_split_decoder(
         return None
     try:
         return SplitDecoder(bundle.read("decoder"), f"{bundle.path}: decoder", providers, threads)
-    except ImportError:  # an onnxruntime that came without protobuf
-        return None
+    except ModuleNotFoundError as error:
+        if error.name not in ("google", "google.protobuf"):
+            raise
+        return None  # an onnxruntime that came without protobuf
 
 
 def decode_above(
