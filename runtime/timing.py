@@ -150,7 +150,7 @@ def onnx_task(path: str, providers: Providers, threads: int | None) -> Task:
         BundleError: the file cannot be read, or has other inputs.
     """
     try:
-        session = open_session(Path(path).read_bytes(), path, providers, threads)
+        session = open_session(Path(path).read_bytes(), path, providers, threads, foreign=True)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}") from None
     rng = np.random.default_rng(0)

@@ -22,6 +22,8 @@ from pocketsam.runtime.backends.ort import (
     run_session,
 )
 from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.compare.fastsam import FastSam
+from pocketsam.runtime.timing import onnx_task
 
 GEMM = files("pocketsam.runtime").joinpath("gemm.onnx").read_bytes()
 
@@ -210,3 +212,29 @@ def test_gemm_is_one_matrix_product():
     a, b = np.random.default_rng(0).normal(size=(2, 30, 30)).astype(np.float32)
     (product,) = open_session(GEMM, "gemm", threads=1).run(None, {"a": a, "b": b})
     assert np.allclose(product, a @ b, atol=1e-4)
+
+
+def test_files_of_others_keep_their_integer_kernels(monkeypatch, tmp_path):
+    """What makes float32 of our weights would make float32 products of a rival's 8-bit ones."""
+    path = tmp_path / "rival.onnx"
+    path.write_bytes(GEMM)
+    opened = []
+
+    def spy(model, options, providers):
+        opened.append(options)
+        return session(model, options, providers=providers)
+
+    session = ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", spy)
+    open_session(GEMM, "ours")
+    with pytest.raises(BundleError, match="static shapes"):
+        onnx_task(str(path), "cpu", None)
+    with pytest.raises(BundleError, match="needs a single input"):
+        FastSam(path)
+    key = "session.disable_quant_qdq"
+    assert opened.pop(0).get_session_config_entry(key) == "1"
+    for options in opened:
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+        with pytest.raises(RuntimeError, match=key):
+            options.get_session_config_entry(key)
+    assert len(opened) == 2

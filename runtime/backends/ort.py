@@ -46,13 +46,13 @@ DEFAULTS: dict[str, dict[str, str]] = {
 }
 """Options that differ from onnxruntime's own defaults."""
 
-CONFIG = {
-    # threads that spin on after a run take the cores from the next network, and from numpy
-    "session.force_spinning_stop": "1",
-    # makes float32 of weights in few bits once, at loading, so that they are fused like others
-    "session.disable_quant_qdq": "1",
-}
-"""Options of every session; ``docs/speed.md`` says what the first one gains."""
+# threads that spin on after a run take the cores from the next network, and from numpy
+FOREIGN_CONFIG = {"session.force_spinning_stop": "1"}
+"""Options of a session for a file of others; ``docs/speed.md`` says what it gains."""
+# makes float32 of weights in few bits once, at loading, so that they are fused like others; a file with
+# activations in few bits as well, which we do not write, would lose its integer kernels
+CONFIG = FOREIGN_CONFIG | {"session.disable_quant_qdq": "1"}
+"""Options of a session for a file of ours."""
 
 
 def provider_names(providers: Providers) -> list[str]:
@@ -216,6 +216,8 @@ def open_session(
     providers: Providers = "cpu",
     threads: int | None = None,
     static: bool = False,
+    *,
+    foreign: bool = False,
 ) -> ort.InferenceSession:
     """Returns a session that runs an ONNX file.
 
@@ -225,6 +227,7 @@ def open_session(
         providers: see ``provider_options``.
         threads: see ``check_threads``.
         static: whether all shapes are static; ``GRAPHS`` is switched off otherwise.
+        foreign: whether the file is not of pocketsam's export: it runs as onnxruntime would run it.
 
     Raises:
         ProviderError: a provider is missing, or present but not usable on this machine.
@@ -237,7 +240,7 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = check_threads(threads)
     options.log_severity_level = 3  # errors; onnxruntime's warnings are about itself
-    for key, value in CONFIG.items():
+    for key, value in (FOREIGN_CONFIG if foreign else CONFIG).items():
         options.add_session_config_entry(key, value)
     try:
         session = ort.InferenceSession(model, options, providers=chosen)

@@ -78,7 +78,7 @@ class FastSam:
             data = Path(path).read_bytes()
         except OSError as error:
             raise BundleError(f"{path}: {error.strerror}") from None
-        self._session = open_session(data, self.name, providers, threads, static=True)
+        self._session = open_session(data, self.name, providers, threads, static=True, foreign=True)
         self._input, self.canvas = self._check_input()
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._shape = (0, 0)
