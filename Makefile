@@ -9,6 +9,8 @@ PYTHON312 ?= $(shell for p in python3.12 python3.13 python3 python \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 12) <= sys.version_info < (3, 14))' \
 		>/dev/null 2>&1 && { echo $$p; break; }; done)
 CHECKPOINT ?= default
+PHOTOS ?=
+HOURS ?= 8
 BIN := .venv/bin
 RUN := $(BIN)/pocketsam
 # files are dealt to two workers in this order: the slow ones first, so that both end at the same time
@@ -16,7 +18,7 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder $(wildcard tests/tes
 	tests/test_runtime_segmenter.py tests/test_runtime_everything.py tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-arm check docs demo bench bench-everything study clicks lock clean \
+.PHONY: help install test test-all test-arm check docs demo bench bench-everything study weights clicks lock clean \
 	tflite-env export-coreml export-tflite parity int8-converters
 
 help: ## list the targets
@@ -132,6 +134,13 @@ bench-everything: install .venv-yolo/installed ## segment everything beside the 
 
 study: install ## the distillation paper's tables at toy scale, an hour; resumes in build/study
 	$(BIN)/python -m pocketsam.models.evaluation.study build/study
+
+weights: install ## train our weights on photographs: PHOTOS="FOLDER ...", HOURS=8; resumes in build/weights
+	@test -n "$(PHOTOS)" || { echo "which photographs? make weights PHOTOS='FOLDER ...'; see" \
+		"docs/distillation.md" >&2; exit 1; }
+	$(BIN)/python -m pocketsam.models.training.photographs.prepare $(PHOTOS) --output build/weights/photos
+	nice $(BIN)/python -m pocketsam.models.training.photographs.train build/weights/photos \
+		--output build/weights/run --hours $(HOURS)
 
 clicks: install ## draw the answers to the fixed clicks of docs/distillation.md
 	$(BIN)/python -m pocketsam.models.evaluation.clicks docs/clicks.jpg

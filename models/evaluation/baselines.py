@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.models.prompted import Masks
-
-_RADIUS = 0.2
-"""Radius of the disk, as a share of the image's shorter side."""
+from pocketsam.models.training.answers import disks_at
 
 
 def at_clicks(pixels: NDArray[np.uint8], clicks: NDArray[np.float64]) -> dict[str, Masks]:
@@ -23,13 +21,11 @@ def at_clicks(pixels: NDArray[np.uint8], clicks: NDArray[np.float64]) -> dict[st
     from skimage import segmentation
 
     height, width = pixels.shape[:2]
-    y, x = np.mgrid[:height, :width]
-    away = np.hypot(x - clicks[:, 0, None, None], y - clicks[:, 1, None, None])
     felzenszwalb: Any = segmentation.felzenszwalb
     labels = felzenszwalb(pixels, scale=400, sigma=0.8, min_size=max(1, height * width // 1000))
     columns, rows = clicks.round().astype(int).T
     return {
-        "disk": away <= _RADIUS * min(height, width),
+        "disk": disks_at(clicks, pixels.shape),
         "Felzenszwalb's segment": labels == labels[rows, columns][:, None, None],
     }
 

@@ -1,6 +1,6 @@
 """The images that a network is evaluated on, with their true masks where those are known."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pocketsam.errors import ImageError
 from pocketsam.models.images import load_rgb, load_truth, scaled
 from pocketsam.models.prompted import Masks
-from pocketsam.models.training.scenes import MIN_AREA, Photo
+from pocketsam.models.training.answers import object_masks
+from pocketsam.models.training.scenes import MIN_AREA
 from pocketsam.models.training.validation import held_out_scenes
 
 
@@ -29,9 +30,9 @@ class Example:
     truth: Masks
 
 
-def scene_examples(count: int, size: int, photos: Sequence[Photo] = ()) -> Iterator[Example]:
+def scene_examples(count: int, size: int) -> Iterator[Example]:
     """Yields generated scenes that are never trained on; see ``validation.held_out_scenes``."""
-    for number, scene in enumerate(held_out_scenes(count, size, photos)):
+    for number, scene in enumerate(held_out_scenes(count, size)):
         yield Example(f"scene {number}", scene.image, scene.masks)
 
 
@@ -54,7 +55,7 @@ def folder_examples(
         if truth is not None:
             label_map = truth / f"{path.stem}.png"
             try:
-                masks = _masks_of(load_truth(label_map, path.name, image), pixels.shape[:2])
+                masks = object_masks(load_truth(label_map, path.name, image), pixels.shape[:2])
             except ImageError as error:
                 skipped.append(str(error))
                 continue
@@ -62,14 +63,3 @@ def folder_examples(
                 skipped.append(f"{label_map}: no object covers {MIN_AREA:.2%} of the image")
                 continue
         yield Example(path.name, pixels, masks)
-
-
-def _masks_of(labels: NDArray[np.int64], shape: tuple[int, ...]) -> Masks:
-    """Returns ``[N, h, w]``, the large enough objects of a label map, scaled to ``shape`` (h, w)."""
-    height, width = labels.shape
-    rows = (np.arange(shape[0]) + 0.5) * height / shape[0]
-    columns = (np.arange(shape[1]) + 0.5) * width / shape[1]
-    small = labels[rows.astype(int)[:, None], columns.astype(int)]
-    values, areas = np.unique(small, return_counts=True)
-    wanted = values[(values != 0) & (areas >= MIN_AREA * small.size)]
-    return small == wanted[:, None, None]

@@ -24,7 +24,6 @@ from pocketsam.files import make_folder, write_bytes, write_file
 from pocketsam.models.checkpoint import DEFAULT_FILE, Loaded, load_model
 from pocketsam.models.evaluation.evaluate import BOX, POINT, STUDENT, TEACHER, miou_with_teacher
 from pocketsam.models.evaluation.examples import Example, scene_examples
-from pocketsam.models.training import train_default
 from pocketsam.models.training.distill import (
     STUDENT_NAME,
     distill,
@@ -32,11 +31,14 @@ from pocketsam.models.training.distill import (
     loss_of,
     new_student,
 )
+from pocketsam.models.training.photographs.photo import TrainingPhoto
+from pocketsam.models.training.photographs.prepare import PhotoSet
+from pocketsam.models.training.photographs.recipe import Canvas, PhotoRecipe
+from pocketsam.models.training.photographs.train import train
 from pocketsam.models.training.plots import draw_points
 from pocketsam.models.training.recipe import MODES, Recipe
 from pocketsam.models.training.run import flush_denormals, has_bfloat16
-from pocketsam.models.training.scenes import generate
-from pocketsam.models.training.stages import StageRecipe
+from pocketsam.models.training.scenes import Scene, generate
 from pocketsam.models.training.textures import load_textures
 
 PAPER = {
@@ -47,6 +49,10 @@ PAPER = {
     "batch 8, 2x iterations": 0.7447,
 }
 """mIoU with SAM's masks in the paper, for the trials that it has too; 1x is 50,000 iterations there."""
+
+
+_TEACHER_SCENES = 300
+"""Scenes that the teacher is trained on."""
 
 
 @dataclass(frozen=True)
@@ -178,18 +184,22 @@ def paint_images(folder: Path, plan: Plan) -> list[Path]:
 
 def train_teacher(folder: Path, plan: Plan) -> Path:
     """Trains the shipped weights on for the study's canvas, and returns the path of the result."""
-    if not (folder / train_default.WEIGHTS_NAME).exists():
-        recipe = StageRecipe(
-            stage="teacher",
-            image_size=plan.image_size,
-            minutes=plan.teacher_minutes,
-            batch=16,
-            learning_rate=3e-4,
-            ema=0.99,
-            pool=plan.images,
-        )
-        train_default.train(recipe, folder, start=DEFAULT_FILE, scenes=plan.held_out)
-    return folder / train_default.WEIGHTS_NAME
+    canvas = (Canvas(plan.image_size, 2 * plan.batch, 8),)
+    recipe = PhotoRecipe(first=canvas, then=canvas, ema=0.99)
+    textures = load_textures()
+    photos = [
+        _as_photo(str(number), generate(number, plan.image_size, textures))
+        for number in range(min(plan.images, _TEACHER_SCENES))
+    ]
+    hours = plan.teacher_minutes / 60
+    return train(recipe, folder, PhotoSet("scenes", photos, []), hours=hours, start=str(DEFAULT_FILE))
+
+
+def _as_photo(name: str, scene: Scene) -> TrainingPhoto:
+    """Returns a scene as a photograph to train on: all its masks, and a single region."""
+    basins = np.zeros(scene.image.shape[:2], np.uint16)
+    merged = np.zeros((1, 1), np.uint16)
+    return TrainingPhoto(name, scene.image, basins, merged, scene.masks.astype(np.uint16))
 
 
 def measure(path: Path, teacher: Loaded, examples: Sequence[Example], plan: Plan) -> dict[str, float]:

@@ -44,8 +44,11 @@ class Run:
         if not path.exists():
             return {}
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if state["recipe"] != self.recipe:
-            raise PocketSamError(f"{self.folder}: holds a run of another recipe, {state['recipe']}")
+        before = state["recipe"]
+        changed = [name for name in before | self.recipe if before.get(name) != self.recipe.get(name)]
+        if changed:
+            names = ", ".join(f"{name} was {before.get(name)!r}" for name in changed)
+            raise PocketSamError(f"{self.folder}: holds a run of another recipe: {names}")
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:

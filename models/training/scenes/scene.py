@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from pocketsam.constants import PIXEL_MEAN
 from pocketsam.models.training.scenes.fillings import Pixels, draw_filling
 from pocketsam.models.training.scenes.shapes import (
     Mask,
     Rng,
     draw_half_plane,
     draw_shape,
-    draw_silhouette,
     point_in,
 )
 
@@ -39,38 +37,19 @@ class Scene:
     masks: Mask
 
 
-@dataclass(frozen=True)
-class Photo:
-    """A photograph ``[H, W, 3]`` uint8 and its regions ``[levels, H, W]``, unsigned, fine to coarse."""
-
-    image: NDArray[np.uint8]
-    regions: NDArray[np.uint16]
-
-
-def generate(
-    seed: int, size: int, textures: Sequence[NDArray[np.uint8]], photos: Sequence[Photo] = ()
-) -> Scene:
+def generate(seed: int, size: int, textures: Sequence[NDArray[np.uint8]]) -> Scene:
     """Returns a painted scene with at least one mask.
 
     Args:
-        seed: the same seed, size, textures and photographs give the same scene.
+        seed: the same seed, size and textures give the same scene.
         size: side of the image in pixels.
         textures: photographs ``[H, W, 3]`` uint8 to cut fillings from.
-        photos: if any, 7 of 10 scenes have one of them as the ground, with its regions as masks; half
-            of these scenes have no other object. Half of all painted objects have a region's outline.
     """
     rng = np.random.default_rng(seed)
     objects = int(rng.integers(2, 11))
-    if photos and rng.random() < 0.7:
-        canvas, masks = _photo_ground(rng, size, _one_of(rng, photos))
-        objects = 0 if rng.random() < 0.5 else objects // 2 + 1
-    else:
-        canvas, masks = _painted_ground(rng, size, textures)
+    canvas, masks = _painted_ground(rng, size, textures)
     for _ in range(objects):
-        if photos and rng.random() < 0.5:
-            shape = draw_silhouette(rng, size, _one_of(rng, photos).regions)
-        else:
-            shape = draw_shape(rng, size)
+        shape = draw_shape(rng, size)
         if not shape.any():
             continue
         canvas = _paint(rng, canvas, shape, draw_filling(rng, size, textures), rng.random() < 0.4)
@@ -86,11 +65,6 @@ def generate(
     return Scene(_camera(rng, canvas), np.stack(kept))
 
 
-def _one_of(rng: Rng, photos: Sequence[Photo]) -> Photo:
-    """Returns a random photograph."""
-    return photos[int(rng.integers(len(photos)))]
-
-
 def _painted_ground(
     rng: Rng, size: int, textures: Sequence[NDArray[np.uint8]]
 ) -> tuple[Pixels, list[Mask]]:
@@ -103,42 +77,6 @@ def _painted_ground(
         ~ground,
         ground,
     ]
-
-
-def _photo_ground(rng: Rng, size: int, photo: Photo) -> tuple[Pixels, list[Mask]]:
-    """Returns a canvas with a photograph on it, and the masks of a few regions of every level.
-
-    The photograph, or a crop of it, is scaled to the longest side ``size`` and padded as SAM pads.
-    """
-    height, width = photo.image.shape[:2]
-    part = rng.uniform(0.4, 1.0, 2) if rng.random() < 0.6 else np.ones(2)
-    h, w = np.maximum(32, (part * (height, width)).astype(int))
-    y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-    scale = size / max(h, w)
-    shape = (max(1, round(w * scale)), max(1, round(h * scale)))
-    crop = Image.fromarray(photo.image[y : y + h, x : x + w]).resize(shape, Image.Resampling.BILINEAR)
-    canvas = np.empty((size, size, 3), np.float32)
-    canvas[:] = PIXEL_MEAN  # zero once normalised, as SAM's padding is
-    gain, offset = rng.uniform(0.75, 1.25, 3), rng.uniform(-25, 25)
-    pixels = np.clip(
-        np.asarray(crop, np.float32) * gain.astype(np.float32) + np.float32(offset), 0, 255
-    )
-    canvas[: shape[1], : shape[0]] = pixels
-    rows = np.minimum((np.arange(shape[1]) / scale).astype(int), h - 1) + y
-    columns = np.minimum((np.arange(shape[0]) / scale).astype(int), w - 1) + x
-    masks = []
-    for regions in photo.regions:
-        labels = regions[rows[:, None], columns]
-        areas = np.bincount(labels.ravel())
-        areas[areas < MIN_AREA * size * size] = 0
-        wanted = min(3, int(np.count_nonzero(areas)))
-        if wanted:
-            chances = np.sqrt(areas) / np.sqrt(areas).sum()
-            for label in rng.choice(len(areas), wanted, replace=False, p=chances):
-                mask = np.zeros((size, size), bool)
-                mask[: shape[1], : shape[0]] = labels == label
-                masks.append(mask)
-    return canvas, masks
 
 
 def _paint(rng: Rng, canvas: Pixels, shape: Mask, filling: Pixels, shadow: bool) -> Pixels:

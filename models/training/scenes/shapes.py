@@ -110,27 +110,6 @@ def _cluster(rng: Rng, draw: ImageDraw.ImageDraw, x: float, y: float, radius: fl
         lobe(rng, draw, x + dx, y + dy, radius * rng.uniform(0.3, 0.7))
 
 
-def draw_silhouette(rng: Rng, size: int, regions: NDArray[np.uint16]) -> Mask:
-    """Returns ``[S, S]`` bool: a region's outline, rotated, scaled and moved; it may miss the canvas.
-
-    Args:
-        rng: decides everything.
-        size: S.
-        regions: ``[levels, H, W]`` of a photograph.
-    """
-    labels = regions[int(rng.integers(len(regions)))]
-    mask = labels == labels[int(rng.integers(len(labels))), int(rng.integers(labels.shape[1]))]
-    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    cut = Image.fromarray(mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1].astype(np.uint8) * 255)
-    side = size * np.exp(rng.uniform(np.log(0.1), np.log(0.7)))
-    scale = side / max(cut.size)
-    cut = cut.resize((max(2, int(cut.width * scale)), max(2, int(cut.height * scale))))
-    cut = cut.rotate(rng.uniform(-180, 180) if rng.random() < 0.5 else 0, expand=True)
-    image = Image.new("L", (size, size))
-    image.paste(cut, (int(rng.uniform(-0.3, 0.9) * size), int(rng.uniform(-0.3, 0.9) * size)))
-    return np.asarray(image) > 127
-
-
 def draw_half_plane(rng: Rng, size: int) -> Mask:
     """Returns ``[S, S]`` bool: what lies below a horizon that is tilted and perhaps wavy."""
     y, x = np.mgrid[0:size, 0:size] / size

@@ -1,14 +1,11 @@
 """Finds regions in photographs, from fine to coarse, so that training can use unlabelled photographs.
 
 HED's edges (Xie and Tu 2015, arXiv:1504.06375) are flooded into small basins, and neighbours are
-merged, those with the weakest mean edge between them first, as in Arbelaez et al. 2011. ``python -m
-pocketsam.models.training.regions IMAGES OUTPUT`` writes the regions for ``train_default``; it needs the
+merged, those with the weakest mean edge between them first, as in Arbelaez et al. 2011. It needs the
 extra ``[train]``.
 """
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pocketsam import terminal
-from pocketsam.files import make_folder, write_file
 from pocketsam.models.hed_encoder import Vgg16
-from pocketsam.models.images import check_images, list_images, load_rgb, normalise
+from pocketsam.models.images import normalise
 from pocketsam.models.training.hed_weights import copy_convolution, load_hed, open_hed
-from pocketsam.models.training.scenes import Photo
 
 LEVELS = (0.3, 0.45, 0.6, 0.7, 0.8)
 """Mean edge strengths, in 0..1, below which neighbours are merged: one labelling for each."""
@@ -59,12 +53,14 @@ class Edges(nn.Module):
 
 
 @torch.inference_mode()
-def find_regions(edges: Edges, image: NDArray[np.uint8]) -> Photo:
-    """Returns a photograph ``[H, W, 3]`` with its regions at each of ``LEVELS``.
+def find_regions(edges: Edges, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Returns the regions of a photograph: labels ``[L, H, W]``, at each of ``LEVELS``.
+
+    A region of a level is a union of regions of the level before.
 
     Args:
         edges: in eval mode.
-        image: RGB in 0..255.
+        image: ``[H, W, 3]`` RGB in 0..255.
     """
     from scipy import ndimage
     from skimage import segmentation
@@ -76,11 +72,11 @@ def find_regions(edges: Edges, image: NDArray[np.uint8]) -> Photo:
     smooth = ndimage.gaussian_filter(strength, 2)
     lowest = smooth == ndimage.minimum_filter(smooth, 9)
     basins = flood(smooth, ndimage.label(lowest)[0]).astype(np.int32) - 1
-    return Photo(image, np.stack(list(_merge(basins, strength))))
+    return np.stack(list(_merge(basins, strength)))
 
 
 def _merge(basins: NDArray[np.int32], strength: NDArray[np.float32]) -> Iterator[NDArray[np.uint16]]:
-    """Yields the labels ``[H, W]`` at each of ``LEVELS``."""
+    """Yields the labels ``[H, W]`` at each of ``LEVELS``; each merges on from the level before."""
     from skimage import graph as skimage_graph
 
     tools: Any = skimage_graph
@@ -90,7 +86,7 @@ def _merge(basins: NDArray[np.int32], strength: NDArray[np.float32]) -> Iterator
             basins,
             graph,
             level,
-            rag_copy=True,
+            rag_copy=False,
             in_place_merge=True,
             merge_func=lambda _graph, _source, _into: None,
             weight_func=_mean_edge,
@@ -104,28 +100,3 @@ def _mean_edge(graph: Any, source: int, into: int, neighbour: int) -> dict[str, 
     sides = [graph[node].get(neighbour, nothing) for node in (source, into)]
     count = sum(side["count"] for side in sides)
     return {"count": count, "weight": sum(s["count"] * s["weight"] for s in sides) / count}
-
-
-def _save_photo(path: Path, photo: Photo) -> None:
-    """Writes the file that ``train_default.load_scene_photos`` reads."""
-    write_file(path, lambda work: np.savez_compressed(work, image=photo.image, regions=photo.regions))
-
-
-def main() -> None:
-    """Runs the command line: a folder of images becomes a folder of ``photo_NAME.npz``."""
-    parser = argparse.ArgumentParser(description="Find the regions of photographs to train on.")
-    parser.add_argument("images", type=Path, help="folder of photographs")
-    parser.add_argument("output", type=Path, help="folder, made if it does not exist")
-    args = parser.parse_args()
-    make_folder(args.output)
-    edges = Edges().eval()
-    good, skipped = check_images(list_images(args.images))
-    for line in skipped:
-        terminal.say(f"skipped: {line}")
-    for path in good:
-        photo = find_regions(edges, np.asarray(load_rgb(path)))
-        _save_photo(args.output / f"photo_{path.stem}.npz", photo)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,55 @@
+"""What a training on photographs does, in numbers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What a process computes in a step.
+
+    Attributes:
+        size: side of the canvas in pixels, a multiple of 32.
+        views: number of views of photographs.
+        prompts: number of prompts on each.
+    """
+
+    size: int
+    views: int
+    prompts: int
+
+
+@dataclass(frozen=True)
+class PhotoRecipe:
+    """What a training on photographs does.
+
+    Attributes:
+        first: canvases that take turns at the beginning: small ones, as a step then sees many views.
+        then: canvases that take turns afterwards, of the sizes that the weights are for.
+        change: share of the time after which ``then`` follows ``first``.
+        learning_rate: the highest, after the warm-up.
+        warmup: share of the time in which the learning rate rises.
+        weight_decay: AdamW's, for everything but biases, norms and tables.
+        ema: decay of the averaged weights.
+        labelled: share of the views for photographs with masks.
+        seed: of the views and the random numbers.
+    """
+
+    first: tuple[Canvas, ...] = (Canvas(224, 8, 8), Canvas(448, 2, 10))
+    then: tuple[Canvas, ...] = (
+        Canvas(512, 2, 10),
+        Canvas(448, 2, 10),
+        Canvas(512, 2, 10),
+        Canvas(1024, 1, 8),
+    )
+    change: float = 0.6
+    learning_rate: float = 3e-4
+    warmup: float = 0.03
+    weight_decay: float = 0.02
+    ema: float = 0.998
+    labelled: float = 0.5
+    seed: int = 0
+
+    def canvas(self, turn: int, share: float) -> Canvas:
+        """Returns the canvas whose turn it is, after a share of the time."""
+        turns = self.first if share < self.change else self.then
+        return turns[turn % len(turns)]
