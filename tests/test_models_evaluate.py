@@ -1,6 +1,7 @@
 """Evaluation: prompts lie where they should, figures are right, and the command says what is wrong."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -178,13 +179,16 @@ def test_the_command_in_a_process_of_its_own(folder):
     done = run_pocketsam(
         *("evaluate", "seeded:1", "--images", folder / "images", "--truth", folder / "truth"),
         *("--image-size", 64, "--teacher", "seeded:2", "--gallery", gallery, "--json"),
+        *("--calibration", folder / "calibration.png"),
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [image["name"] for image in found["images"]] == ["coffee.png"]
     assert len(found["skipped"]) == 2  # the rocket has no label map
     assert any("rocket.png" in line for line in found["skipped"])
-    assert list(found) == ["image_size", "student", "teacher", "summary", "images", "skipped"]
+    keys = ("image_size", "student", "teacher", "summary", "sizes", "score_error", "images", "skipped")
+    assert tuple(found) == keys
+    assert found["sizes"]["all"]["objects"] == 2
     assert found["teacher"]["name"] == "seeded:2"
     truth = [row for row in found["summary"] if row["against"] == "truth" and row["prompt"] == "box"]
     assert {row["system"]: row["masks"] for row in truth} == {
@@ -194,6 +198,19 @@ def test_the_command_in_a_process_of_its_own(folder):
     }
     with Image.open(gallery) as picture:
         assert picture.width == 4 * 256
+    with Image.open(folder / "calibration.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_objects_that_overlap_stand_in_a_second_label_map(folder, capsys):
+    over = np.zeros((80, 120), np.uint8)
+    over[20:70, 20:80] = 1
+    Image.fromarray(over).save(folder / "truth" / "coffee_2.png")
+    arguments = ("--images", folder / "images", "--truth", folder / "truth", "--image-size", 64)
+    assert run("seeded", *arguments) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  all +3 ", out, re.MULTILINE)
+    assert re.search(r"^predicted and true IoU differ by 0\.\d+ on average$", out, re.MULTILINE)
 
 
 def test_the_command_prints_a_table(folder, capsys):
@@ -240,6 +257,11 @@ def test_a_label_map_without_objects_is_named(folder, capsys):
         (("--scenes", "1", "--seed", "2"), "--seed does nothing without --teacher"),
         (("--scenes", "1", "--rows", "2"), "--rows does nothing without --gallery"),
         (("--scenes", "1", "--gallery", "g.gif"), "g.gif: the gallery must be a .png or .jpg file"),
+        (("--scenes", "1", "--calibration", "c.gif"), "c.gif: the calibration must be a .png or .jpg"),
+        (
+            ("--images", "IMAGES", "--teacher", "seeded", "--calibration", "c.png"),
+            "--calibration needs --truth or --scenes",
+        ),
     ],
 )
 def test_contradictions_and_bad_values_are_usage_errors(folder, capsys, arguments, message):

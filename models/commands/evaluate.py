@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,26 @@ if TYPE_CHECKING:
     from pocketsam.models.checkpoint import Loaded
     from pocketsam.models.evaluation.evaluate import Panel, Score
     from pocketsam.models.evaluation.examples import Example
+    from pocketsam.models.training.answers import Answers
 
 _PROMPTS, _SEED, _ROWS = 8, 0, 12
+
+
+@dataclass
+class _Compared:
+    """What is found in the images.
+
+    Attributes:
+        scores: of all masks.
+        images: name and means of each image.
+        panels: of the gallery.
+        answers: of the checkpoint, to a click on each object, where the true masks are known.
+    """
+
+    scores: "list[Score]" = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    panels: "list[Panel]" = field(default_factory=list)
+    answers: "list[Answers]" = field(default_factory=list)
 
 
 def add_evaluate(subparsers: terminal.Subparsers) -> None:
@@ -36,11 +55,18 @@ def add_evaluate(subparsers: terminal.Subparsers) -> None:
         "--truth",
         type=Path,
         metavar="DIR",
-        help="label maps of the images, STEM.png: 0 is no object, any other value is an object",
+        help="label maps of the images, STEM.png: 0 is no object, any other value is one; STEM_2.png "
+        "for objects that overlap those",
     )
     _add_numbers(parser)
     parser.add_argument(
         "--gallery", type=Path, metavar="FILE", help="draw clicks and masks into a .png or .jpg"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="draw predicted and true IoU into a .png or .jpg; needs known masks",
     )
     parser.add_argument(
         "--json", action="store_true", help="one object to stdout, described in docs/distillation.md"
@@ -79,7 +105,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     _check(args)
     with terminal.extra_needed("export"):
         from pocketsam.models.checkpoint import default_image_size, load_model
-        from pocketsam.models.evaluation import evaluate, examples, gallery
+        from pocketsam.models.evaluation import evaluate, examples
         from pocketsam.models.images import check_images, list_images
     size = args.image_size or default_image_size(args.checkpoint)
     paths, skipped = check_images(list_images(args.images)) if args.images else ([], [])
@@ -90,21 +116,54 @@ def run_evaluate(args: argparse.Namespace) -> None:
         found = examples.scene_examples(args.scenes, size)
     else:
         found = examples.folder_examples(paths, args.truth, size, skipped)
-    scores, images, panels = _compare(found, models, args)
+    compared = _compare(found, models, args)
     for line in skipped:
         terminal.say(f"skipped: {line}")
-    if not scores:
+    if not compared.scores:
         raise ImageError(f"{args.images}: no image can be used")
+    _draw(compared, args)
+    _print(compared, models, size, skipped, args.json)
+
+
+def _draw(compared: "_Compared", args: argparse.Namespace) -> None:
+    """Draws the pictures that were asked for."""
+    from pocketsam.models.evaluation import gallery
+
     if args.gallery:
-        gallery.save_picture(gallery.draw_rows(panels), args.gallery)
-    rows = evaluate.summary(scores)
-    if args.json:
+        gallery.save_picture(gallery.draw_rows(compared.panels), args.gallery)
+    if args.calibration:
+        with terminal.extra_needed("train"):
+            from pocketsam.models.training.answers import join_answers
+            from pocketsam.models.training.plots import draw_calibration
+        answers = join_answers(compared.answers)
+        draw_calibration(answers.scores, answers.ious, args.calibration)
+
+
+def _print(
+    compared: "_Compared", models: "dict[str, Loaded]", size: int, skipped: list[str], as_json: bool
+) -> None:
+    """Prints the means."""
+    from pocketsam.models.evaluation import evaluate
+    from pocketsam.models.training.answers import by_size, join_answers, score_error, size_table
+
+    rows = evaluate.summary(compared.scores)
+    answers = join_answers(compared.answers) if compared.answers else None
+    if as_json:
         student, teacher = (_about(models.get(name)) for name in (evaluate.STUDENT, evaluate.TEACHER))
-        about = {"image_size": size, "student": student, "teacher": teacher}
-        terminal.print_json({**about, "summary": rows, "images": images, "skipped": skipped})
-    else:
-        print(evaluate.table(rows))
-        print(f"{len(images)} images, {len(skipped)} skipped, canvas {size}")
+        result: dict[str, Any] = {
+            "image_size": size,
+            "student": student,
+            "teacher": teacher,
+            "summary": rows,
+        }
+        if answers:
+            result |= {"sizes": by_size(answers), "score_error": score_error(answers)}
+        terminal.print_json({**result, "images": compared.images, "skipped": skipped})
+        return
+    print(evaluate.table(rows))
+    if answers:
+        print(size_table(answers))
+    print(f"{len(compared.images)} images, {len(skipped)} skipped, canvas {size}")
 
 
 def _about(loaded: "Loaded | None") -> dict[str, str] | None:
@@ -114,8 +173,8 @@ def _about(loaded: "Loaded | None") -> dict[str, str] | None:
 
 def _compare(
     examples: "Iterable[Example]", models: "dict[str, Loaded]", args: argparse.Namespace
-) -> "tuple[list[Score], list[dict[str, Any]], list[Panel]]":
-    """Returns all scores, the means of each image, and the gallery's panels."""
+) -> "_Compared":
+    """Returns what is found in all images."""
     import numpy as np
 
     from pocketsam.models.evaluation import evaluate
@@ -126,19 +185,19 @@ def _compare(
         for value, usual in ((args.prompts, _PROMPTS), (args.seed, _SEED), (args.rows, _ROWS))
     )
     rng = np.random.default_rng(seed)
-    scores: list[Score] = []
-    images: list[dict[str, Any]] = []
-    panels: list[Panel] = []
+    found = _Compared()
     for example in examples:
         clicked = evaluate.Clicked(example, networks, click_count, rng)
         new_scores = evaluate.score_image(clicked, rng)
-        scores += new_scores
-        images.append({"name": example.name, "scores": evaluate.summary(new_scores)})
-        if len(images) <= rows:
-            panels += evaluate.panels_of(clicked)[:1]
-        terminal.show_progress(f"{len(images)} images", last=False)
-    terminal.show_progress(f"{len(images)} images", last=True)
-    return scores, images, panels
+        found.scores += new_scores
+        found.images.append({"name": example.name, "scores": evaluate.summary(new_scores)})
+        answers = clicked.by_object()
+        found.answers += [answers] if answers else []
+        if len(found.images) <= rows:
+            found.panels += evaluate.panels_of(clicked)[:1]
+        terminal.show_progress(f"{len(found.images)} images", last=False)
+    terminal.show_progress(f"{len(found.images)} images", last=True)
+    return found
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -167,9 +226,13 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--seed does nothing without --teacher: no prompt is random")
     if args.rows is not None and not args.gallery:
         raise UsageError("--rows does nothing without --gallery")
-    if args.gallery and args.gallery.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UsageError(f"{args.gallery}: the gallery must be a .png or .jpg file")
+    if args.calibration and not (args.truth or args.scenes):
+        raise UsageError("--calibration needs --truth or --scenes: without masks no IoU is true")
+    for name in ("gallery", "calibration"):
+        path = getattr(args, name)
+        if path and path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise UsageError(f"{path}: the {name} must be a .png or .jpg file")
+        if path and not path.parent.is_dir():
+            raise PocketSamError(f"{path.parent}: no such folder for the {name}")
     if args.truth and not args.truth.is_dir():
         raise ImageError(f"{args.truth}: no such folder")
-    if args.gallery and not args.gallery.parent.is_dir():
-        raise PocketSamError(f"{args.gallery.parent}: no such folder for the gallery")

@@ -18,6 +18,7 @@ from pocketsam.models.evaluation import baselines
 from pocketsam.models.evaluation.examples import Example
 from pocketsam.models.prompted import Mask, Masks, Prompts
 from pocketsam.models.sam import Sam
+from pocketsam.models.training.answers import Answers, answer_clicks
 
 STUDENT, TEACHER, TRUTH = "student", "teacher", "truth"
 POINT, BOX = "point", "box"
@@ -101,6 +102,13 @@ class Clicked:
         self.truth = {TRUTH: example.truth} if has_truth else {}
         self.clicks = _clicks(example, click_count, rng)
         self.masks = self.answer(prompted.point_prompts(self.clicks[:, None]))
+
+    def by_object(self) -> Answers | None:
+        """Returns the student's answers to the clicks on the true objects; None where none is known."""
+        if not self.truth:
+            return None
+        embedding = self._embeddings[STUDENT]
+        return answer_clicks(self._models[STUDENT], embedding, self.truth[TRUTH])
 
     def answer(self, prompts: Prompts) -> dict[str, Masks]:
         """Returns the masks ``[P, h, w]`` of each network at other prompts on the image."""

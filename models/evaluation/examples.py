@@ -36,6 +36,15 @@ def scene_examples(count: int, size: int) -> Iterator[Example]:
         yield Example(f"scene {number}", scene.image, scene.masks)
 
 
+def label_maps(folder: Path, stem: str) -> Iterator[Path]:
+    """Yields the label maps of an image: ``STEM.png``, then ``STEM_2.png`` and so on, if they exist."""
+    yield folder / f"{stem}.png"
+    number = 2
+    while (path := folder / f"{stem}_{number}.png").exists():
+        yield path
+        number += 1
+
+
 def folder_examples(
     paths: Iterable[Path], truth: Path | None, size: int, skipped: list[str]
 ) -> Iterator[Example]:
@@ -44,7 +53,8 @@ def folder_examples(
     Args:
         paths: images that can be read.
         truth: folder of label maps, ``STEM.png`` of the image's size: 0 is no object, any other value
-            is an object. None: the true masks are unknown.
+            is an object; ``STEM_2.png`` and so on hold objects that overlap those. None: the true masks
+            are unknown.
         size: side of the canvas in pixels.
         skipped: gets a line for each image that has no usable label map.
     """
@@ -55,7 +65,12 @@ def folder_examples(
         if truth is not None:
             label_map = truth / f"{path.stem}.png"
             try:
-                masks = object_masks(load_truth(label_map, path.name, image), pixels.shape[:2])
+                masks = np.concatenate(
+                    [
+                        object_masks(load_truth(layer, path.name, image), pixels.shape[:2])
+                        for layer in label_maps(truth, path.stem)
+                    ]
+                )
             except ImageError as error:
                 skipped.append(str(error))
                 continue

@@ -61,17 +61,16 @@ class SizeRow(TypedDict):
 
 
 @torch.inference_mode()
-def answer_clicks(model: Sam, pixels: NDArray[np.uint8], truth: Masks) -> Answers:
+def answer_clicks(model: Sam, embedding: Tensor, truth: Masks) -> Answers:
     """Returns a network's answers on an image.
 
     Args:
         model: the network.
-        pixels: ``[h, w, 3]`` RGB in 0..255; the longest side is the network's canvas.
-        truth: ``[N, h, w]``, the objects, none of them empty.
+        embedding: of the image, from ``prompted.embed``.
+        truth: ``[N, h, w]``, the objects, none empty; (h, w) is the image's shape on the canvas.
     """
-    shape = pixels.shape
+    shape = truth.shape[1:]
     clicks = np.array([prompted.deepest_pixel(mask) for mask in truth], np.float64)
-    embedding = prompted.embed(model, pixels)
     points = prompted.point_prompts(clicks[:, None])
     boxes = prompted.predict(model, embedding, prompted.bounding_box_prompts(truth), shape)
     wanted = torch.from_numpy(truth)
@@ -147,6 +146,18 @@ def score_error(answers: Answers) -> float:
     return round(float(np.abs(answers.scores - answers.ious).mean()), 4)
 
 
+def size_table(answers: Answers) -> str:
+    """Returns ``by_size`` and ``score_error`` as text for people."""
+    columns = ("first", "best", "box", "disk")
+    lines = [f"{'IoU at a click, by size':<25}{'objects':>9}" + "".join(f"{c:>9}" for c in columns)]
+    for name, row in by_size(answers).items():
+        means: dict[str, Any] = {**row}
+        values = "".join(f"{means[column]:>9.3f}" for column in columns)
+        lines.append(f"  {name:<23}{row['objects']:>9}{values}")
+    error = f"predicted and true IoU differ by {score_error(answers):.3f} on average"
+    return "\n".join([*lines, error])
+
+
 def object_masks(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> Masks:
     """Returns ``[N, h, w]``, the objects of a label map that cover ``MIN_AREA``, scaled to (h, w)."""
     height, width = labels.shape
@@ -171,6 +182,6 @@ def measure_clicks(model: Sam, photos: Sequence[TrainingPhoto]) -> dict[str, Any
         pixels = scaled(Image.fromarray(photo.image), model.image_size)
         truth = np.concatenate([object_masks(layer, pixels.shape) for layer in photo.layers])
         if len(truth):
-            parts.append(answer_clicks(model, pixels, truth))
+            parts.append(answer_clicks(model, prompted.embed(model, pixels), truth))
     answers = join_answers(parts)
     return {**by_size(answers), "score_error": score_error(answers)}

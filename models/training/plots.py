@@ -4,7 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from pocketsam.files import write_file
 from pocketsam.models.training.run import LOG_NAME
@@ -41,6 +43,33 @@ def draw_loss(folder: Path) -> None:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     _save(figure, folder / LOSS_NAME)
+
+
+def draw_calibration(scores: NDArray[np.float64], ious: NDArray[np.float64], path: Path) -> None:
+    """Draws predicted IoU against true IoU: a dot for each mask, and the mean in each tenth.
+
+    Args:
+        scores: predicted IoU, of any shape.
+        ious: true IoU, of the same shape.
+        path: a ``.png`` or ``.jpg``.
+
+    Raises:
+        PocketSamError: the file cannot be written.
+    """
+    figure = _figure(4.5, 4.5)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    axes.plot(scores.ravel(), ious.ravel(), ".", markersize=3, alpha=0.4)
+    tenths = np.clip((scores * 10).astype(int), 0, 9)
+    there = [tenth for tenth in range(10) if (tenths == tenth).any()]
+    means = [[values[tenths == tenth].mean() for tenth in there] for values in (scores, ious)]
+    axes.plot(*means, "o-", color="tab:red")
+    axes.set_xlabel("predicted IoU")
+    axes.set_ylabel("true IoU")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
 
 
 def draw_points(groups: Mapping[str, Mapping[str, Sequence[float]]], label: str, path: Path) -> None:

@@ -146,7 +146,7 @@ def _wrong_with(label_map: Path, path: Path) -> str:
 
 
 def prepare_photo(source: Source, edges: Edges) -> TrainingPhoto:
-    """Returns a photograph with its regions and masks."""
+    """Returns a photograph with its masks, and with its regions if it is trained on."""
     original = load_rgb(source.path)
     image = np.asarray(original)
     if max(original.size) > LONGEST:
@@ -155,12 +155,11 @@ def prepare_photo(source: Source, edges: Edges) -> TrainingPhoto:
     layers = [
         _resized(load_truth(path, source.path.name, original), shape) for path in source.label_maps
     ]
-    basins, merged = nest(find_regions(edges, image))
+    regions = np.zeros((1, *shape), np.uint16) if source.held_back else find_regions(edges, image)
     return TrainingPhoto(
         source.name,
         image,
-        basins,
-        merged,
+        *nest(regions),
         np.stack(layers) if layers else np.zeros((0, *shape), np.uint16),
     )
 
