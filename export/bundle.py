@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pocketsam.errors import BundleError
-from pocketsam.files import clear_leftovers, staged_directory
+from pocketsam.files import staged_directory
 from pocketsam.runtime.bundle import hash_tree
 from pocketsam.runtime.manifest import MANIFEST_NAME, BundleFile, Manifest
 
@@ -16,7 +16,8 @@ from pocketsam.runtime.manifest import MANIFEST_NAME, BundleFile, Manifest
 def staged_bundle(output: Path, force: bool) -> Iterator[Path]:
     """Gives a directory to fill; on leaving without an error it becomes the bundle ``output``.
 
-    See ``files.staged_directory``; what a killed export left is removed first.
+    See ``files.staged_directory``; what a killed export left is removed first. A second export to the
+    same place, while one is running, is refused.
 
     Args:
         output: may exist only if it is a bundle and ``force`` is true, or an empty directory.
@@ -24,13 +25,13 @@ def staged_bundle(output: Path, force: bool) -> Iterator[Path]:
 
     Raises:
         BundleError: the output is taken, or cannot be written.
+        PocketSamError: another process is writing it.
     """
     output = output.resolve()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(output)
-        _check_free(output, force)
         with staged_directory(output) as work:
+            _check_free(output, force)
             yield work
     except OSError as error:
         raise BundleError(f"{error.filename or output}: {error.strerror or error}") from error

@@ -1,7 +1,6 @@
 """Files and directories that are written whole or not at all: the one writer of every room."""
 
 import contextlib
-import glob
 import os
 import shutil
 import tempfile
@@ -60,33 +59,83 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 def staged_directory(destination: Path) -> Iterator[Path]:
     """Gives a directory to fill; on leaving without an error it takes the place of ``destination``.
 
-    An error, a full disk included, leaves ``destination`` as it was. A kill leaves at most a hidden
-    sibling ``.NAME.XXXX.partial``; ``clear_leftovers`` removes it.
+    An error, a full disk included, leaves ``destination`` as it was. All happens in a hidden sibling
+    ``.NAME.partial``, which is locked; the system takes the lock from a process that ends. A kill
+    leaves the sibling, and the next run takes it over. A file system without locks (some of a network)
+    cannot tell a killed run from a running one, and the error says what to remove.
 
     Args:
         destination: absolute; its parent exists. A directory already there is replaced.
 
     Raises:
+        PocketSamError: another process is writing the same destination.
         OSError: the disk takes no more, or the destination cannot be written.
     """
-    prefix, suffix = f".{destination.name}.", ".partial"
-    work = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=destination.parent))
+    claim = destination.with_name(f".{destination.name}.partial")
+    lock = _lock(claim, destination)
     try:
+        _settle(claim, destination)
+        work = claim / "new"
+        work.mkdir()
         work.chmod(0o755)
         yield work
         _sync(work)
-        _swap(work, destination)
+        _swap(claim, destination)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what stays, the next run removes
+            _settle(claim, destination)
+            claim.rmdir()
+        os.close(lock)
 
 
-def clear_leftovers(destination: Path) -> None:
-    """Removes what a killed ``staged_directory`` left; what it had moved aside comes back."""
-    for leftover in destination.parent.glob(f".{glob.escape(destination.name)}.*.partial"):
-        if leftover.name.endswith(".old.partial") and not destination.exists():
-            leftover.rename(destination)
+def _lock(claim: Path, destination: Path) -> int:
+    """Makes a directory, or takes over a killed run's; returns the descriptor that holds its lock."""
+    import fcntl  # of POSIX; this module is imported where nothing is exported, too
+
+    while True:
+        try:
+            claim.mkdir()
+            is_new = True
+        except FileExistsError:
+            is_new = False
+        try:
+            lock = os.open(claim, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # another run has ended meanwhile
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError) or not is_new:
+                os.close(lock)
+                hint = "" if isinstance(error, BlockingIOError) else f"; if none is, remove {claim}"
+                raise PocketSamError(
+                    f"{destination}: another pocketsam is writing it; wait for it, or choose another "
+                    f"place{hint}"
+                ) from None
+        if _has_name(lock, claim):
+            return lock
+        os.close(lock)
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:  # as above
+        return False
+
+
+def _settle(claim: Path, destination: Path) -> None:
+    """Empties a claimed directory; what a swap that was cut short had moved aside comes back first."""
+    old = claim / "old"
+    if old.exists() and not destination.exists():
+        old.rename(destination)
+    elif old.exists():  # half removed, it must not come back
+        old.rename(claim / "gone")
+    for entry in claim.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
         else:
-            shutil.rmtree(leftover)
+            entry.unlink()
 
 
 def _sync(directory: Path) -> None:
@@ -99,16 +148,8 @@ def _sync(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _swap(work: Path, destination: Path) -> None:
-    """``work`` takes the name; what was there goes only once the new one is in its place."""
-    if not destination.exists():
-        work.rename(destination)
-        return
-    old = work.with_name(f"{work.name.removesuffix('.partial')}.old.partial")
-    destination.rename(old)
-    try:
-        work.rename(destination)
-    except OSError:
-        old.rename(destination)
-        raise
-    shutil.rmtree(old)
+def _swap(claim: Path, destination: Path) -> None:
+    """``new`` takes the name; what was there is moved aside, and goes once the new one is in place."""
+    if destination.exists():
+        destination.rename(claim / "old")
+    (claim / "new").rename(destination)

@@ -1,6 +1,7 @@
 """Bundles are written whole or not at all, whatever happens in between."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import resource
@@ -21,6 +22,7 @@ from pocketsam.errors import (
     CheckpointError,
     IntegrityError,
     ParityError,
+    PocketSamError,
     UsageError,
 )
 from pocketsam.export import bundle as writer
@@ -158,7 +160,7 @@ def test_a_kill_leaves_no_bundle_and_the_next_export_cleans_up(toy, tmp_path):
     command = [*COMMAND, "--target", "toy", "--output", bundle]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".bundle.*.partial/encoder.safetensors")):
+    while not list(tmp_path.glob(".bundle.partial/new/encoder.safetensors")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -172,11 +174,91 @@ def test_a_kill_leaves_no_bundle_and_the_next_export_cleans_up(toy, tmp_path):
 
 
 def test_a_bundle_moved_aside_by_a_killed_export_comes_back(bundle, tmp_path):
-    bundle_copy(bundle, tmp_path).rename(tmp_path / ".bundle.abc.old.partial")
+    (tmp_path / ".bundle.partial").mkdir()
+    bundle_copy(bundle, tmp_path).rename(tmp_path / ".bundle.partial/old")
     place = tmp_path / "bundle"
     with pytest.raises(BundleError, match="--force"), writer.staged_bundle(place, force=False):
         raise AssertionError("not reached")
     assert contents(place) == contents(bundle)
+
+
+def test_a_second_export_to_the_same_place_is_refused(bundle, tmp_path):
+    """It removed the files under the first one's hands."""
+    place = tmp_path / "bundle"
+    with writer.staged_bundle(place, force=False) as work:
+        shutil.copytree(bundle, work, dirs_exist_ok=True)
+        for force in (False, True):
+            again = writer.staged_bundle(place, force=force)
+            with pytest.raises(PocketSamError, match=r"bundle: another pocketsam is writing it"), again:
+                raise AssertionError("not reached")
+        with writer.staged_bundle(tmp_path / "bundle.v2", force=False) as other:  # is another place
+            shutil.copytree(bundle, other, dirs_exist_ok=True)
+    assert contents(place) == contents(tmp_path / "bundle.v2") == contents(bundle)
+    with pytest.raises(BundleError, match="--force"), writer.staged_bundle(place, force=False):
+        raise AssertionError("not reached")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.v2"]
+
+
+def test_a_file_system_without_locks(bundle, tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    place = tmp_path / "bundle"
+    with writer.staged_bundle(place, force=False) as work:
+        shutil.copytree(bundle, work, dirs_exist_ok=True)
+        again = writer.staged_bundle(place, force=True)
+        with pytest.raises(PocketSamError, match=r"if none is, remove .*\.bundle\.partial"), again:
+            raise AssertionError("not reached")
+    assert contents(place) == contents(bundle)
+
+
+def test_many_exports_to_the_same_place(tmp_path):
+    """Whoever gets through leaves a whole directory; at every moment after the first there is one."""
+    code = """if True:
+        import random, sys, time
+        from pathlib import Path
+        from pocketsam.errors import PocketSamError
+        from pocketsam.files import staged_directory
+
+        written = 0
+        while written < 20:
+            try:
+                with staged_directory(Path(sys.argv[1])) as work:
+                    for name in "abc":
+                        (work / name).write_text(f"{sys.argv[2]} {written}")
+                written += 1
+            except PocketSamError as error:
+                assert "another pocketsam is writing it" in str(error)
+                time.sleep(random.random() / 100)
+    """
+    place = tmp_path / "bundle"
+    command = [sys.executable, "-c", code, str(place)]
+    children = [
+        subprocess.Popen([*command, number], stderr=subprocess.PIPE, text=True) for number in "123"
+    ]
+    for child in children:
+        assert child.communicate(timeout=300)[1] == ""
+        assert child.returncode == 0
+    assert sorted(path.name for path in place.iterdir()) == ["a", "b", "c"]
+    assert len({path.read_text() for path in place.iterdir()}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_swap_that_is_cut_short_loses_nothing(bundle, tmp_path, monkeypatch):
+    place = bundle_copy(bundle, tmp_path)
+    rename = Path.rename
+
+    def fails(self, target):
+        if self.name == "new":
+            raise OSError(errno.EACCES, "no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(BundleError, match="no"), writer.staged_bundle(place, force=True) as work:
+        (work / MANIFEST_NAME).write_text("{}")
+    assert contents(place) == contents(bundle)
+    assert list(tmp_path.iterdir()) == [place]
 
 
 def test_bad_arguments_cost_nothing(toy, tmp_path):
