@@ -15,8 +15,9 @@ from pocketsam.errors import UsageError
 from pocketsam.terminal import extra_needed
 
 if TYPE_CHECKING:
-    from pocketsam.export.parity import Report
-    from pocketsam.runtime.golden import GoldenResult
+    from pocketsam.export.verification.report import Report
+    from pocketsam.runtime.verification.golden import GoldenResult
+    from pocketsam.runtime.verification.tolerance import Grade
 
 __all__ = ["export", "verify"]
 
@@ -36,7 +37,9 @@ def export(
     images: Sequence[StrPath] = (),
     calibration: Sequence[StrPath] = (),
     verify: bool = True,
+    accept: "Grade" = "close",
     force: bool = False,
+    keep_failed: bool = False,
     max_points: int | None = None,
     input: Literal["tensor", "image"] | None = None,
     deployment_target: str | None = None,
@@ -62,7 +65,10 @@ def export(
         images: files or folders to verify on; empty: three of scikit-image's photographs.
         calibration: files or folders that ranges are measured on; empty: three more of scikit-image's.
         verify: False skips parity; the manifest then says that the bundle is unverified.
+        accept: the worst grade that is written: ``equivalent``, ``close`` or ``lossy``.
         force: whether a bundle already at ``output`` is replaced.
+        keep_failed: whether files that fail parity stay, in ``OUTPUT.failed``, with a picture of the
+            worst mask in ``OUTPUT.failed.png``.
         max_points: points of a prompt in Core ML's and TFLite's decoder (16); a box takes two.
         input: Core ML: the encoder takes a normalised ``tensor``, or an ``image`` that it normalises.
         deployment_target: Core ML: the oldest system to run on, such as ``iOS17``.
@@ -76,7 +82,8 @@ def export(
         The parity report of ``precision``; None without ``verify``.
 
     Raises:
-        UsageError: an unknown target or precision, an option out of range or that would do nothing.
+        UsageError: an unknown target or precision, an option out of range or that would do nothing, a
+            precision that is lossy and not accepted.
         ParityError: the files do not compute what the checkpoint computes.
         CheckpointError, ConversionError, BundleError, ImageError: what could not be read or written.
         MissingExtraError: an optional dependency is not installed.
@@ -103,7 +110,10 @@ def export(
     with extra_needed("export"):
         from pocketsam.export.pipeline import write_bundle
         from pocketsam.export.reference import Reference
+        from pocketsam.export.verification.judgement import check_accepted
         from pocketsam.models.checkpoint import default_image_size
+    for name in (precision, *also):
+        check_accepted(chosen, name, accept)
     open_converter(chosen)
     source, size = os.fspath(checkpoint), image_size
     if size is None:
@@ -117,10 +127,19 @@ def export(
         calibration=[os.fspath(path) for path in calibration],
         progress=progress or _ignore,
     )
-    where, how = Path(output), {"verify": verify, "force": force}
-    return write_bundle(
-        reference, where, chosen, options, also=also, progress=progress or _ignore, **how
+    reports = write_bundle(
+        reference,
+        Path(output),
+        chosen,
+        options,
+        also=also,
+        verify=verify,
+        accept=accept,
+        force=force,
+        keep_failed=keep_failed,
+        progress=progress or _ignore,
     )
+    return reports[0] if reports else None
 
 
 def verify(
@@ -132,7 +151,7 @@ def verify(
     providers: Providers = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
-) -> "Report | list[GoldenResult]":
+) -> "list[Report] | list[GoldenResult]":
     """Asks whether a bundle computes what PyTorch computes, as ``pocketsam verify`` does.
 
     Args:
@@ -140,14 +159,14 @@ def verify(
         checkpoint: compares every tensor with this checkpoint in PyTorch; None: runs the bundle's
             golden vectors on this machine, which needs no torch.
         images: files or folders to compare on; empty: three of scikit-image's photographs.
-        precision: which one of a bundle that holds several; None: by the device.
+        precision: which one of a bundle that holds several; None: each of them.
         providers: onnxruntime's execution providers, best first: ``cpu``, ``cuda``, ``coreml`` …
         threads: per operator; None: one per core.
         progress: called with a line about each step; None: nothing is reported.
 
     Returns:
-        The parity report with a checkpoint, otherwise a result for each golden prompt. Neither raises
-        when the answer is no: ask ``report.failed``, or each result's ``ok``.
+        With a checkpoint a parity report of each precision, otherwise the results of the golden prompts
+        of each precision. Neither raises when the answer is no: ask each one's ``ok``.
 
     Raises:
         BundleError, IntegrityError, CheckpointError, ImageError: what could not be read.
@@ -158,9 +177,7 @@ def verify(
         True
     """
     if checkpoint is None:
-        from pocketsam.runtime.golden import check_golden
-
-        return check_golden(bundle, providers=providers, threads=threads, precision=precision)
+        return check_anywhere(bundle, providers=providers, threads=threads, precision=precision)
     with extra_needed("export"):
         from pocketsam.export.pipeline import verify_bundle
     return verify_bundle(
@@ -172,6 +189,29 @@ def verify(
         precision=precision,
         progress=progress or _ignore,
     )
+
+
+def check_anywhere(
+    bundle: StrPath,
+    *,
+    providers: Providers = "cpu",
+    threads: int | None = None,
+    precision: str | None = None,
+) -> "list[GoldenResult]":
+    """Returns ``check_golden``'s results; of Core ML on other systems than Apple's, by the interpreter.
+
+    Raises:
+        BundleError, IntegrityError: what could not be read.
+    """
+    from pocketsam.runtime.backends.coreml import available
+    from pocketsam.runtime.bundle import open_bundle
+    from pocketsam.runtime.verification.golden import check_golden
+
+    if open_bundle(bundle).manifest.target != "coreml" or available():
+        return check_golden(bundle, providers=providers, threads=threads, precision=precision)
+    with extra_needed("coreml"):
+        from pocketsam.export.pipeline import open_networks
+    return check_golden(bundle, precision=precision, open_networks=open_networks)
 
 
 def _ignore(line: str) -> None:

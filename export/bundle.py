@@ -9,7 +9,8 @@ from pathlib import Path
 from pocketsam.errors import BundleError
 from pocketsam.files import staged_directory
 from pocketsam.runtime.bundle import hash_tree
-from pocketsam.runtime.manifest import MANIFEST_NAME, BundleFile, Manifest
+from pocketsam.runtime.manifest import MANIFEST_NAME, Manifest
+from pocketsam.runtime.manifest_files import BundleFile
 
 
 @contextlib.contextmanager

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pocketsam import constants
-from pocketsam.export.metrics import mask_figures, tensor_figures
 from pocketsam.export.target import Arrays
 from pocketsam.export.traced import Decoder, Encoder, TracedNetwork, run, run_outputs
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.image import preprocess, preprocess_raw
 from pocketsam.runtime.prompts import assemble
+from pocketsam.runtime.verification.metrics import mask_ious, tensor_figures
 
 Photo = NDArray[np.uint8]
 """``[H, W, 3]`` RGB."""
@@ -237,7 +237,7 @@ class Accuracy:
     """The accuracy of an encoder, over all photographs and prompts.
 
     Attributes:
-        worst, mean: IoU of the masks of a prompt with the reference's.
+        worst, mean: IoU of single masks with the reference's.
         snr_db: the lowest signal-to-noise ratio of an embedding.
     """
 
@@ -259,6 +259,5 @@ def measure_encoder(model: Sam, cases: Sequence[Case], encode: Encode) -> Accura
             found = run_outputs(Decoder(model), prompt.feeds | {c.IMAGE_EMBEDDINGS: embedding})
             logits = postprocess_masks(found[c.LOW_RES_MASKS], prompt.size, prompt.image_size)
             wanted = prompt.mask_logits > constants.MASK_THRESHOLD
-            scores = (prompt.outputs[c.IOU_PREDICTIONS], found[c.IOU_PREDICTIONS])
-            ious.append(mask_figures(wanted, logits > constants.MASK_THRESHOLD, scores)["iou"])
+            ious += mask_ious(wanted, logits > constants.MASK_THRESHOLD).ravel().tolist()
     return Accuracy(min(ious), float(np.mean(ious)), min(snrs))

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pocketsam.export as exporter
 from pocketsam import terminal
@@ -10,12 +10,12 @@ from pocketsam.errors import ParityError, UsageError
 from pocketsam.export.options import OPTION_NAMES, Options
 from pocketsam.export.targets import TARGETS
 from pocketsam.models.download import CHECKPOINTS, download
-from pocketsam.runtime.backends.networks import open_for_device
 from pocketsam.runtime.commands import verify as golden_command
 from pocketsam.runtime.commands.info import print_parity
+from pocketsam.runtime.verification.tolerance import GRADE_NAMES
 
 if TYPE_CHECKING:
-    from pocketsam.export.parity import Report
+    from pocketsam.export.verification.report import Report
 
 CHECKPOINT_HELP = (
     ".pt or .safetensors file; `default`: the trained weights in this package; `seeded`: untrained"
@@ -47,6 +47,18 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         metavar="S",
         help="side of the canvas, a multiple of 64; cost falls with its square (default: what the "
         "checkpoint was trained at, 512 for `default`, 1024 for others)",
+    )
+    parser.add_argument(
+        "--accept",
+        choices=GRADE_NAMES,
+        default="close",
+        help="the worst grade that is written: masks as the checkpoint's to round-off (equivalent), "
+        "to the eye (close, default), or whatever they are (lossy)",
+    )
+    parser.add_argument(
+        "--keep-failed",
+        action="store_true",
+        help="keep files that fail in DIR.failed, and draw the worst mask in DIR.failed.png",
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--no-verify", action="store_true", help="skip parity; the bundle will say so")
@@ -128,7 +140,7 @@ def run_export(args: argparse.Namespace) -> None:
     """Exports, verifies, and prints the report.
 
     ``--json`` prints an object: ``bundle``, ``target``, ``precision``, and ``parity``, the report
-    of the first precision (null with ``--no-verify``).
+    of the first precision (null with ``--no-verify``), which has the ``grade``.
     """
     if args.no_verify and args.images:
         raise UsageError("--images are verified on, and --no-verify skips that")
@@ -143,7 +155,9 @@ def run_export(args: argparse.Namespace) -> None:
             images=args.images,
             calibration=args.calibration,
             verify=not args.no_verify,
+            accept=args.accept,
             force=args.force,
+            keep_failed=args.keep_failed,
             progress=terminal.say,
             **{name: getattr(args, name) for name in OPTION_NAMES},
         )
@@ -179,9 +193,11 @@ def run_verify(args: argparse.Namespace) -> None:
     if args.checkpoint is None:
         if args.images:
             raise UsageError("--images are compared with a checkpoint: give --checkpoint as well")
-        golden_command.run_verify(args)
+        how = {"threads": args.threads, "precision": args.precision}
+        results = exporter.check_anywhere(args.bundle, providers=terminal.providers(args), **how)
+        golden_command.report_golden(args, results)
         return
-    report = exporter.verify(
+    reports: Any = exporter.verify(
         args.bundle,
         checkpoint=args.checkpoint,
         images=args.images,
@@ -190,15 +206,16 @@ def run_verify(args: argparse.Namespace) -> None:
         threads=args.threads,
         progress=terminal.say,
     )
-    assert not isinstance(report, list)  # it is one of golden results only without a checkpoint
+    parity = {report.precision: report.to_json() for report in reports}
     if args.json:
-        bundle = open_for_device(args.bundle, terminal.providers(args), args.precision)
-        about = {"bundle": str(args.bundle), "precision": bundle.manifest.precision}
-        passed = {"passed": not report.failed, "golden": None, "parity": report.to_json()}
-        terminal.print_json(about | passed)
+        golden_command.print_verified(args.bundle, {}, parity)
     else:
-        print_parity(report.to_json())
-    report.raise_if_failed()
+        for entry in parity.values():
+            print_parity(entry)
+    for report in reports:
+        report.raise_if_failed()
+    if not args.json:
+        golden_command.print_ok(args.bundle, parity, f"every tensor and mask beside {args.checkpoint}")
 
 
 def add_download(subparsers: terminal.Subparsers) -> None:

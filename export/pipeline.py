@@ -8,28 +8,32 @@ from pathlib import Path
 import numpy as np
 
 from pocketsam import constants
-from pocketsam.export import parity
+from pocketsam.errors import ParityError
 from pocketsam.export.bundle import describe_file, staged_bundle, write_manifest
 from pocketsam.export.options import Options
 from pocketsam.export.reference import Reference
-from pocketsam.export.target import Call, Progress, Target
+from pocketsam.export.target import Arrays, Call, Progress, Target
 from pocketsam.export.targets import find_precision, find_target, open_converter
 from pocketsam.export.traced import REFERENCE_TYPES, count_macs
 from pocketsam.export.usage import write_usage
+from pocketsam.export.verification import parity
+from pocketsam.export.verification.judgement import check_accepted, judge, keep_failure
+from pocketsam.export.verification.report import Report
+from pocketsam.export.verification.tolerances import FLOOR
 from pocketsam.models.checkpoint import Loaded
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.networks import open_for_device
-from pocketsam.runtime.bundle import Bundle, open_bundle
+from pocketsam.runtime.bundle import NETWORKS, Bundle, choose_bundles, hash_manifest, open_bundle
 from pocketsam.runtime.machine import package_version
 from pocketsam.runtime.manifest import (
     GOLDEN_NAME,
     SCHEMA_VERSION,
-    GoldenFile,
     Manifest,
     ModelInfo,
-    NetworkFile,
     Preprocessing,
 )
+from pocketsam.runtime.manifest_files import GoldenFile, NetworkFile
+from pocketsam.runtime.verification.golden import answer_prompts
+from pocketsam.runtime.verification.tolerance import Grade, Tolerance
 
 COMMON_PACKAGES = ("pocketsam", "torch", "numpy", "pillow")
 
@@ -44,9 +48,11 @@ def write_bundle(
     *,
     also: Sequence[str] = (),
     verify: bool = True,
+    accept: Grade = "close",
     force: bool = False,
+    keep_failed: bool = False,
     progress: Progress = lambda _: None,
-) -> parity.Report | None:
+) -> list[Report]:
     """Writes a bundle; if it fails parity, ``output`` is left as it was.
 
     Args:
@@ -57,40 +63,65 @@ def write_bundle(
         also: further precisions, each a bundle of its own inside, named by its precision; the runtime
             takes what suits the device.
         verify: False skips parity; the manifest then says that the bundle is unverified.
+        accept: the worst grade that is written.
         force: whether a bundle already there gives way.
+        keep_failed: whether files that fail parity stay, in ``OUTPUT.failed``, with a picture of the
+            worst mask in ``OUTPUT.failed.png``.
         progress: called with a line about each step.
 
     Returns:
-        The parity report of the first precision, or None without ``verify``.
+        The parity report of each precision; none without ``verify``.
 
     Raises:
+        UsageError: an unknown precision, or one that is lossy and not accepted.
         ParityError: the files do not compute what the checkpoint computes.
         ConversionError, BundleError: what could not be converted or written.
     """
-    find_precision(target, options.precision)  # raises UsageError before anything is written
-    resolved = target.resolve(options)
+    precisions = (options.precision, *also)
+    for precision in precisions:  # before anything is written
+        check_accepted(target, precision, accept)
+    reports, hashes = [], {}
     with staged_bundle(output, force) as work:
-        manifest = _write_files(reference, work, target, resolved, progress)
-        manifest = replace(manifest, also=tuple(also))
-        write_usage(work, target, manifest)
-        write_manifest(work, manifest)  # open_bundle reads it
-        report = None
-        if verify:
-            bundle = open_bundle(work)
-            artefact = open_artefact(bundle)
-            report = parity.verify(reference.cases, artefact, _report_photo(bundle, progress))
-            write_manifest(work, replace(manifest, parity=report.to_json()))
-            report.raise_if_failed()
-        for precision in also:
-            inner = replace(options, precision=precision)
-            write_bundle(reference, work / precision, target, inner, verify=verify, progress=progress)
-    return report
+        for precision in precisions:
+            folder = work if precision == options.precision else work / precision
+            folder.mkdir(exist_ok=True)
+            chosen = target.resolve(replace(options, precision=precision))
+            manifest = _write_files(reference, folder, target, chosen, progress)
+            if verify:
+                report = _verify_files(reference, folder, progress)
+                _judge(report, target, accept, output if keep_failed else None, folder)
+                manifest = replace(manifest, grade=report.grade, parity=report.to_json())
+                reports.append(report)
+            write_manifest(folder, manifest)
+            hashes[precision] = hash_manifest(folder)
+        outer = open_bundle(work).manifest
+        write_manifest(work, replace(outer, also={name: hashes[name] for name in also}))
+    return reports
 
 
 def _write_files(
-    reference: Reference, work: Path, target: Target, options: Options, progress: Progress
+    reference: Reference, folder: Path, target: Target, options: Options, progress: Progress
 ) -> Manifest:
-    """Writes both networks and the golden vectors; returns the manifest without a parity report."""
+    """Writes one precision's files; returns the manifest without a parity report."""
+    golden = reference.golden
+    precision = target.precision(options.precision)
+    empty = _save_golden(folder, golden.arrays, precision.tolerance, None)
+    networks = _write_networks(reference, folder, target, options, progress)
+    manifest = _describe(reference.loaded, target, options, networks, empty)
+    write_usage(folder, target, manifest)
+    write_manifest(folder, manifest)  # open_bundle reads it
+    bundle = open_bundle(folder)
+    opened = open_networks(bundle)
+    answers = answer_prompts(golden.arrays, bundle.image_size, bundle.inputs("encoder"), *opened)
+    arrays = golden.arrays if precision.drift is None else golden.with_own(answers)
+    tolerance = golden.tolerance(precision.tolerance, answers)
+    return replace(manifest, golden=_save_golden(folder, arrays, tolerance, precision.drift))
+
+
+def _write_networks(
+    reference: Reference, work: Path, target: Target, options: Options, progress: Progress
+) -> dict[str, NetworkFile]:
+    """Writes both networks; returns what the manifest says of them."""
     loaded, precision = reference.loaded, target.precision(options.precision)
     converter = open_converter(target)
     calibration = reference.calibration if precision.calibrated else []
@@ -102,11 +133,32 @@ def _write_files(
         converted = converter.convert(network, path, options, calibration, about, progress)
         macs = count_macs(REFERENCE_TYPES[name](loaded.model))
         networks[name] = NetworkFile(**vars(describe_file(path)), macs=macs, **vars(converted))
-    np.savez(work / GOLDEN_NAME, **reference.golden)  # type: ignore[arg-type]
-    golden = vars(describe_file(work / GOLDEN_NAME))
-    return _describe(
-        loaded, target, options, networks, GoldenFile(**golden, tolerance=precision.tolerance.error)
-    )
+    return networks
+
+
+def _save_golden(
+    folder: Path, arrays: Arrays, tolerance: Tolerance, drift: Tolerance | None
+) -> GoldenFile:
+    path = folder / GOLDEN_NAME
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    return GoldenFile(**vars(describe_file(path)), tolerance=tolerance, drift=drift)
+
+
+def _verify_files(reference: Reference, folder: Path, progress: Progress) -> Report:
+    """Returns the parity report of one precision's files, on the photographs and the golden prompts."""
+    bundle = open_bundle(folder)
+    cases = [*reference.cases, reference.golden.case]
+    return parity.verify(cases, open_artefact(bundle), _report_photo(bundle, progress))
+
+
+def _judge(report: Report, target: Target, accept: Grade, failed: Path | None, folder: Path) -> None:
+    """Raises ParityError for files that may not be written, after keeping them beside ``failed``."""
+    try:
+        judge(report, target, accept)
+    except ParityError:
+        if failed is not None:
+            keep_failure(folder, failed, report)
+        raise
 
 
 def verify_bundle(
@@ -118,24 +170,27 @@ def verify_bundle(
     threads: int | None = None,
     precision: str | None = None,
     progress: Progress = lambda _: None,
-) -> parity.Report:
-    """Returns the parity report of a bundle and the checkpoint that it was made from.
+) -> list[Report]:
+    """Returns parity reports of a bundle and the checkpoint that it was made from.
 
     Args:
         directory: the bundle.
         checkpoint: as for ``load_model``.
         images: files or folders to verify on; empty: scikit-image's photographs.
         providers, threads: how to run it, as for the runtime's ``Segmenter``.
-        precision: which one of a bundle that holds several; None: by the device.
+        precision: which one of a bundle that holds several; None: each of them.
         progress: called with a line about each step.
 
     Raises:
         BundleError, IntegrityError, CheckpointError, ImageError: what could not be read.
     """
-    bundle = open_for_device(directory, providers, precision)
-    artefact = open_artefact(bundle, providers=providers, threads=threads)
-    reference = Reference(checkpoint, bundle.image_size, images=images, progress=progress)
-    return parity.verify(reference.cases, artefact, _report_photo(bundle, progress))
+    bundles = choose_bundles(directory, precision)
+    artefacts = [open_artefact(bundle, providers=providers, threads=threads) for bundle in bundles]
+    reference = Reference(checkpoint, bundles[0].image_size, images=images, progress=progress)
+    return [
+        parity.verify(reference.cases, artefact, _report_photo(bundle, progress))
+        for bundle, artefact in zip(bundles, artefacts, strict=True)
+    ]
 
 
 def _report_photo(bundle: Bundle, progress: Progress) -> Progress:
@@ -158,25 +213,51 @@ def open_artefact(
         ProviderError: a provider is missing here.
     """
     target = find_target(bundle.manifest.target)
-    converter = open_converter(target)
-    networks: dict[str, Call] = {}
     inside: list[str] = []
-    for name in REFERENCE_TYPES:
-        source, label = bundle.source(name), f"{bundle.path}: {name}"
+    converter = open_converter(target)
+    plain = dict(
+        zip(NETWORKS, open_networks(bundle, providers=providers, threads=threads), strict=True)
+    )
+    tapped = {}
+    for name in NETWORKS:
         intermediates = bundle.manifest.network(name).intermediates
-        plain = converter.load(source, label, providers=providers, threads=threads)
-        networks[name] = networks[f"{name}_intermediates"] = plain
+        tapped[f"{name}_intermediates"] = plain[name]
         if intermediates:
-            networks[f"{name}_intermediates"] = converter.load(
-                source, label, intermediates, providers, threads
-            )
+            source, label = bundle.source(name), f"{bundle.path}: {name}"
+            more = converter.load(source, label, intermediates, providers, threads)
+            tapped[f"{name}_intermediates"] = more
             inside += intermediates
+    precision = find_precision(target, bundle.manifest.precision)
+    is_accepted = bundle.manifest.grade == "lossy" != precision.grade
     return parity.Artefact(
-        **networks,
+        **plain,
+        **tapped,
         intermediates=frozenset(inside),
         runtime_name=converter.runtime_name(),
-        tolerance=find_precision(target, bundle.manifest.precision).tolerance,
+        precision=precision.name,
+        tolerance=FLOOR if is_accepted else precision.tolerance,
     )
+
+
+def open_networks(
+    bundle: Bundle, *, providers: Providers = "cpu", threads: int | None = None
+) -> tuple[Call, Call]:
+    """Returns the encoder and the decoder of a bundle, run by what the target has on this machine.
+
+    Unlike the runtime's ``open_network`` it runs Core ML anywhere, by the interpreter.
+
+    Raises:
+        IntegrityError, BundleError: a file cannot be read or run.
+        ProviderError: a provider is missing here.
+    """
+    converter = open_converter(find_target(bundle.manifest.target))
+    encoder, decoder = (
+        converter.load(
+            bundle.source(name), f"{bundle.path}: {name}", providers=providers, threads=threads
+        )
+        for name in NETWORKS
+    )
+    return encoder, decoder
 
 
 def _describe(
@@ -204,14 +285,7 @@ def _describe(
             std=constants.PIXEL_STD,
             padding="zeros on the right and below, after normalising",
         ),
-        prompt_labels={
-            "absent": constants.LABEL_PADDING,
-            "pad": constants.LABEL_NOT_A_POINT,
-            "background": constants.LABEL_BACKGROUND,
-            "foreground": constants.LABEL_FOREGROUND,
-            "box_first_corner": constants.LABEL_BOX_FIRST,
-            "box_second_corner": constants.LABEL_BOX_SECOND,
-        },
+        prompt_labels=c.PROMPT_LABELS,
         mask_threshold=constants.MASK_THRESHOLD,
         tools={
             "python": platform.python_version(),

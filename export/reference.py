@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.export.cases import Case, compute_cases
-from pocketsam.export.golden import golden_arrays
 from pocketsam.export.options import Options
-from pocketsam.export.target import Arrays, Progress, Target
+from pocketsam.export.target import Progress, Target
 from pocketsam.export.targets import open_converter
 from pocketsam.export.traced import TracedNetwork
+from pocketsam.export.verification.golden import Golden, make_golden
 from pocketsam.models.checkpoint import Loaded, load_model
 from pocketsam.runtime.image import find_images, load_image
 
@@ -67,9 +67,10 @@ class Reference:
         return compute_cases(self.loaded.model, photos, detailed=0, progress=self._say)
 
     @cached_property
-    def golden(self) -> Arrays:
-        """What ``golden.npz`` holds."""
-        return golden_arrays(self.loaded.model)
+    def golden(self) -> Golden:
+        """Prompts with PyTorch's answers, for the device's own check."""
+        self._progress("choosing golden prompts")
+        return make_golden(self.loaded.model)
 
     def networks(self, target: Target, options: Options) -> dict[str, TracedNetwork]:
         """Returns both networks in a target's form, the same objects for all of its precisions.

@@ -7,13 +7,13 @@ nothing heavy, and one line of ``targets.TARGETS``.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from pocketsam.export.metrics import Tolerance
 from pocketsam.export.options import Options
-from pocketsam.runtime.manifest import TensorInfo
+from pocketsam.runtime.manifest_files import TensorInfo
+from pocketsam.runtime.verification.tolerance import Grade, Tolerance
 
 if TYPE_CHECKING:
     from pocketsam.export.cases import Case
@@ -25,9 +25,6 @@ Call = Callable[[Arrays], Arrays]
 """A network that runs: dict of arrays in, dict of arrays out."""
 
 Progress = Callable[[str], None]
-
-Grade = Literal["equivalent", "close", "lossy"]
-"""``equivalent``: round-off. ``close``: masks a person cannot tell apart. ``lossy``: masks differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +94,8 @@ class Precision:
         name: as ``--precision`` takes it.
         tolerance: how far its outputs may be from PyTorch's.
         grade: what its masks are worth.
+        drift: how far outputs on another device may be from those of the same files at export; None
+            where the tolerance is as narrow.
         calibrated: whether conversion needs calibration photographs.
         options: names of ``Options`` fields that it reads, besides the target's.
         oldest_system: the oldest system whose runtime has its operations, such as ``iOS16``.
@@ -105,6 +104,7 @@ class Precision:
     name: str
     tolerance: Tolerance
     grade: Grade
+    drift: Tolerance | None = None
     calibrated: bool = False
     options: tuple[str, ...] = ()
     oldest_system: str | None = None

@@ -103,10 +103,18 @@ def print_json(value: Any) -> None:
 
 def mark(ok: bool) -> str:
     """Returns ✓ or ✗, in colour where stdout is a terminal and NO_COLOR is not set."""
-    sign = "✓" if ok else "✗"
+    return _colour("✓", 32) if ok else _colour("✗", 31)
+
+
+def mark_grade(grade: str, ok: bool) -> str:
+    """Returns ✗ for what failed, ``!`` for what is lossy, ✓ for a better grade."""
+    return _colour("!", 33) if ok and grade == "lossy" else mark(ok)
+
+
+def _colour(sign: str, code: int) -> str:
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return sign
-    return f"\x1b[{32 if ok else 31}m{sign}\x1b[0m"
+    return f"\x1b[{code}m{sign}\x1b[0m"
 
 
 def parse_image_size(text: str) -> int:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketsam.errors import BundleError, IntegrityError
-from pocketsam.runtime.manifest import MANIFEST_NAME, BundleFile, Manifest
+from pocketsam.runtime.contract import check_contract
+from pocketsam.runtime.manifest import MANIFEST_NAME, Manifest
+from pocketsam.runtime.manifest_files import BundleFile
 
 NETWORKS = ("encoder", "decoder")
 
@@ -150,7 +152,9 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
         raise BundleError(f"{manifest_path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{manifest_path}: not JSON: {error}") from None
-    return Bundle(path, Manifest.from_json(value, manifest_path))
+    manifest = Manifest.from_json(value, manifest_path)
+    check_contract(manifest, manifest_path)
+    return Bundle(path, manifest)
 
 
 INT8_CPU_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
@@ -185,8 +189,47 @@ def choose_bundle(
         return bundle
     if precision not in also:
         raise BundleError(f"{bundle.path}: holds {', '.join((first, *also))}, not {precision}")
+    return _open_inner(bundle, precision)
+
+
+def choose_bundles(directory: str | os.PathLike[str], precision: str | None = None) -> list[Bundle]:
+    """Returns the bundles of a directory: of one precision, or by None of every one that it holds.
+
+    Raises:
+        BundleError: not a bundle, or it does not hold the precision.
+        IntegrityError: it is damaged.
+    """
+    if precision is not None:
+        return [choose_bundle(directory, precision)]
+    bundle = open_bundle(directory)
+    return [bundle, *(_open_inner(bundle, name) for name in bundle.manifest.also)]
+
+
+def _open_inner(bundle: Bundle, precision: str) -> Bundle:
+    """Returns the bundle inside another one, if it is the one that the outer manifest names."""
     inside = open_bundle(bundle.path / precision)
     outer, inner = bundle.manifest, inside.manifest
     if (inner.target, inner.image_size, inner.model) != (outer.target, outer.image_size, outer.model):
-        raise IntegrityError(f"{inside.path}: another checkpoint, target or size than {directory}")
+        raise IntegrityError(f"{inside.path}: another checkpoint, target or size than {bundle.path}")
+    wanted = outer.also[precision]
+    if wanted and hash_manifest(inside.path) != wanted:
+        raise IntegrityError(
+            f"{inside.path / MANIFEST_NAME}: not the manifest that {bundle.path / MANIFEST_NAME} names "
+            f"(sha256 {wanted})"
+        )
+    if inner.precision != precision:
+        raise IntegrityError(f"{inside.path}: its manifest says {inner.precision}, not {precision}")
     return inside
+
+
+def hash_manifest(directory: Path) -> str:
+    """Returns the sha256 of a bundle's manifest.
+
+    Raises:
+        IntegrityError: it cannot be read.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise IntegrityError(f"{path}: {error.strerror}") from None

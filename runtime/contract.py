@@ -5,6 +5,15 @@ prompts where that has 1. S is the image size (the side of the square canvas), N
 a prompt, (H, W) the size of the original image.
 """
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pocketsam import constants
+from pocketsam.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from pocketsam.runtime.manifest import Manifest
+
 PIXEL_VALUES = "pixel_values"  # [1, 3, S, S] RGB, normalised, zero-padded right and bottom
 IMAGE = "image"  # [1, 3, S, S] RGB 0..255, instead of pixel_values; what lies outside is ignored
 RESIZED_SIZE = "resized_size"  # [2] (height, width) of the picture on the canvas, with IMAGE
@@ -24,3 +33,45 @@ SPLIT_TENSORS = (
     *(f"mask_decoder.output_hypernetworks_mlps.{i}" for i in range(4)),
 )
 """Tensors inside an ONNX decoder: ``low_res_masks`` follow from them, the scores are known before."""
+
+PROMPT_LABELS = {
+    "absent": constants.LABEL_PADDING,
+    "pad": constants.LABEL_NOT_A_POINT,
+    "background": constants.LABEL_BACKGROUND,
+    "foreground": constants.LABEL_FOREGROUND,
+    "box_first_corner": constants.LABEL_BOX_FIRST,
+    "box_second_corner": constants.LABEL_BOX_SECOND,
+}
+"""The meaning of the point labels, as the manifest has it."""
+
+
+def check_contract(manifest: "Manifest", where: Path) -> None:
+    """Raises IntegrityError for a manifest that says something else than what this runtime does.
+
+    Who follows such a manifest on another device would feed the networks other values than they want.
+
+    Args:
+        manifest: of any target.
+        where: the manifest's path, for the error.
+    """
+    side, preprocessing = manifest.image_size, manifest.preprocessing
+    layout = preprocessing.layout
+    shape = (1, side, side, 3) if layout == "NHWC" else (1, 3, side, side)
+    tensors = {tensor.name: tensor for tensor in (*manifest.encoder.inputs, *manifest.decoder.inputs)}
+    picture = tensors.get(preprocessing.input)
+    points, count = tensors.get(POINT_COORDS), manifest.decoder.max_points
+    for key, found, wanted in (
+        ("preprocessing.mean", preprocessing.mean, constants.PIXEL_MEAN),
+        ("preprocessing.std", preprocessing.std, constants.PIXEL_STD),
+        ("preprocessing.color", preprocessing.color, "RGB"),
+        ("mask_threshold", manifest.mask_threshold, constants.MASK_THRESHOLD),
+        ("prompt_labels", dict(manifest.prompt_labels), PROMPT_LABELS),
+        ("preprocessing.input", picture is not None, True),
+        ("preprocessing.layout", layout, (picture and picture.layout) or "NCHW"),
+        (f"encoder.inputs: shape of {preprocessing.input}", picture and picture.shape, shape),
+        ("decoder.points", count, points.shape[1] if points and count is not None else count),
+    ):
+        if found != wanted:
+            raise IntegrityError(
+                f"{where}: {key} is {found}, but the runtime and its files want {wanted}"
+            )

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +49,18 @@ class Fields:
     def optional(self, key: str, kind: type[T]) -> T | None:
         """Returns a field of a type, None if it is missing or null."""
         return None if self.get(key) is None else self.required(key, kind)
+
+    def optional_choice(self, key: str, choices: Collection[T]) -> T | None:
+        """Returns a field that is one of some values, None if it is missing or null."""
+        value = self.get(key)
+        for choice in choices:
+            if value == choice:
+                return choice
+        if value is None:
+            return None
+        raise IntegrityError(
+            f"{self._where}: {self._prefix}{key} is {value!r}; known are {', '.join(map(str, choices))}"
+        )
 
     def mapping(self, key: str, kind: type[T]) -> dict[str, T]:
         """Returns an object whose values are all of a type."""

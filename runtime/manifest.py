@@ -10,8 +10,11 @@ from pathlib import Path
 
 from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.runtime.json_fields import Fields, Json
+from pocketsam.runtime.manifest_files import GoldenFile, NetworkFile
+from pocketsam.runtime.verification.tolerance import GRADE_NAMES, Grade
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had no grades, and golden vectors with a single number as tolerance."""
 MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"
 IMAGE_SIZES = range(64, 4096 + 1, 64)
@@ -77,121 +80,6 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """An input or output of a network.
-
-    Attributes:
-        shape: sizes; a string where the size is free, such as ``B`` for the number of prompts.
-        dtype: numpy's name of the type.
-        layout: ``NCHW`` or ``NHWC`` where the target has both.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-    layout: str | None = None
-
-    @classmethod
-    def from_json(cls, fields: Fields) -> "TensorInfo":
-        """Returns the tensor that the JSON describes."""
-        name, dtype = fields.required("name", str), fields.required("dtype", str)
-        return cls(name, fields.shape("shape"), dtype, fields.optional("layout", str))
-
-    def to_json(self) -> Json:
-        """Returns the manifest's entry of the tensor."""
-        layout = {} if self.layout is None else {"layout": self.layout}
-        return {"name": self.name, **layout, "shape": list(self.shape), "dtype": self.dtype}
-
-
-@dataclass(frozen=True)
-class BundleFile:
-    """A file of a bundle, or a directory such as an ``.mlpackage``.
-
-    Attributes:
-        file: its name in the bundle.
-        sha256: its hash in hexadecimal; of a directory, see ``bundle.hash_tree``.
-        bytes: its size.
-    """
-
-    file: str
-    sha256: str
-    bytes: int
-
-    def to_json(self) -> Json:
-        """Returns the manifest's entry of the file."""
-        return {"file": self.file, "sha256": self.sha256, "bytes": self.bytes}
-
-
-@dataclass(frozen=True)
-class GoldenFile(BundleFile):
-    """The golden vectors.
-
-    Attributes:
-        tolerance: largest allowed |Δ|: of scores, and of logits in standard deviations of the logits.
-    """
-
-    tolerance: float
-
-    @classmethod
-    def from_json(cls, fields: Fields) -> "GoldenFile":
-        """Returns the golden file that the JSON describes."""
-        return cls(**_read_file(fields), tolerance=fields.number("tolerance"))
-
-    def to_json(self) -> Json:
-        """Returns the manifest's entry of the golden vectors."""
-        return super().to_json() | {"tolerance": self.tolerance}
-
-
-@dataclass(frozen=True)
-class NetworkFile(BundleFile):
-    """The encoder or the decoder.
-
-    Attributes:
-        inputs: what the network takes.
-        outputs: what it returns.
-        macs: multiply-accumulates of one run; of the decoder, for one prompt. None: not counted.
-        intermediates: PyTorch's names of tensors inside the file that parity compares as well
-            (key ``stages``). A TFLite file has none.
-        max_points: points per prompt in a decoder with static shapes (key ``points``), else None.
-        signature: name of the signature in a TFLite file.
-        details: what else the converter reports, such as ``opset`` or ``float16``; nothing reads it.
-    """
-
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    macs: int | None = None
-    intermediates: tuple[str, ...] = ()
-    max_points: int | None = None
-    signature: str | None = None
-    details: Json = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, fields: Fields) -> "NetworkFile":
-        """Returns the network that the JSON describes."""
-        return cls(
-            **_read_file(fields),
-            inputs=tuple(map(TensorInfo.from_json, fields.objects("inputs"))),
-            outputs=tuple(map(TensorInfo.from_json, fields.objects("outputs"))),
-            macs=fields.optional("macs", int),
-            intermediates=fields.texts("stages"),
-            max_points=fields.optional("points", int),
-            signature=fields.optional("signature", str),
-            details=fields.unread(),
-        )
-
-    def to_json(self) -> Json:
-        """Returns the manifest's entry of the network."""
-        optional = {"macs": self.macs, "signature": self.signature, "points": self.max_points}
-        entry = super().to_json() | {key: v for key, v in optional.items() if v is not None}
-        entry |= self.details
-        if self.intermediates:
-            entry["stages"] = list(self.intermediates)
-        entry["inputs"] = [tensor.to_json() for tensor in self.inputs]
-        entry["outputs"] = [tensor.to_json() for tensor in self.outputs]
-        return entry
-
-
-@dataclass(frozen=True)
 class Manifest:
     """What ``manifest.json`` says. The attributes stand in the order of its keys.
 
@@ -207,8 +95,10 @@ class Manifest:
         tools: versions of what wrote the bundle.
         encoder, decoder: the networks.
         golden: the golden vectors.
+        grade: what the verification found the masks to be worth; None if the bundle was not verified.
         parity: the report of the verification with PyTorch; None if the bundle was not verified.
-        also: further precisions, each a bundle in a directory of that name inside this one.
+        also: further precisions, each a bundle in a directory of that name inside this one; by name,
+            the sha256 of its manifest (empty in schema version 1).
     """
 
     schema_version: int
@@ -223,8 +113,9 @@ class Manifest:
     encoder: NetworkFile
     decoder: NetworkFile
     golden: GoldenFile
+    grade: Grade | None = None
     parity: Json | None = None
-    also: tuple[str, ...] = ()
+    also: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, value: object, where: Path) -> "Manifest":
@@ -257,9 +148,10 @@ class Manifest:
             tools=fields.mapping("tools", str),
             encoder=NetworkFile.from_json(fields.nested("encoder")),
             decoder=NetworkFile.from_json(fields.nested("decoder")),
-            golden=GoldenFile.from_json(fields.nested("golden")),
+            golden=GoldenFile.from_json(fields.nested("golden"), version),
+            grade=fields.optional_choice("grade", GRADE_NAMES),
             parity=fields.optional("parity", dict),
-            also=tuple(fields.plain_name("also", name) for name in fields.texts("also")),
+            also=_read_also(fields, version),
         )
 
     def to_json(self) -> Json:
@@ -272,7 +164,7 @@ class Manifest:
             "encoder": self.encoder.to_json(),
             "decoder": self.decoder.to_json(),
             "golden": self.golden.to_json(),
-            "also": list(self.also),
+            "also": dict(self.also),
         }
         return vars(self) | entries
 
@@ -292,9 +184,8 @@ def _check_version(version: object, where: Path) -> int:
     return version
 
 
-def _read_file(fields: Fields) -> Json:
-    return {
-        "file": fields.plain_name("file", fields.required("file", str)),
-        "sha256": fields.required("sha256", str),
-        "bytes": fields.required("bytes", int),
-    }
+def _read_also(fields: Fields, version: int) -> dict[str, str]:
+    if version == 1:
+        return {fields.plain_name("also", name): "" for name in fields.texts("also")}
+    also = fields.mapping("also", str) if fields.get("also") is not None else {}
+    return {fields.plain_name("also", name): sha256 for name, sha256 in also.items()}

@@ -21,7 +21,6 @@ from skimage import data
 from test_runtime_everything import plain_nms
 
 from pocketsam.export import export
-from pocketsam.export.metrics import mask_ious
 from pocketsam.models.checkpoint import DEFAULT, default_image_size, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.models.training import scenes
@@ -32,6 +31,7 @@ from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.machine import describe_machine
 from pocketsam.runtime.rle import from_rle
 from pocketsam.runtime.timing import time_interleaved
+from pocketsam.runtime.verification.metrics import mask_ious
 
 SIZE, THREADS = 1024, 2
 DEFAULTS = {"output_mode": "coco_rle"}

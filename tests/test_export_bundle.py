@@ -27,12 +27,12 @@ from pocketsam.errors import (
 )
 from pocketsam.export import bundle as writer
 from pocketsam.export import export
-from pocketsam.export.metrics import Tolerance
 from pocketsam.export.targets import TARGETS
+from pocketsam.export.verification.tolerances import FP32
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.bundle import choose_bundle, open_bundle
-from pocketsam.runtime.golden import check_golden
-from pocketsam.runtime.manifest import MANIFEST_NAME
+from pocketsam.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION
+from pocketsam.runtime.verification.golden import check_golden
 
 
 def contents(folder):
@@ -51,7 +51,7 @@ def test_the_manifest_describes_the_files(bundle):
         data = (bundle / manifest[part]["file"]).read_bytes()
         assert manifest[part]["bytes"] == len(data)
         assert manifest[part]["sha256"] == hashlib.sha256(data).hexdigest()
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == SCHEMA_VERSION
     assert manifest["image_size"] == SMALL
     assert manifest["model"]["trained"] is False
     assert len(manifest["model"]["checkpoint_sha256"]) == 64
@@ -92,7 +92,7 @@ def test_the_same_input_gives_the_same_bytes(toy, tmp_path):
 
 
 def test_a_bundle_that_fails_parity_does_not_stay(tmp_path, monkeypatch, pictures):
-    impossible = Tolerance(error=0.0, snr_db=1e9, cosine=1.0, mask_iou=1.0)
+    impossible = dataclasses.replace(FP32, error=0.0, snr_db=1e9)
     strict = dataclasses.replace(TARGET.precision("fp32"), tolerance=impossible)
     monkeypatch.setitem(TARGETS, "toy", dataclasses.replace(TARGET, precisions=(strict,)))
     with pytest.raises(ParityError, match="patch_embed") as caught:

@@ -1,6 +1,7 @@
 """Parity must notice: each test damages something, and says where it should be found."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -9,15 +10,21 @@ from conftest import SMALL
 from onnx import numpy_helper
 
 from pocketsam.errors import ParityError
-from pocketsam.export import parity
 from pocketsam.export.cases import PROMPTS, compute_cases
-from pocketsam.export.metrics import FP32, boundary, mask_figures, tensor_figures
 from pocketsam.export.options import Options
 from pocketsam.export.to_onnx import convert as to_onnx
+from pocketsam.export.verification import parity
+from pocketsam.export.verification.report import Report
+from pocketsam.export.verification.tolerances import FP16, FP32
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
-
-TOLERANCE = FP32
+from pocketsam.runtime.verification.metrics import (
+    agreements,
+    mask_figures,
+    score_figures,
+    tensor_figures,
+)
+from pocketsam.runtime.verification.tolerance import QUANTITIES
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,8 @@ def verify(network, files, cases):
         to_onnx.load(files["decoder"], "decoder", intermediates["decoder"]),
         frozenset(intermediates["encoder"] + intermediates["decoder"]),
         to_onnx.runtime_name(),
-        TOLERANCE,
+        "fp32",
+        FP32,
     )
     return parity.verify(cases, artefact)
 
@@ -156,26 +164,91 @@ def test_tensor_figures():
     assert tensor_figures(expected, -expected)["cosine"] == pytest.approx(-1)
 
 
-def test_mask_figures():
-    mask = np.zeros((1, 2, 4, 4), bool)
-    mask[:, :, 1:3, 1:3] = True
-    other = mask.copy()
-    other[0, 0, 0, 0] = True
-    scores = np.array([[0.2, 0.8]]), np.array([[0.9, 0.8]])
-    figures = mask_figures(mask, other, scores)
-    assert figures["iou"] == pytest.approx(8 / 9)
-    assert figures["changed"] == 1
-    assert figures["prompts"] == 1
-    assert figures["same_best"] == 0
-    assert boundary(mask[0, 0]).sum() == 7
-    empty = np.zeros_like(mask)
-    assert mask_figures(empty, empty, scores)["iou"] == 1.0
-    assert mask_figures(mask, empty, scores)["iou"] == 0.0
+def test_each_mask_is_compared_with_its_own_counterpart():
+    masks = np.zeros((1, 2, 100, 100), bool)
+    masks[0, 0, :90] = True
+    masks[0, 1, 90:, :20] = True
+    other = masks.copy()
+    other[0, 1] = False  # lost altogether: pooled, the IoU would be 0.98
+    figures = mask_figures(masks, other)
+    assert figures["mask_iou"] == 0.0
+    assert figures["iou_sum"] == 1.0
+    assert (figures["masks"], figures["small"], figures["changed"]) == (2, 0, 200)
+    assert figures["boundary"] == 100 + 20 + 10
+    assert agreements(masks, other).tolist() == [[1.0, 0.0]]
+
+
+def test_a_small_mask_is_judged_by_its_pixels_changed():
+    masks = np.zeros((1, 1, 100, 100), bool)
+    masks[0, 0, 0, :10] = True
+    other = masks.copy()
+    other[0, 0, 0, :5] = False
+    figures = mask_figures(masks, other)
+    assert (figures["masks"], figures["small"], figures["mask_iou"]) == (0, 1, 1.0)
+    assert figures["small_changed"] == 5 / 50
+    assert agreements(masks, other).tolist() == [[1 - 5 / 50]]
+    everything = np.ones_like(masks)
+    assert mask_figures(masks, everything)["small_changed"] > 100
+
+
+def test_scores_and_best_masks():
+    expected = np.array([[0.9, 0.2, 0.8, 0.3], [0.0, 0.500, 0.505, 0.1]])
+    swapped = expected[:, [0, 2, 1, 3]]
+    figures = score_figures(expected, swapped)
+    assert figures["score"] == pytest.approx(0.6)
+    assert (figures["prompts"], figures["kept"]) == (1, 0)  # the second is a tie
+    assert score_figures(expected, expected)["kept"] == 1
+    wrong = score_figures(expected, np.full_like(expected, np.nan))
+    assert wrong["score"] == float("inf")
+    assert wrong["kept"] == 0
+
+
+def test_every_quantity_has_a_limit_of_its_own():
+    fine = {
+        "error": 0.0,
+        "snr_db": 200.0,
+        "cosine": 1.0,
+        "score": 0.0,
+        "mask_iou": 1.0,
+        "mask_iou_mean": 1.0,
+        "small_changed": 0.0,
+        "best_kept": 1.0,
+    }
+    assert fine.keys() == FP16.limits().keys() == QUANTITIES.keys()
+    assert not FP16.violations(fine)
+    for quantity, (limit, is_maximum) in FP16.limits().items():
+        for value in (limit + 0.01 if is_maximum else limit - 0.01, float("nan")):
+            (found,) = FP16.violations(fine | {quantity: value})
+            assert (found.quantity, found.limit) == (quantity, limit)
+            assert f"must be {'≤' if is_maximum else '≥'} {limit:.6g}" in str(found)
+
+
+def test_no_case_is_an_error(network, files):
+    report = verify(network, files, [])
+    assert not report.ok
+    assert report.to_json()["passed"] is False
+    with pytest.raises(ParityError, match="nothing was compared"):
+        report.raise_if_failed()
 
 
 def test_another_best_mask_fails_unless_it_was_a_tie():
-    figures = {"iou": 1.0, "changed": 0, "boundary": 10, "prompts": 1, "same_best": 0}
     for tie, ok in ((0.1, False), (1e-5, True)):
-        report = parity.Report(TOLERANCE, "onnxruntime")
-        report.add_masks("decoder", "case", figures, tie)
-        assert (not report.failed) is ok
+        report = Report("fp32", FP32, "onnxruntime")
+        report.cases = 1
+        expected = np.array([[0.1, 0.5, 0.5 + tie, 0.1]])
+        loose = expected + np.array([[0, 0.9 * tie, -0.9 * tie, 0]])
+        report.tolerance = replace(FP32, score=1.0)
+        report.add_scores("decoder", "iou_predictions", "case", expected, loose)
+        assert report.ok is ok
+
+
+def test_the_grade_is_what_was_found(network, files, cases):
+    assert verify(network, files, cases).grade == "equivalent"
+    worse = damage(files["decoder"], "mask_decoder.transformer.layers.0.0", one_percent)
+    report = verify(network, files | {"decoder": worse}, cases)
+    assert report.failed
+    assert report.grade == "close"
+    report = verify(network, files | {"decoder": damage(worse, c.LOW_RES_MASKS, reversed_order)}, cases)
+    assert report.grade == "lossy"
+    assert report.worst_mask.iou < 0.75
+    assert report.worst_mask.photo is cases[0].photo

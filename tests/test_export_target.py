@@ -14,6 +14,8 @@ from pocketsam.export import export
 from pocketsam.export.options import OPTION_NAMES, Options
 from pocketsam.export.pipeline import verify_bundle
 from pocketsam.export.targets import TARGETS, check_options, open_converter
+from pocketsam.export.verification.tolerances import FLOOR, GRADES, ROUGH
+from pocketsam.runtime.bundle import hash_manifest
 from pocketsam.runtime.manifest import MANIFEST_NAME
 from pocketsam.terminal import EXTRAS
 
@@ -27,9 +29,11 @@ def toy(monkeypatch):
 def test_a_new_target_exports_and_verifies(toy, tmp_path, pictures, capsys):
     bundle = tmp_path / "bundle"
     arguments = ["export", "seeded:3", "--target", "toy", "--also", "rounded", "--image-size", "64"]
-    assert (
-        main([*arguments, "--images", pictures[0], "--max-points", "5", "--output", str(bundle)]) == 0
-    )
+    arguments += ["--images", pictures[0], "--max-points", "5", "--output", str(bundle)]
+    assert main(arguments) == 2
+    assert "toy rounded is lossy" in (message := capsys.readouterr().err)
+    assert "--accept lossy; --precision fp32, more exact" in message
+    assert main([*arguments, "--accept", "lossy"]) == 0
     assert "encoder image_encoder.patch_embed" in capsys.readouterr().out
     manifest = json.loads((bundle / MANIFEST_NAME).read_text())
     assert manifest["target"] == "toy"
@@ -37,12 +41,16 @@ def test_a_new_target_exports_and_verifies(toy, tmp_path, pictures, capsys):
     assert manifest["encoder"]["kind"] == "encoder"
     assert "safetensors" in manifest["tools"]
     assert manifest["parity"]["passed"]
+    assert manifest["grade"] == manifest["parity"]["grade"] == "equivalent"
     assert len(manifest["parity"]["rows"]) == 17 + 10 + 4
     inner = json.loads((bundle / "rounded" / MANIFEST_NAME).read_text())
-    assert inner["parity"]["tolerance"]["mask_iou"] == 0.7
-    report = verify_bundle(bundle, "seeded:4", images=pictures)
-    assert report.failed
-    assert report.runtime_name.startswith("torch ")
+    assert inner["parity"]["tolerance"]["snr_db"] == ROUGH.snr_db
+    assert manifest["also"] == {"rounded": hash_manifest(bundle / "rounded")}
+    reports = verify_bundle(bundle, "seeded:4", images=pictures)
+    assert [report.precision for report in reports] == ["fp32", "rounded"]
+    for report in reports:
+        assert report.failed
+        assert report.runtime_name.startswith("torch ")
 
 
 def test_every_target_is_described_by_its_own_package():
@@ -53,6 +61,17 @@ def test_every_target_is_described_by_its_own_package():
         assert len({precision.name for precision in target.precisions}) == len(target.precisions)
         readers = {*target.options, *(o for p in target.precisions for o in p.options)}
         assert readers <= set(OPTION_NAMES)
+
+
+def test_a_grade_is_what_the_tolerance_allows():
+    """A precision that passes its tolerance is never worse than the grade it promises."""
+    for target in TARGETS.values():
+        for precision in target.precisions:
+            wanted = GRADES.get(precision.grade, FLOOR).limits()
+            for quantity, (limit, is_maximum) in precision.tolerance.limits().items():
+                bound, _ = wanted[quantity]
+                assert (limit <= bound) if is_maximum else (limit >= bound), (precision, quantity)
+            assert (precision.drift is None) == (precision.name in ("fp32", "fp16"))
 
 
 def test_every_option_is_read_by_some_target():

@@ -12,6 +12,7 @@ from pycocotools import mask as coco
 
 from pocketsam.cli import main
 from pocketsam.runtime import Segmenter, from_rle, load_image
+from pocketsam.runtime.bundle import hash_manifest
 from pocketsam.runtime.manifest import MANIFEST_NAME
 
 
@@ -50,12 +51,15 @@ def test_info(bundle):
 def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
     done = run_pocketsam("verify", bundle)
     assert done.returncode == 0
-    assert done.stdout.count("✓ golden") == 2
+    assert done.stdout.count("✓ fp32, golden") == 4
+    assert done.stdout.splitlines()[-1] == "OK: golden vectors: fp32 (equivalent)"
     result = json.loads(call_pocketsam("verify", bundle, "--json").stdout)
-    assert (result["precision"], result["passed"]) == ("fp32", True)
-    assert [(prompt["prompt"], prompt["ok"]) for prompt in result["golden"]] == [
-        ("point", True),
-        ("box", True),
+    (entry,) = result["precisions"]
+    assert (entry["precision"], entry["grade"]) == ("fp32", "equivalent")
+    assert result["passed"] is entry["passed"] is True
+    assert entry["parity"] is None
+    assert [(prompt["prompt"], prompt["ok"]) for prompt in entry["golden"]] == [
+        (name, True) for name in ("point", "box", "points", "refine")
     ]
 
     done = call_pocketsam(
@@ -63,10 +67,11 @@ def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
     )
     assert done.returncode == 0
     report = json.loads(done.stdout)
-    assert report["passed"]
-    assert report["golden"] is None
-    assert report["parity"]["cases"] == 13
-    names = {row["worst_case"].split(",")[0] for row in report["parity"]["rows"]}
+    (entry,) = report["precisions"]
+    assert report["passed"] is entry["passed"] is True
+    assert entry["golden"] is None
+    assert entry["parity"]["cases"] == 13
+    names = {row["worst_case"].split(",")[0] for row in entry["parity"]["rows"]}
     assert names == {"cat.png"}
 
 
@@ -274,10 +279,14 @@ def several(bundle, tmp_path_factory):
     outer = tmp_path_factory.mktemp("several") / "bundle"
     shutil.copytree(bundle, outer)
     shutil.copytree(bundle, outer / "fp16")
-    for folder, changes in ((outer, {"also": ["fp16"]}), (outer / "fp16", {"precision": "fp16"})):
-        manifest = json.loads((folder / MANIFEST_NAME).read_text()) | changes
-        (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
+    change_manifest(outer / "fp16", precision="fp16")
+    change_manifest(outer, also={"fp16": hash_manifest(outer / "fp16")})
     return outer
+
+
+def change_manifest(folder, **changes):
+    manifest = json.loads((folder / MANIFEST_NAME).read_text()) | changes
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
 
 
 def test_precision_is_an_option_of_every_command_that_runs_a_bundle(
@@ -303,6 +312,8 @@ def test_golden_vectors_are_those_of_the_chosen_precision(several, tmp_path, cap
     shutil.copytree(several, damaged)
     (damaged / "fp16" / "golden.npz").write_bytes(b"")
     assert main(["verify", str(damaged), "--json", "--precision", "fp32"]) == 0
-    assert json.loads(capsys.readouterr().out)["precision"] == "fp32"
-    assert main(["verify", str(damaged), "--precision", "fp16"]) == 5
-    assert "fp16/golden.npz: 0 bytes" in capsys.readouterr().err
+    (entry,) = json.loads(capsys.readouterr().out)["precisions"]
+    assert entry["precision"] == "fp32"
+    for chosen in (["--precision", "fp16"], []):
+        assert main(["verify", str(damaged), *chosen]) == 5
+        assert "fp16/golden.npz: 0 bytes" in capsys.readouterr().err

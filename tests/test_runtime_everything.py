@@ -14,7 +14,6 @@ from skimage import data
 
 from pocketsam.errors import PromptError
 from pocketsam.export import export
-from pocketsam.export.metrics import mask_ious
 from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.runtime import MaskGenerator, Segmenter
 from pocketsam.runtime.everything.candidates import _grown, is_suppressed
@@ -28,6 +27,7 @@ from pocketsam.runtime.everything.grid import (
 )
 from pocketsam.runtime.rle import from_rle, from_run_lengths, run_lengths
 from pocketsam.runtime.upscale import Upscaler
+from pocketsam.runtime.verification.metrics import mask_ious
 
 LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.6, "points_per_side": 5}
 """So that a few clicks find many masks."""

@@ -10,6 +10,7 @@ import pytest
 
 from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.runtime.manifest import SCHEMA_VERSION, Manifest
+from pocketsam.runtime.verification.tolerance import Tolerance
 
 WHERE = Path("bundle/manifest.json")
 
@@ -18,8 +19,18 @@ def tensor(name: str, *shape: int | str, **layout: str) -> dict[str, Any]:
     return {"name": name, **layout, "shape": list(shape), "dtype": "float32"}
 
 
+TOLERANCE = {
+    "error": 0.1,
+    "snr_db": 40.0,
+    "cosine": 0.9999,
+    "score": 0.005,
+    "mask_iou": 0.9,
+    "mask_iou_mean": 0.98,
+    "best_kept": 1.0,
+}
+
 ONNX: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "model": {
         "architecture": "mobile_sam",
         "checkpoint": "mobile_sam_512.safetensors",
@@ -76,9 +87,10 @@ ONNX: dict[str, Any] = {
         ],
         "outputs": [tensor("masks", "B", 4, "H", "W"), tensor("iou_predictions", "B", 4)],
     },
-    "golden": {"file": "golden.npz", "sha256": "f7" * 32, "bytes": 45122, "tolerance": 0.15},
+    "golden": {"file": "golden.npz", "sha256": "f7" * 32, "bytes": 45122, "tolerance": TOLERANCE},
+    "grade": "close",
     "parity": {"passed": True, "runner": "onnxruntime", "rows": [{"tensor": "masks", "ok": True}]},
-    "also": ["int8-weights"],
+    "also": {"int8-weights": "5a" * 32},
 }
 
 TFLITE: dict[str, Any] = ONNX | {
@@ -102,8 +114,10 @@ TFLITE: dict[str, Any] = ONNX | {
         "inputs": [tensor("point_coords", 1, 16, 2)],
         "outputs": [tensor("low_res_masks", 1, 4, 64, 64, layout="NCHW")],
     },
+    "golden": ONNX["golden"] | {"drift": dict(TOLERANCE)},
+    "grade": None,
     "parity": None,
-    "also": [],
+    "also": {},
 }
 
 COREML: dict[str, Any] = ONNX | {
@@ -127,7 +141,7 @@ COREML: dict[str, Any] = ONNX | {
 
 EXAMPLES = {"onnx": ONNX, "tflite": TFLITE, "coreml": COREML}
 
-MAY_BE_MISSING = ("parity", "also", "macs", "stages", "points", "signature", "layout")
+MAY_BE_MISSING = ("parity", "also", "grade", "drift", "macs", "stages", "points", "signature", "layout")
 DETAILS = ("float16", "opset", "simplified", "deployment_target", "operations", "leaving_neural_engine")
 """What converters report is kept as it is."""
 
@@ -152,8 +166,10 @@ def test_fields_have_types():
     assert manifest.decoder.details["operations"]["cast"] == 9
     assert manifest.decoder.inputs[0].shape == (1, 16, 2)
     assert manifest.preprocessing.std == (58.395, 57.12, 57.375)
-    assert manifest.golden.tolerance == 0.15
-    assert manifest.also == ("int8-weights",)
+    assert manifest.golden.tolerance == Tolerance(**TOLERANCE)
+    assert manifest.golden.drift is None
+    assert manifest.grade == "close"
+    assert manifest.also == {"int8-weights": "5a" * 32}
     assert Manifest.from_json(TFLITE, WHERE).encoder.inputs[0].layout == "NHWC"
 
 
@@ -212,7 +228,9 @@ def test_a_wrong_type_is_refused_by_name(target, path):
 NAMED_FIELDS = [
     (target, path)
     for target, path in EVERY_FIELD
-    if isinstance(path[-1], str) and path[0] not in ("prompt_labels", "tools")
+    if isinstance(path[-1], str)
+    and path[0] not in ("prompt_labels", "tools")
+    and path[:-1] != ("also",)
 ]
 
 
@@ -247,8 +265,8 @@ def test_a_size_in_range(size):
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 10**400])
 def test_a_number_that_is_not_finite(number):
-    with pytest.raises(IntegrityError, match=r"golden\.tolerance .*finite number"):
-        Manifest.from_json(altered(ONNX, ("golden", "tolerance"), number), WHERE)
+    with pytest.raises(IntegrityError, match=r"golden\.tolerance\.score .*finite number"):
+        Manifest.from_json(altered(ONNX, ("golden", "tolerance", "score"), number), WHERE)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
@@ -258,10 +276,27 @@ def test_mean_and_deviation_are_of_three_channels(values):
 
 
 @pytest.mark.parametrize("name", ["../x", "", "..", "a/b", "/etc/hostname", "./x"])
-@pytest.mark.parametrize("path", [("also", 0), ("encoder", "file"), ("golden", "file")], ids=name_of)
+@pytest.mark.parametrize("path", [("encoder", "file"), ("golden", "file")], ids=name_of)
 def test_a_name_that_leaves_the_bundle(path, name):
+    with pytest.raises(IntegrityError, match=r"also .* leaves the bundle"):
+        Manifest.from_json(ONNX | {"also": {name: "5a"}}, WHERE)
     with pytest.raises(IntegrityError, match=rf"{path[0]}.* leaves the bundle"):
         Manifest.from_json(altered(ONNX, path, name), WHERE)
+
+
+def test_a_manifest_of_the_first_schema():
+    """Its golden vectors had a single number, and nothing bound the bundles inside."""
+    old = ONNX | {"schema_version": 1, "also": ["int8-weights"]}
+    del old["grade"]
+    manifest = Manifest.from_json(altered(old, ("golden", "tolerance"), 0.15), WHERE)
+    assert manifest.golden.tolerance is None
+    assert manifest.also == {"int8-weights": ""}
+    assert manifest.grade is None
+
+
+def test_a_grade_that_is_none():
+    with pytest.raises(IntegrityError, match="grade is 'fine'; known are equivalent, close, lossy"):
+        Manifest.from_json(ONNX | {"grade": "fine"}, WHERE)
 
 
 def test_a_newer_schema():

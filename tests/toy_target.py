@@ -9,12 +9,12 @@ import sys
 import torch
 from safetensors.torch import load, save
 
-from pocketsam.export.metrics import FP32, Tolerance
 from pocketsam.export.target import Converted, Precision, Target
 from pocketsam.export.targets import TARGETS
 from pocketsam.export.traced import REFERENCE_TYPES, Decoder, run
+from pocketsam.export.verification.tolerances import DRIFT, FP32, ROUGH
 from pocketsam.models.sam import build
-from pocketsam.runtime.manifest import TensorInfo
+from pocketsam.runtime.manifest_files import TensorInfo
 
 
 def traced_networks(model, options):
@@ -29,7 +29,10 @@ def convert(network, path, options, calibration, about, progress):
     metadata = {"image_size": f"{network.model.image_size} {kind}"}  # a second key would move about
     path.write_bytes(save(state, metadata))
     example = network.example()
-    inputs = tuple(TensorInfo(name, tuple(x.shape), "float32") for name, x in example.items())
+    shapes = {name: tuple(x.shape) for name, x in example.items()} | {
+        "point_coords": ("B", options.max_points, 2)
+    }
+    inputs = tuple(TensorInfo(name, shapes[name], "float32") for name in example)
     outputs = tuple(TensorInfo(name, (), "float32") for name in network.outputs)
     details = {"image_size": network.model.image_size, "kind": kind}
     return Converted(
@@ -72,8 +75,9 @@ TARGET = Target(
         Precision(name="fp32", tolerance=FP32, grade="equivalent"),
         Precision(
             name="rounded",
-            tolerance=Tolerance(error=2.0, snr_db=10.0, cosine=0.9, mask_iou=0.7),
+            tolerance=ROUGH,
             grade="lossy",
+            drift=DRIFT,
             options=("min_miou",),
         ),
     ),

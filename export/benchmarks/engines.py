@@ -24,7 +24,6 @@ from pocketsam.export.benchmarks.suite import Suite
 from pocketsam.export.benchmarks.variants import Spec, Variant, Worker
 from pocketsam.export.benchmarks.work import open_work
 from pocketsam.export.cases import Case, Encode, measure_encoder
-from pocketsam.export.metrics import mask_ious
 from pocketsam.export.options import Options
 from pocketsam.export.traced import REFERENCE_TYPES, count_macs
 from pocketsam.models.checkpoint import DEFAULT
@@ -33,6 +32,7 @@ from pocketsam.runtime.backends.networks import pad_points
 from pocketsam.runtime.backends.ort import CONFIG, check_threads
 from pocketsam.runtime.machine import describe_machine, read_state
 from pocketsam.runtime.timing import GEMM_SIDE, summarise
+from pocketsam.runtime.verification.metrics import mask_ious
 
 GEMM_FILE = Path(__file__).parents[2] / "runtime/gemm.onnx"
 PAUSE = 0.02

@@ -3,9 +3,17 @@
 from dataclasses import replace
 
 from pocketsam.errors import UsageError
-from pocketsam.export.metrics import FOUR_BITS, FP16, FP32, LOOSE, WEIGHTS_8_BIT, Tolerance
 from pocketsam.export.options import Options
 from pocketsam.export.target import Converter, Precision, Target
+from pocketsam.export.verification.tolerances import (
+    DRIFT,
+    DRIFT_8_BIT,
+    FP16,
+    FP32,
+    LOOSE,
+    ROUGH,
+    WEIGHTS_8_BIT,
+)
 
 
 def _open_converter() -> Converter:
@@ -53,13 +61,15 @@ TARGET = Target(
             name="int8-weights",
             tolerance=WEIGHTS_8_BIT,
             grade="close",
+            drift=DRIFT,
             calibrated=True,
             oldest_system="iOS16",
         ),
         Precision(
             name="palette8",
-            tolerance=replace(WEIGHTS_8_BIT, mask_iou=0.95),
+            tolerance=WEIGHTS_8_BIT,
             grade="close",
+            drift=DRIFT,
             calibrated=True,
             oldest_system="iOS16",
         ),
@@ -67,21 +77,23 @@ TARGET = Target(
             name="palette6",
             tolerance=LOOSE,
             grade="lossy",
+            drift=DRIFT,
             calibrated=True,
             oldest_system="iOS16",
         ),
-        # What was reached, with some room: a file that falls below it is broken.
         Precision(
             name="palette4",
-            tolerance=FOUR_BITS,
+            tolerance=ROUGH,
             grade="lossy",
+            drift=DRIFT,
             calibrated=True,
             oldest_system="iOS16",
         ),
         Precision(
             name="int8",
-            tolerance=Tolerance(error=15.0, snr_db=5.0, cosine=0.9, mask_iou=0.5),
+            tolerance=ROUGH,
             grade="lossy",
+            drift=DRIFT_8_BIT,
             calibrated=True,
             oldest_system="iOS17",
         ),

@@ -33,7 +33,7 @@ from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends import coreml
 from pocketsam.runtime.backends.networks import pad_points, prompt_by_prompt
-from pocketsam.runtime.manifest import TensorInfo
+from pocketsam.runtime.manifest_files import TensorInfo
 
 FLOAT16_MAX = 65504.0
 HEADROOM = 8.0

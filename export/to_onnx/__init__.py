@@ -1,7 +1,15 @@
 """PyTorch to ONNX: conversion, its passes, and smaller weights."""
 
-from pocketsam.export.metrics import FOUR_BITS, FP16, FP32, LOOSE, WEIGHTS_8_BIT
 from pocketsam.export.target import Converter, Precision, Target
+from pocketsam.export.verification.tolerances import (
+    DRIFT,
+    DRIFT_8_BIT,
+    FP16,
+    FP32,
+    LOOSE,
+    ROUGH,
+    WEIGHTS_8_BIT,
+)
 
 
 def _open_converter() -> Converter:
@@ -22,14 +30,16 @@ TARGET = Target(
             name="int8",
             tolerance=LOOSE,
             grade="close",
+            drift=DRIFT_8_BIT,
             calibrated=True,
             options=("min_miou", "min_speedup"),
         ),
-        Precision(name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close"),
+        Precision(name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close", drift=DRIFT),
         Precision(
             name="int4-weights",
-            tolerance=FOUR_BITS,
+            tolerance=ROUGH,
             grade="lossy",
+            drift=DRIFT,
         ),
     ),
     options=("disabled_passes",),

@@ -29,7 +29,7 @@ from pocketsam.export.traced import Decoder, Encoder, Tapped, TracedNetwork
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import open_session
-from pocketsam.runtime.manifest import TensorInfo
+from pocketsam.runtime.manifest_files import TensorInfo
 
 OPSET = 20
 

@@ -1,8 +1,16 @@
 """PyTorch to TFLite, by way of ONNX: conversion and smaller weights."""
 
-from pocketsam.export.metrics import FP16, FP32, LOOSE, WEIGHTS_8_BIT, Tolerance
 from pocketsam.export.target import Converter, Precision, Target
 from pocketsam.export.to_tflite.program import ONNX2TF
+from pocketsam.export.verification.tolerances import (
+    DRIFT,
+    DRIFT_8_BIT,
+    FP16,
+    FP32,
+    LOOSE,
+    ROUGH,
+    WEIGHTS_8_BIT,
+)
 
 
 def _open_converter() -> Converter:
@@ -20,12 +28,13 @@ TARGET = Target(
     precisions=(
         Precision(name="fp32", tolerance=FP32, grade="equivalent"),
         Precision(name="fp16", tolerance=FP16, grade="close"),
-        Precision(name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close"),
-        Precision(name="int8-dynamic", tolerance=LOOSE, grade="close"),
+        Precision(name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close", drift=DRIFT),
+        Precision(name="int8-dynamic", tolerance=LOOSE, grade="close", drift=DRIFT_8_BIT),
         Precision(
             name="int8",
-            tolerance=Tolerance(error=4.0, snr_db=8.0, cosine=0.9, mask_iou=0.5),
+            tolerance=ROUGH,
             grade="lossy",
+            drift=DRIFT_8_BIT,
             calibrated=True,
         ),
     ),

@@ -28,7 +28,7 @@ from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST, SIGNATURE, open_tflite
 from pocketsam.runtime.backends.networks import pad_points, prompt_by_prompt
-from pocketsam.runtime.manifest import TensorInfo
+from pocketsam.runtime.manifest_files import TensorInfo
 
 ROOM = 8
 """Times the size of the ONNX file that a conversion takes in temporary files: six were seen."""

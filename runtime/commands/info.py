@@ -7,7 +7,7 @@ from pocketsam import terminal
 from pocketsam.errors import IntegrityError
 from pocketsam.runtime.bundle import NETWORKS, Bundle, open_bundle
 from pocketsam.runtime.commands.options import BUNDLE_HELP
-from pocketsam.runtime.manifest import NetworkFile
+from pocketsam.runtime.manifest_files import NetworkFile
 
 
 def add_info(subparsers: terminal.Subparsers) -> None:
@@ -38,7 +38,8 @@ def run_info(args: argparse.Namespace) -> None:
 def _print_manifest(bundle: Bundle) -> None:
     manifest, model = bundle.manifest, bundle.manifest.model
     trained = "" if model.trained else ", untrained weights"
-    print(f"{bundle.path}: {manifest.target} {manifest.precision}, {manifest.image_size} px")
+    grade = f", {manifest.grade}" if manifest.grade else ""
+    print(f"{bundle.path}: {manifest.target} {manifest.precision}, {manifest.image_size} px{grade}")
     if manifest.also:
         print(f"  also holds {', '.join(manifest.also)}, each a bundle in a directory of that name")
     print(f"  from {model.checkpoint} (sha256 {model.checkpoint_sha256}{trained})")
@@ -61,6 +62,9 @@ def print_parity(parity: dict[str, Any] | None) -> None:
     if parity is None:
         print("  not verified (written with --no-verify)")
         return
+    if "grade" not in parity:  # schema version 1
+        print("  verified by an older pocketsam, whose report says too little: export it again")
+        return
     runner, reference = parity["runner"], parity["reference"]
     print(f"  {runner} against {reference}, {parity['cases']} cases, the worst of each:")
     width = max(len(f"{row['part']} {row['tensor']}") for row in parity["rows"])
@@ -71,16 +75,39 @@ def print_parity(parity: dict[str, Any] | None) -> None:
     limits = parity["tolerance"]
     print(
         f"  tolerances: |Δ| ≤ {limits['error']:g} × scale, SNR ≥ {limits['snr_db']:g} dB, "
-        f"cosine ≥ {limits['cosine']}, mask IoU ≥ {limits['mask_iou']}"
+        f"cosine ≥ {limits['cosine']:g}, score |Δ| ≤ {limits['score']:g}, "
+        f"least mask IoU ≥ {limits['mask_iou']:g}, best mask kept ≥ {limits['best_kept']:.0%}"
     )
+    grade, least, mean = parity["grade"], *_least_masks(parity["rows"])
+    print(
+        f"  {terminal.mark_grade(grade, parity['passed'])} {grade}: mask IoU {least:.4f} the least, ",
+        end="",
+    )
+    print(f"{mean:.4f} the mean, {GRADE_MEANINGS[grade]}")
+
+
+GRADE_MEANINGS = {
+    "equivalent": "the checkpoint's masks but for round-off",
+    "close": "masks that a person cannot tell apart",
+    "lossy": "masks differ: look at them before you use this",
+}
+
+
+def _least_masks(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Returns the IoU of the least mask, and of the mean, encoder and decoder chained."""
+    (row,) = (row for row in rows if (row["part"], row["tensor"]) == ("end to end", "masks"))
+    return row["mask_iou"], row["mask_iou_mean"]
 
 
 def _figures(row: dict[str, Any]) -> str:
-    if "iou" in row:
+    if "mask_iou" in row:
+        small = f", {row['small']} small ones by {row['small_changed']:.0%}" if row["small"] else ""
         return (
-            f"IoU {row['iou']:.6f}, {row['changed']} pixels changed at {row['boundary']} boundary "
-            f"pixels, same best mask {row['same_best']}/{row['prompts']}"
+            f"IoU {row['mask_iou']:.6f} the least of {row['masks']}, mean {row['mask_iou_mean']:.6f}"
+            f"{small}; {row['changed']} pixels changed at {row['boundary']} boundary pixels"
         )
+    if "score" in row:
+        return f"max |Δ| {float(row['score']):.1e}, same best mask {row['kept']}/{row['prompts']}"
     return (
         f"max |Δ| {float(row['max_abs']):.1e}, mean {float(row['mean_abs']):.1e}, "
         f"scale {row['scale']:.3g}, cosine {row['cosine']:.7f}, SNR {float(row['snr_db']):.0f} dB"

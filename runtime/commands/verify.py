@@ -1,12 +1,13 @@
 """``pocketsam verify`` without a checkpoint: a bundle's golden vectors, on this machine."""
 
 import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pocketsam import terminal
-from pocketsam.runtime.backends.networks import open_for_device
-from pocketsam.runtime.backends.ort import check_threads
+from pocketsam.runtime.bundle import choose_bundles
 from pocketsam.runtime.commands.options import add_bundle
-from pocketsam.runtime.golden import check_golden, raise_if_failed
+from pocketsam.runtime.verification.golden import GoldenResult, check_golden, raise_if_failed
 
 
 def add_verify(subparsers: terminal.Subparsers) -> argparse.ArgumentParser:
@@ -14,7 +15,8 @@ def add_verify(subparsers: terminal.Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "verify",
         help="does this bundle compute what PyTorch computes?",
-        description="Without a checkpoint: the bundle's golden vectors, on this machine.",
+        description="Without a checkpoint: the bundle's golden vectors, on this machine. Each "
+        "precision of a bundle that holds several, unless --precision names one.",
     )
     add_bundle(parser)
     parser.add_argument("--json", action="store_true", help="print the result to stdout as JSON")
@@ -25,32 +27,70 @@ def add_verify(subparsers: terminal.Subparsers) -> argparse.ArgumentParser:
 def run_verify(args: argparse.Namespace) -> None:
     """Runs the golden vectors.
 
-    ``--json`` prints an object: ``bundle``, ``precision``, ``passed``, ``golden`` (a list of
-    ``GoldenResult``) and ``parity`` (null; with a checkpoint the report, and ``golden`` is null).
-
     Raises:
         ParityError: a result is outside the tolerance.
     """
-    check_threads(args.threads)
-    bundle = open_for_device(args.bundle, terminal.providers(args), args.precision)
-    precision = bundle.manifest.precision
-    results = check_golden(
-        bundle.path, providers=terminal.providers(args), threads=args.threads, precision=precision
-    )
+    how = {"threads": args.threads, "precision": args.precision}
+    report_golden(args, check_golden(args.bundle, providers=terminal.providers(args), **how))
+
+
+def report_golden(args: argparse.Namespace, results: Sequence[GoldenResult]) -> None:
+    """Prints golden results, and a last line that says OK.
+
+    Raises:
+        ParityError: a result is outside the tolerance, or there is none.
+    """
+    by_precision: dict[str, list[GoldenResult]] = {}
+    for result in results:
+        by_precision.setdefault(result.precision, []).append(result)
     if args.json:
-        terminal.print_json(
-            {
-                "bundle": str(args.bundle),
-                "precision": precision,
-                "passed": all(result.ok for result in results),
-                "golden": [vars(result) for result in results],
-                "parity": None,
-            }
-        )
+        found = {name: [r.to_json() for r in group] for name, group in by_precision.items()}
+        print_verified(args.bundle, found, {})
     else:
         for result in results:
-            print(
-                f"{terminal.mark(result.ok)} golden {result.prompt}, {precision}: max |Δ| of the "
-                f"logits {result.error:.1e} × scale, of the scores {result.score_error:.1e}"
-            )
+            print(f"{terminal.mark(result.ok)} {_line(result)}")
     raise_if_failed(results)
+    if not args.json:
+        print_ok(args.bundle, by_precision, "golden vectors")
+
+
+def print_verified(
+    directory: str, golden: Mapping[str, Any], parity: Mapping[str, dict[str, Any]]
+) -> None:
+    """Prints the result of ``verify`` as JSON.
+
+    An object: ``bundle``, ``passed``, and ``precisions``: of each its ``precision``, ``grade`` (of the
+    export; null if it was not verified), ``passed``, ``golden`` (a list of results; null with a
+    checkpoint) and ``parity`` (the report; null without a checkpoint).
+
+    Args:
+        directory: the bundle.
+        golden: precision to results.
+        parity: precision to report.
+    """
+    entries = []
+    for precision in golden or parity:
+        (bundle,) = choose_bundles(directory, precision)
+        report, results = parity.get(precision), golden.get(precision)
+        passed = report["passed"] if report else all(result["ok"] for result in results or [])
+        about = {"precision": precision, "grade": bundle.manifest.grade, "passed": passed}
+        entries.append(about | {"golden": results, "parity": report})
+    passed = bool(entries) and all(entry["passed"] for entry in entries)
+    terminal.print_json({"bundle": str(directory), "passed": passed, "precisions": entries})
+
+
+def print_ok(directory: str, precisions: Mapping[str, Any], what: str) -> None:
+    """Prints the last line: OK, with the precisions and the grades that they had at export."""
+    grades = {name: choose_bundles(directory, name)[0].manifest.grade for name in precisions}
+    listed = ", ".join(f"{name} ({grade or 'not graded'})" for name, grade in grades.items())
+    print(f"OK: {what}: {listed}")
+
+
+def _line(result: GoldenResult) -> str:
+    figures = result.figures
+    return (
+        f"{result.precision}, golden {result.prompt} beside {result.against}: "
+        f"SNR {figures['snr_db']:.1f} dB, IoU of the least mask {figures['mask_iou']:.4f}, "
+        f"|Δ| of the scores {figures['score']:.1e}, best mask "
+        f"{'kept' if figures['best_kept'] == 1 else 'another'}"
+    )

@@ -1,0 +1,285 @@
+"""Damages every precision of every target, and asks the certificates whether they notice.
+
+``make battery`` runs it. A damage is missed if it changes a mask, a score or the best mask by more than
+the precision's grade allows, on photographs that no certificate has seen, and the golden vectors or the
+comparison with the checkpoint say nothing.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pocketsam import terminal
+from pocketsam.errors import PocketSamError
+from pocketsam.export.benchmarks.damages import (
+    GRAPH_DAMAGES,
+    MANIFEST_DAMAGES,
+    PREPROCESSING_DAMAGES,
+    Damage,
+    Subject,
+    weight_damages,
+)
+from pocketsam.export.cases import Case
+from pocketsam.export.options import Options
+from pocketsam.export.pipeline import open_networks, write_bundle
+from pocketsam.export.reference import Reference
+from pocketsam.export.target import Arrays, Precision, Target
+from pocketsam.export.targets import TARGETS, open_converter
+from pocketsam.export.verification import parity
+from pocketsam.export.verification.report import Report
+from pocketsam.export.verification.tolerances import FLOOR, GRADES
+from pocketsam.files import write_bytes
+from pocketsam.models.checkpoint import DEFAULT
+from pocketsam.runtime import contract as c
+from pocketsam.runtime import image
+from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.manifest import MANIFEST_NAME
+from pocketsam.runtime.verification.golden import check_networks
+from pocketsam.runtime.verification.metrics import agreements, score_figures
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one damage.
+
+    Attributes:
+        target, precision, grade: of the files.
+        damage: its name.
+        golden, checkpoint: whether the golden vectors, and the comparison with PyTorch, found it.
+        mask_iou: of the least mask on other photographs with the healthy files' mask; None: a change
+            to the manifest, which leads another device astray.
+        score: largest |Δ| of a predicted IoU there.
+        best_kept: share of the prompts there whose best mask is the healthy files'.
+        matters: whether that is more than the grade allows.
+    """
+
+    target: str
+    precision: str
+    grade: str
+    damage: str
+    golden: bool
+    checkpoint: bool
+    mask_iou: float | None
+    score: float | None
+    best_kept: float | None
+    matters: bool
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether it matters and a certificate said nothing."""
+        return self.matters and not (self.golden and self.checkpoint)
+
+
+class Battery:
+    """Damages one precision of one target.
+
+    Args:
+        reference: PyTorch's answers.
+        folder: the healthy bundle.
+        target, precision: of it.
+    """
+
+    def __init__(
+        self, reference: Reference, folder: Path, target: Target, precision: Precision
+    ) -> None:
+        self._reference, self._target, self._precision = reference, target, precision
+        bundle = open_bundle(folder)
+        encoder, decoder = open_networks(bundle)
+        self.healthy = Subject(bundle, encoder, decoder)
+        self._embeddings: dict[int, Any] = {}
+        grade = precision.grade
+        self._tolerance = FLOOR if grade == "lossy" else GRADES[grade]
+        self._answers = [self._answer(self.healthy, case) for case in reference.calibration]
+
+    def run(self, damages: Sequence[Damage]) -> Iterator[Outcome]:
+        """Yields what becomes of each damage that the files can have."""
+        for damage in damages:
+            subject = damage.apply(self.healthy)
+            if subject is not None:
+                yield self._judge(damage.name, subject)
+
+    def run_manifest(self, names: Sequence[str]) -> Iterator[Outcome]:
+        """Yields what becomes of changes to the manifest, which every way of opening it must refuse."""
+        text = (self.healthy.bundle.path / MANIFEST_NAME).read_text(encoding="utf-8")
+        for name in names:
+            value = json.loads(text)
+            MANIFEST_DAMAGES[name](value)
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / MANIFEST_NAME).write_text(json.dumps(value), encoding="utf-8")
+                try:
+                    open_bundle(folder)
+                    refused = False
+                except PocketSamError:
+                    refused = True
+            yield self._outcome(f"manifest: {name}", refused, refused, None, True)
+
+    def _judge(self, name: str, subject: Subject) -> Outcome:
+        with subject.preprocessing() if subject.preprocessing else contextlib.nullcontext():
+            golden = self._golden_finds(subject)
+            checkpoint = self._checkpoint_finds(subject)
+            effect = self._effect(subject)
+        figures = dict(zip(("mask_iou", "score", "best_kept"), effect, strict=True))
+        matters = bool(self._tolerance.violations(figures))
+        return self._outcome(name, golden, checkpoint, effect, matters)
+
+    def _outcome(
+        self,
+        name: str,
+        golden: bool,
+        checkpoint: bool,
+        effect: tuple[float, float, float] | None,
+        matters: bool,
+    ) -> Outcome:
+        about = (self._target.name, self._precision.name, self._precision.grade, name)
+        least, score, kept = effect or (None, None, None)
+        return Outcome(*about, golden, checkpoint, least, score, kept, matters)
+
+    def _golden_finds(self, subject: Subject) -> bool:
+        try:
+            results = check_networks(subject.bundle, subject.encoder, subject.decoder)
+        except PocketSamError:
+            return True
+        return not all(result.ok for result in results)
+
+    def _checkpoint_finds(self, subject: Subject) -> bool:
+        """Compares the outputs alone: the intermediate outputs of a whole parity run find more."""
+        report = Report(self._precision.name, self._precision.tolerance, "battery")
+        for case in self._reference.cases:
+            parity.add_case(report, self._artefact(subject, case), case)
+            if any(
+                v.quantity != "best_kept" for r in report.rows for v in r.violations(report.tolerance)
+            ):
+                return True
+        return bool(report.failed)  # a share, so it is known only at the end
+
+    def _artefact(self, subject: Subject, case: Case) -> parity.Artefact:
+        encode = lambda _: {c.IMAGE_EMBEDDINGS: self._embed(subject, case)}  # noqa: E731
+        networks = (encode, subject.decoder, encode, subject.decoder)
+        about = ("battery", self._precision.name, self._precision.tolerance)
+        return parity.Artefact(*networks, frozenset(), *about)
+
+    def _embed(self, subject: Subject, case: Case) -> Any:
+        if subject.is_encoder_healthy and id(case) in self._embeddings:
+            return self._embeddings[id(case)]
+        feeds = self._feeds(subject, case)
+        embedding = subject.encoder(feeds)[c.IMAGE_EMBEDDINGS]
+        if subject.is_encoder_healthy:
+            self._embeddings[id(case)] = embedding
+        return embedding
+
+    def _feeds(self, subject: Subject, case: Case) -> Arrays:
+        if subject.preprocessing is None:
+            return case.feeds
+        return image.preprocess_raw(case.photo, case.image_size) | {
+            c.PIXEL_VALUES: image.preprocess(case.photo, case.image_size)
+        }
+
+    def _answer(self, subject: Subject, case: Case) -> list[Arrays]:
+        embedding = self._embed(subject, case)
+        extra = {c.IMAGE_EMBEDDINGS: embedding, c.ORIG_IM_SIZE: np.zeros(2, np.float32)}
+        return [subject.decoder(prompt.feeds | extra) for prompt in case.prompts]
+
+    def _effect(self, subject: Subject) -> tuple[float, float, float]:
+        """Returns the least mask's IoU, the score's largest change and the share of best masks kept."""
+        least, score, prompts, kept = 1.0, 0.0, 0, 0
+        for case, healthy in zip(self._reference.calibration, self._answers, strict=True):
+            for before, after in zip(healthy, self._answer(subject, case), strict=True):
+                wanted, got = (x[c.LOW_RES_MASKS] > 0 for x in (before, after))
+                least = min(least, float(agreements(wanted, got).min()))
+                figures = score_figures(before[c.IOU_PREDICTIONS], after[c.IOU_PREDICTIONS])
+                score = max(score, figures["score"])
+                prompts, kept = prompts + figures["prompts"], kept + figures["kept"]
+        return max(least, 0.0), score, kept / prompts if prompts else 1.0
+
+
+def run_precision(
+    reference: Reference, target: Target, precision: Precision, folder: Path
+) -> list[Outcome]:
+    """Writes a bundle unless it is there, damages it in every way, and returns what was found."""
+    if not (folder / MANIFEST_NAME).exists():
+        write_bundle(reference, folder, target, Options(precision.name), accept="lossy")
+    battery = Battery(reference, folder, target, precision)
+    with tempfile.TemporaryDirectory() as place:
+        files = weight_damages(open_converter(target), Path(place))
+        damages = [*files, *GRAPH_DAMAGES, *PREPROCESSING_DAMAGES]
+        outcomes = []
+        for outcome in (*battery.run(damages), *battery.run_manifest(list(MANIFEST_DAMAGES))):
+            terminal.say(line(outcome))
+            outcomes.append(outcome)
+    return outcomes
+
+
+def line(outcome: Outcome) -> str:
+    """Returns a line about one damage."""
+    verdict = (
+        "MISSED" if outcome.is_missed else "" if outcome.golden and outcome.checkpoint else "harmless"
+    )
+    effect = ""
+    if outcome.mask_iou is not None:
+        effect = f"IoU {outcome.mask_iou:6.4f}  |Δ| score {outcome.score:7.4f}"
+    return (
+        f"{outcome.target:7}{outcome.precision:14}{outcome.damage:48}"
+        f"golden {terminal.mark(outcome.golden)}  checkpoint {terminal.mark(outcome.checkpoint)}  "
+        f"{effect:34}{verdict}"
+    )
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Returns Markdown: a line for each target and precision."""
+    lines = [
+        "| target | precision | grade | damages | golden | checkpoint | harmless | missed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key in dict.fromkeys((o.target, o.precision, o.grade) for o in outcomes):
+        group = [o for o in outcomes if (o.target, o.precision, o.grade) == key]
+        counts = (
+            len(group),
+            sum(o.golden for o in group),
+            sum(o.checkpoint for o in group),
+            sum(not (o.golden and o.checkpoint) and not o.matters for o in group),
+            sum(o.is_missed for o in group),
+        )
+        lines.append(f"| {' | '.join(key)} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns 1 if an equivalent or close precision's certificate missed one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pocketsam.export.benchmarks.battery", description=__doc__
+    )
+    parser.add_argument("targets", nargs="+", choices=sorted(TARGETS), metavar="TARGET")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for DIR/TARGET/…")
+    parser.add_argument("--checkpoint", default=DEFAULT)
+    parser.add_argument("--image-size", type=terminal.parse_image_size, default=256, metavar="S")
+    parser.add_argument("--precision", action="append", help="only these; may be repeated")
+    args = parser.parse_args(argv)
+    outcomes: list[Outcome] = []
+    try:
+        reference = Reference(args.checkpoint, args.image_size, progress=terminal.say)
+        for target in (TARGETS[name] for name in args.targets):
+            for precision in target.precisions:
+                if not args.precision or precision.name in args.precision:
+                    folder = args.output / target.name / precision.name
+                    outcomes += run_precision(reference, target, precision, folder)
+    except PocketSamError as error:
+        print(f"pocketsam: error: {error}", file=sys.stderr)
+        return error.exit_code
+    found = json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
+    write_bytes(args.output / "battery.json", found.encode())
+    print(table(outcomes))
+    missed = [o for o in outcomes if o.is_missed and o.grade != "lossy"]
+    print(f"\n{len(missed)} missed by certificates of equivalent and close precisions")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

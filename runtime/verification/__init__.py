@@ -1,0 +1,1 @@
+"""Whether files compute what PyTorch computes: figures, tolerances and grades, golden vectors."""

@@ -1,0 +1,233 @@
+"""Golden vectors: an image, prompts and the answers to them, shipped inside each bundle.
+
+With them, a device checks itself without torch and without the checkpoint. ``golden.npz`` holds
+``image`` ``[H, W, 3]`` uint8, and for each prompt of ``PROMPTS``, after its name and an underscore:
+
+- the prompt, as ``Segmenter.predict_batch`` takes it: ``point_coords``, ``point_labels``, ``boxes``,
+  ``mask_inputs``, those that it has;
+- PyTorch's answer: ``scores`` ``[1, 4]``, and ``low_res_masks`` ``[1, 4, h, w]``, float32 logits,
+  thinned to every n-th row and column so that ``h`` is at most ``SIDE``;
+- in a precision that differs from PyTorch by more than round-off, the answer of its own files where
+  they were made: ``own_scores``, and ``own_low_res_masks`` in float16.
+
+The manifest has the tolerances: of the difference from PyTorch, and, much narrower, of the difference
+from the files' own answer (``drift``), so that damage is found that a lossy precision would hide.
+"""
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketsam.constants import MASK_THRESHOLD
+from pocketsam.errors import BundleError, IntegrityError, ParityError, PocketSamError
+from pocketsam.runtime import contract as c
+from pocketsam.runtime import prompts
+from pocketsam.runtime.backends.networks import open_network
+from pocketsam.runtime.backends.ort import Network, Providers, check_threads
+from pocketsam.runtime.bundle import NETWORKS, Bundle, choose_bundles
+from pocketsam.runtime.embedding import as_array
+from pocketsam.runtime.image import StrPath, check_pixels, encoder_feeds
+from pocketsam.runtime.verification.metrics import mask_figures, score_figures, tensor_figures
+from pocketsam.runtime.verification.tolerance import Violation
+
+PROMPTS = ("point", "box", "points", "refine")
+"""A click; a box; a click and a background click; the click again with a mask input."""
+SIDE = 64
+"""Rows and columns of a mask that are kept: small enough to ship."""
+SMALL = 0.02
+"""Share of a thinned mask's pixels below which it is judged by its pixels changed."""
+PYTORCH, EXPORT = "PyTorch", "its own answer at export"
+INPUTS = ("point_coords", "point_labels", "boxes", "mask_inputs")
+
+Arrays = dict[str, NDArray[Any]]
+Open = Callable[[Bundle], tuple[Network, Network]]
+"""Opens the encoder and the decoder of a bundle."""
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """How far this machine's answer to a golden prompt is from an answer that the bundle holds.
+
+    Attributes:
+        precision: of the files.
+        prompt: the prompt's name, one of ``PROMPTS``.
+        against: whose answer it is: PyTorch's, or that of the same files where they were exported.
+        figures: ``error`` (largest |Δ| of the logits in their standard deviations), ``snr_db``,
+            ``cosine``, ``mask_iou`` (of the least mask), ``mask_iou_mean``, ``small_changed``,
+            ``score`` (largest |Δ| of the scores) and ``best_kept`` (1 if the best mask is the same).
+        violations: the figures outside the tolerance.
+    """
+
+    precision: str
+    prompt: str
+    against: str
+    figures: Mapping[str, float]
+    violations: Sequence[Violation]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every figure is within its tolerance."""
+        return not self.violations
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the result as ``verify --json`` prints it."""
+        about = {"precision": self.precision, "prompt": self.prompt, "against": self.against}
+        figures = {
+            key: value if np.isfinite(value) else str(value) for key, value in self.figures.items()
+        }
+        return about | {"ok": self.ok} | figures | {"violations": list(map(str, self.violations))}
+
+
+def check_golden(
+    bundle_dir: StrPath,
+    *,
+    providers: Providers = "cpu",
+    threads: int | None = None,
+    precision: str | None = None,
+    open_networks: Open | None = None,
+) -> list[GoldenResult]:
+    """Returns the results of a bundle's golden prompts, computed on this machine.
+
+    Args:
+        bundle_dir: the bundle.
+        providers, threads: as for ``Segmenter``.
+        precision: which one of a bundle that holds several; None: each of them.
+        open_networks: opens a bundle's networks; None: as ``Segmenter`` does.
+
+    Raises:
+        IntegrityError: the golden file is damaged.
+        BundleError, ProviderError: as for ``Segmenter``.
+    """
+    check_threads(threads)
+
+    def open_both(bundle: Bundle) -> tuple[Network, Network]:
+        encoder, decoder = (open_network(bundle, name, providers, threads) for name in NETWORKS)
+        return encoder, decoder
+
+    opened = open_networks or open_both
+    return [
+        result
+        for bundle in choose_bundles(bundle_dir, precision)
+        for result in check_networks(bundle, *opened(bundle))
+    ]
+
+
+def check_networks(bundle: Bundle, encoder: Network, decoder: Network) -> list[GoldenResult]:
+    """Returns the results of golden prompts with given networks.
+
+    Args:
+        bundle: holds the golden vectors; of one precision.
+        encoder, decoder: its networks, open.
+
+    Raises:
+        IntegrityError: the golden file is damaged.
+        BundleError: it was written before golden vectors had masks to compare.
+    """
+    manifest = bundle.manifest
+    tolerance, drift = manifest.golden.tolerance, manifest.golden.drift
+    if tolerance is None:
+        raise BundleError(
+            f"{bundle.path}: written by an older pocketsam, whose golden vectors say too little; "
+            "export it again, or give --checkpoint"
+        )
+    data = bundle.read("golden")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as golden:
+            arrays = dict(golden)
+        answers = answer_prompts(
+            arrays, manifest.image_size, bundle.inputs("encoder"), encoder, decoder
+        )
+        results = []
+        for name in PROMPTS:
+            expected = {key: arrays[f"{name}_{key}"] for key in answers[name]}
+            figures = compare(expected, answers[name])
+            broken = tolerance.violations(figures)
+            results.append(GoldenResult(manifest.precision, name, PYTORCH, figures, broken))
+            if drift is not None:
+                own = {key: arrays[f"{name}_own_{key}"] for key in answers[name]}
+                figures = compare(own, answers[name])
+                broken = drift.violations(figures)
+                results.append(GoldenResult(manifest.precision, name, EXPORT, figures, broken))
+    except PocketSamError as error:
+        if isinstance(error, BundleError):
+            raise
+        raise IntegrityError(f"{bundle.path}: damaged golden vectors: {error}") from None
+    except (zipfile.BadZipFile, LookupError, TypeError, ValueError, OSError) as error:
+        raise IntegrityError(f"{bundle.path}: damaged golden vectors: {error}") from None
+    return results
+
+
+def answer_prompts(
+    arrays: Mapping[str, NDArray[Any]],
+    image_size: int,
+    inputs: Sequence[str],
+    encoder: Network,
+    decoder: Network,
+) -> dict[str, Arrays]:
+    """Returns ``scores`` and ``low_res_masks`` of each golden prompt, as ``golden.npz`` holds them.
+
+    Args:
+        arrays: ``image`` and the prompts.
+        image_size: side of the canvas.
+        inputs: names of the encoder's inputs.
+        encoder, decoder: the networks.
+    """
+    image = check_pixels(arrays["image"])
+    feeds = encoder_feeds(image, image_size, inputs)
+    embedding = encoder(feeds)[c.IMAGE_EMBEDDINGS]
+    answers = {}
+    for name in PROMPTS:
+        coords, labels, boxes, mask = (arrays.get(f"{name}_{key}") for key in INPUTS)
+        if mask is not None:
+            mask = prompts.check_mask_input(mask, 1, image_size // 4)
+        size = (image.shape[0], image.shape[1])
+        coords, labels = prompts.assemble(coords, labels, boxes, size, image_size)
+        (batch,) = prompts.batches(coords, labels, mask, image_size // 4, 1)
+        extra = {c.IMAGE_EMBEDDINGS: embedding, c.ORIG_IM_SIZE: np.zeros(2, np.float32)}
+        outputs = decoder(batch | extra)
+        answers[name] = {
+            "scores": as_array(outputs[c.IOU_PREDICTIONS]),
+            "low_res_masks": thin(as_array(outputs[c.LOW_RES_MASKS])),
+        }
+    return answers
+
+
+def thin(masks: NDArray[Any]) -> NDArray[Any]:
+    """Returns every n-th row and column of masks ``[..., S/4, S/4]``, at most ``SIDE`` of them."""
+    stride = -(-masks.shape[-1] // SIDE)
+    return masks[..., ::stride, ::stride]
+
+
+def compare(expected: Arrays, found: Arrays) -> dict[str, float]:
+    """Returns the figures of ``GoldenResult`` for one prompt's scores and masks."""
+    wanted, got = expected["low_res_masks"], found["low_res_masks"]
+    scores = score_figures(expected["scores"], found["scores"])
+    tensor = tensor_figures(wanted, got)
+    if got.shape != wanted.shape:  # the tensor's figures say so
+        got = np.full(wanted.shape, -np.inf)
+    masks = mask_figures(wanted > MASK_THRESHOLD, got > MASK_THRESHOLD, SMALL)
+    return {
+        **{key: tensor[key] for key in ("error", "snr_db", "cosine")},
+        **{key: masks[key] for key in ("mask_iou", "small_changed")},
+        "mask_iou_mean": masks["iou_sum"] / masks["masks"] if masks["masks"] else 1.0,
+        "score": scores["score"],
+        "best_kept": scores["kept"] / scores["prompts"] if scores["prompts"] else 1.0,
+    }
+
+
+def raise_if_failed(results: Sequence[GoldenResult]) -> None:
+    """Raises ParityError with the first figure outside its tolerance, or if there are no results."""
+    if not results:
+        raise ParityError("nothing was compared: no golden prompt")
+    if failed := [result for result in results if not result.ok]:
+        first = failed[0]
+        values = "; ".join(map(str, first.violations))
+        raise ParityError(
+            f"{len(failed)} of {len(results)} golden comparisons fail on this machine; the first: "
+            f"{first.precision}, prompt {first.prompt}, beside {first.against}: {values}"
+        )

@@ -1,0 +1,287 @@
+"""Certificates: every number is recomputed here by other code, and damages are found."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, call_pocketsam
+from PIL import Image
+from toy_target import TARGET, convert
+
+from pocketsam.errors import BundleError, IntegrityError, ParityError
+from pocketsam.export import export, verify
+from pocketsam.export.benchmarks import battery
+from pocketsam.export.benchmarks.damages import (
+    GRAPH_DAMAGES,
+    MANIFEST_DAMAGES,
+    PREPROCESSING_DAMAGES,
+    weight_damages,
+)
+from pocketsam.export.bundle import describe_file, write_manifest
+from pocketsam.export.pipeline import open_networks
+from pocketsam.export.reference import Reference
+from pocketsam.export.targets import TARGETS, find_target, open_converter
+from pocketsam.models.checkpoint import DEFAULT
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.bundle import INT8_CPU_FLAGS, Bundle, choose_bundle, open_bundle
+from pocketsam.runtime.manifest import MANIFEST_NAME
+from pocketsam.runtime.verification import golden
+from pocketsam.runtime.verification.golden import check_golden
+
+
+@pytest.fixture(scope="module")
+def reference(pictures):
+    """PyTorch's answers to what ``several_precisions`` was verified and calibrated on."""
+    return Reference(DEFAULT, SMALL, images=pictures, calibration=pictures)
+
+
+def figures_of(wanted, found):
+    """max, mean, deviation, error, cosine, SNR of two arrays, each by its definition."""
+    a, b = np.float64(wanted).ravel(), np.float64(found).ravel()
+    scale = a.std()
+    return {
+        "max_abs": max(abs(a - b)),
+        "mean_abs": np.mean(abs(a - b)),
+        "scale": scale,
+        "error": max(abs(a - b)) / scale,
+        "cosine": sum(a * b) / np.sqrt(sum(a * a) * sum(b * b)),
+        "snr_db": 10 * np.log10(sum(a * a) / sum((a - b) ** 2)),
+    }
+
+
+def masks_at_full_size(low_res, size):
+    """segment-anything's two steps of bilinear interpolation, by torch."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    scale = SMALL / max(size)
+    height, width = (int(side * scale + 0.5) for side in size)
+    canvas = interpolate(torch.from_numpy(low_res), (SMALL, SMALL), mode="bilinear")
+    return interpolate(canvas[..., :height, :width], size, mode="bilinear").numpy() > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_each_number_of_a_certificate(precision, several_precisions, reference):
+    bundle = choose_bundle(several_precisions, precision)
+    encoder, decoder = open_networks(bundle)
+    rows = {(r["part"], r["tensor"]): r for r in bundle.manifest.parity["rows"]}
+    tensors, ious, counts = [], [], dict.fromkeys(("small", "changed", "prompts", "kept"), 0)
+    deltas = []
+    for case in [*reference.cases, reference.golden.case]:
+        embedding = encoder(case.feeds)[c.IMAGE_EMBEDDINGS]
+        for prompt in case.prompts:
+            found = decoder(prompt.feeds | {c.IMAGE_EMBEDDINGS: embedding})
+            tensors.append(figures_of(prompt.outputs[c.LOW_RES_MASKS], found[c.LOW_RES_MASKS]))
+            wanted, got = prompt.outputs[c.IOU_PREDICTIONS], found[c.IOU_PREDICTIONS]
+            deltas.append(abs(wanted - got).max())
+            for expected, actual in zip(wanted[:, 1:], got[:, 1:], strict=True):
+                second, first = sorted(expected)[-2:]
+                if first - second > 0.01:
+                    counts["prompts"] += 1
+                    counts["kept"] += int(np.argmax(expected) == np.argmax(actual))
+            size = case.photo.shape[:2]
+            both = (masks_at_full_size(x[c.LOW_RES_MASKS], size) for x in (prompt.outputs, found))
+            for expected, actual in zip(*(x.reshape(-1, *size) for x in both), strict=True):
+                counts["changed"] += int(np.sum(expected ^ actual))
+                if expected.mean() < 0.005:
+                    counts["small"] += 1
+                else:
+                    ious.append(np.sum(expected & actual) / np.sum(expected | actual))
+    low = rows["end to end", c.LOW_RES_MASKS]
+    for key in ("max_abs", "mean_abs", "error"):
+        assert low[key] == pytest.approx(max(t[key] for t in tensors), rel=1e-3), key
+    for key in ("cosine", "snr_db"):
+        assert low[key] == pytest.approx(min(t[key] for t in tensors), rel=1e-3), key
+    assert low["scale"] == pytest.approx(max(tensors, key=lambda t: t["error"])["scale"], rel=1e-3)
+    scores, masks = rows["end to end", c.IOU_PREDICTIONS], rows["end to end", "masks"]
+    assert scores["score"] == pytest.approx(max(deltas), rel=1e-3)
+    assert {key: scores[key] for key in ("prompts", "kept")} == {
+        key: counts[key] for key in ("prompts", "kept")
+    }
+    assert scores["best_kept"] == counts["kept"] / counts["prompts"]
+    assert masks["mask_iou"] == pytest.approx(min(ious), abs=2e-3)
+    assert masks["mask_iou_mean"] == pytest.approx(np.mean(ious), abs=1e-4)
+    assert (masks["masks"], masks["small"]) == (len(ious), counts["small"])
+    assert masks["changed"] == pytest.approx(counts["changed"], rel=0.02, abs=3)
+    assert bundle.manifest.grade == bundle.manifest.parity["grade"]
+
+
+def test_golden_masks_are_neither_empty_nor_full(several_precisions, reference):
+    arrays = np.load(several_precisions / "golden.npz")
+    for name in golden.PROMPTS:
+        areas = (arrays[f"{name}_low_res_masks"] > 0).mean(axis=(-2, -1))
+        assert ((areas > 0.01) & (areas < 0.9)).all(), (name, areas)
+        case = next(p for p in reference.golden.case.prompts if p.name == f"golden, {name}")
+        assert np.array_equal(arrays[f"{name}_scores"], case.outputs[c.IOU_PREDICTIONS])
+    assert max(arrays["image"].shape[:2]) > SMALL  # a device has to scale it down
+    assert (several_precisions / "golden.npz").stat().st_size < 400_000
+    assert "point_own_scores" not in arrays
+    assert "point_own_scores" in np.load(several_precisions / "int8/golden.npz")
+
+
+def test_every_precision_is_verified_wherever_it_runs(several_precisions, monkeypatch, capsys):
+    """On a CPU with 8-bit products the Segmenter takes int8: that has golden vectors of its own."""
+    monkeypatch.setattr("pocketsam.runtime.backends.networks.cpu_flags", lambda: {INT8_CPU_FLAGS[0]})
+    results = check_golden(several_precisions)
+    assert all(result.ok for result in results)
+    assert list(dict.fromkeys(result.precision for result in results)) == ["fp32", "fp16", "int8"]
+    for precision in ("fp32", "fp16", "int8"):
+        (only,) = {result.precision for result in verify(several_precisions, precision=precision)}
+        assert only == precision
+    done = call_pocketsam("verify", several_precisions)
+    assert done.returncode == 0
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("OK: golden vectors: fp32 (equivalent), fp16 (close), int8 (")
+
+
+def test_a_bundle_inside_is_the_one_that_was_written(several_precisions, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(several_precisions, copy)
+    manifest = open_bundle(copy / "fp16").manifest
+    write_manifest(copy / "fp16", dataclasses.replace(manifest, tools={}))
+    with pytest.raises(IntegrityError, match=r"fp16/manifest\.json: not the manifest that"):
+        check_golden(copy)
+
+
+def test_golden_vectors_of_the_first_schema(bundle, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    value = json.loads((copy / MANIFEST_NAME).read_text())
+    value |= {"schema_version": 1, "also": []}
+    value["golden"]["tolerance"] = 0.15
+    (copy / MANIFEST_NAME).write_text(json.dumps(value))
+    with pytest.raises(BundleError, match=r"older pocketsam.*export it again"):
+        check_golden(copy)
+
+
+def test_damaged_golden_vectors(bundle, tmp_path):
+    arrays = dict(np.load(bundle / "golden.npz"))
+    for changes in (
+        {"image": arrays["image"][..., 0]},
+        {"point_point_coords": np.full((1, 1, 2), np.nan)},
+        {"box_scores": np.zeros(3)},
+        {"box_low_res_masks": np.zeros((1, 4, 2, 2))},
+        {"refine_mask_inputs": np.zeros((1, 1, 3, 3))},
+    ):
+        copy = tmp_path / next(iter(changes))
+        shutil.copytree(bundle, copy)
+        np.savez(copy / "golden.npz", **arrays | changes)
+        manifest = open_bundle(copy).manifest
+        entry = dataclasses.replace(manifest.golden, **vars(describe_file(copy / "golden.npz")))
+        write_manifest(copy, dataclasses.replace(manifest, golden=entry))
+        done = call_pocketsam("verify", copy)
+        assert done.returncode in (3, 5), changes
+        assert len(done.stderr.splitlines()) == 1
+
+
+# what becomes of files that fail
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setitem(TARGETS, "toy", TARGET)
+
+
+def export_toy(path, **options):
+    return export("seeded:3", path, **{"target": "toy", "image_size": 64} | options)
+
+
+def weak_decoder(network, path, *args):
+    """Writes a network whose masks are lossy, but not broken."""
+    state = network.model.state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        wrong = {k: v + 0.005 * v.abs().mean() for k, v in state.items() if v.is_floating_point()}
+        patch.setattr(network.model, "state_dict", lambda: state | wrong)
+        return convert(network, path, *args)
+
+
+@pytest.fixture
+def weak(monkeypatch, toy):
+    monkeypatch.setattr(TARGET.open_converter, "convert", staticmethod(weak_decoder))
+
+
+def test_files_that_fail_are_kept_when_asked(weak, pictures, tmp_path):
+    with pytest.raises(ParityError, match=r"must be ≤ 0\.0004 standard deviations") as caught:
+        export_toy(tmp_path / "b", images=pictures)
+    assert "(case: cat" in str(caught.value)
+    assert "--image-size" in str(caught.value)
+    assert "--accept lossy" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ParityError):
+        export_toy(tmp_path / "b", images=pictures, keep_failed=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.failed", "b.failed.png"]
+    assert (tmp_path / "b.failed" / "encoder.safetensors").exists()
+    with Image.open(tmp_path / "b.failed.png") as picture:
+        assert picture.width > 3 * picture.height  # three panels of a landscape photograph
+
+
+def test_what_is_lossy_is_written_when_accepted(weak, pictures, tmp_path):
+    report = export_toy(tmp_path / "b", images=pictures, accept="lossy")
+    manifest = open_bundle(tmp_path / "b").manifest
+    assert report.grade == manifest.grade == "lossy"
+    done = call_pocketsam("info", tmp_path / "b")
+    assert "! lossy: mask IoU" in done.stdout
+    assert all(result.ok for result in check_networks_of(tmp_path / "b"))
+    (again,) = verify(tmp_path / "b", checkpoint="seeded:3", images=pictures)
+    assert again.ok
+    (other,) = verify(tmp_path / "b", checkpoint="seeded:4", images=pictures)
+    assert not other.ok
+
+
+def check_networks_of(folder: Path) -> list[golden.GoldenResult]:
+    bundle = open_bundle(folder)
+    return golden.check_networks(bundle, *open_networks(bundle))
+
+
+def test_a_tick_stands_for_an_equivalent_export(toy, pictures, tmp_path):
+    export_toy(tmp_path / "b", images=pictures)
+    assert "✓ equivalent: mask IoU" in call_pocketsam("info", tmp_path / "b").stdout
+
+
+# the battery; `make battery` runs all of it
+
+
+def run_battery(several_precisions, reference, precision, tmp_path) -> list[battery.Outcome]:
+    target = find_target("onnx")
+    bundle = choose_bundle(several_precisions, precision)
+    subject = battery.Battery(reference, bundle.path, target, target.precision(precision))
+    damages = [
+        *weight_damages(open_converter(target), tmp_path),
+        *GRAPH_DAMAGES,
+        *PREPROCESSING_DAMAGES,
+    ]
+    return [*subject.run(damages), *subject.run_manifest(list(MANIFEST_DAMAGES))]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_certificates_find_damages(precision, several_precisions, reference, tmp_path):
+    outcomes = run_battery(several_precisions, reference, precision, tmp_path)
+    assert len(outcomes) >= 40
+    assert not [outcome for outcome in outcomes if outcome.is_missed]
+    if precision == "fp32":
+        assert all(outcome.golden and outcome.checkpoint for outcome in outcomes)
+    print(battery.table(outcomes))
+
+
+def test_a_battery_that_misses_says_so(several_precisions, reference, tmp_path, monkeypatch):
+    """With golden vectors that nobody reads, the damages count as missed."""
+    monkeypatch.setattr(battery, "check_networks", lambda *_: [])
+    monkeypatch.setattr(battery.Battery, "_checkpoint_finds", lambda *_: True)
+    target = find_target("onnx")
+    subject = battery.Battery(reference, several_precisions, target, target.precision("fp32"))
+    (outcome,) = subject.run(GRAPH_DAMAGES[:1])
+    assert outcome.is_missed
+    assert "MISSED" in battery.line(outcome)
+
+
+def test_a_manifest_that_says_something_else_is_refused(several_precisions, tmp_path):
+    for change in MANIFEST_DAMAGES.values():
+        value = json.loads((several_precisions / MANIFEST_NAME).read_text())
+        change(value)
+        (tmp_path / MANIFEST_NAME).write_text(json.dumps(value))
+        with pytest.raises(IntegrityError, match="the runtime and .* files want"):
+            open_bundle(tmp_path)
+    assert isinstance(open_bundle(several_precisions), Bundle)
