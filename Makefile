@@ -19,7 +19,7 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder $(wildcard tests/tes
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-all test-arm check docs demo bench bench-everything study weights clicks lock clean \
-	tflite-env export-coreml export-tflite parity int8-converters
+	tflite-env export-coreml export-tflite parity battery int8-converters
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,10 @@ export-tflite: install tflite-env ## TFLite in every precision, verified; CHECKP
 parity: install tflite-env ## every target and precision against PyTorch, at 512 pixels
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions onnx coreml tflite --output build/parity \
 		--checkpoint $(CHECKPOINT) --image-size 512
+
+battery: install tflite-env ## damage every target and precision at 256 pixels: do the certificates notice? (an hour)
+	$(BIN)/python -m pocketsam.export.benchmarks.battery onnx tflite coreml --output build/battery \
+		--checkpoint $(CHECKPOINT)
 
 tflite-env: .venv-tflite/installed ## make .venv-tflite, where onnx2tf lives
 

@@ -115,29 +115,16 @@ def export(
     for name in (precision, *also):
         check_accepted(chosen, name, accept)
     open_converter(chosen)
-    source, size = os.fspath(checkpoint), image_size
-    if size is None:
-        size = default_image_size(source)
+    source, say = os.fspath(checkpoint), progress or _ignore
+    size = default_image_size(source) if image_size is None else image_size
     if type(size) is not int or size not in IMAGE_SIZES:
         raise UsageError(f"image_size is {size!r}; it must be a multiple of 64, from 64 to 4096")
-    reference = Reference(
-        source,
-        size,
-        images=[os.fspath(path) for path in images],
-        calibration=[os.fspath(path) for path in calibration],
-        progress=progress or _ignore,
-    )
+    photos, measured = ([os.fspath(path) for path in paths] for paths in (images, calibration))
+    reference = Reference(source, size, images=photos, calibration=measured, progress=say)
+    how: dict[str, Any] = {"verify": verify, "force": force, "keep_failed": keep_failed}
+    where = Path(output)
     reports = write_bundle(
-        reference,
-        Path(output),
-        chosen,
-        options,
-        also=also,
-        verify=verify,
-        accept=accept,
-        force=force,
-        keep_failed=keep_failed,
-        progress=progress or _ignore,
+        reference, where, chosen, options, also=also, accept=accept, progress=say, **how
     )
     return reports[0] if reports else None
 

@@ -48,20 +48,8 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         help="side of the canvas, a multiple of 64; cost falls with its square (default: what the "
         "checkpoint was trained at, 512 for `default`, 1024 for others)",
     )
-    parser.add_argument(
-        "--accept",
-        choices=GRADE_NAMES,
-        default="close",
-        help="the worst grade that is written: masks as the checkpoint's to round-off (equivalent), "
-        "to the eye (close, default), or whatever they are (lossy)",
-    )
-    parser.add_argument(
-        "--keep-failed",
-        action="store_true",
-        help="keep files that fail in DIR.failed, and draw the worst mask in DIR.failed.png",
-    )
+    _add_judgement(parser)
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
-    parser.add_argument("--no-verify", action="store_true", help="skip parity; the bundle will say so")
     parser.add_argument("--json", action="store_true", help="print the parity report to stdout")
     _add_images(parser)
     parser.add_argument(
@@ -74,6 +62,23 @@ def add_export(subparsers: terminal.Subparsers) -> None:
     )
     _add_target_options(parser)
     parser.set_defaults(run=run_export)
+
+
+def _add_judgement(parser: argparse.ArgumentParser) -> None:
+    """Adds what becomes of files that differ from PyTorch."""
+    parser.add_argument("--no-verify", action="store_true", help="skip parity; the bundle will say so")
+    parser.add_argument(
+        "--accept",
+        choices=GRADE_NAMES,
+        default="close",
+        help="the worst grade that is written: masks as the checkpoint's to round-off (equivalent), "
+        "to the eye (close, default), or whatever they are (lossy)",
+    )
+    parser.add_argument(
+        "--keep-failed",
+        action="store_true",
+        help="keep files that fail in DIR.failed, and draw the worst mask in DIR.failed.png",
+    )
 
 
 def _add_target_options(parser: argparse.ArgumentParser) -> None:

@@ -18,8 +18,8 @@ from pocketsam.export.benchmarks.damages import (
     GRAPH_DAMAGES,
     MANIFEST_DAMAGES,
     PREPROCESSING_DAMAGES,
-    weight_damages,
 )
+from pocketsam.export.benchmarks.weight_damages import weight_damages
 from pocketsam.export.bundle import describe_file, write_manifest
 from pocketsam.export.pipeline import open_networks
 from pocketsam.export.reference import Reference
@@ -282,6 +282,6 @@ def test_a_manifest_that_says_something_else_is_refused(several_precisions, tmp_
         value = json.loads((several_precisions / MANIFEST_NAME).read_text())
         change(value)
         (tmp_path / MANIFEST_NAME).write_text(json.dumps(value))
-        with pytest.raises(IntegrityError, match="the runtime and .* files want"):
+        with pytest.raises(IntegrityError, match=r"the runtime and .* files want"):
             open_bundle(tmp_path)
     assert isinstance(open_bundle(several_precisions), Bundle)

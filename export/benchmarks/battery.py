@@ -25,8 +25,8 @@ from pocketsam.export.benchmarks.damages import (
     PREPROCESSING_DAMAGES,
     Damage,
     Subject,
-    weight_damages,
 )
+from pocketsam.export.benchmarks.weight_damages import weight_damages
 from pocketsam.export.cases import Case
 from pocketsam.export.options import Options
 from pocketsam.export.pipeline import open_networks, write_bundle

@@ -32,7 +32,7 @@ def export_all(
     """Writes each precision to ``folder/PRECISION``; the reports of those that failed are there too."""
     reports = {}
     for precision in precisions:
-        find_precision(target, precision)
+        promised = find_precision(target, precision).grade
         start = time.monotonic()
         try:
             (report,) = write_bundle(
@@ -40,7 +40,7 @@ def export_all(
                 folder / precision,
                 target,
                 Options(precision),
-                accept="lossy",
+                accept=promised,
                 force=True,
                 progress=partial(_say, f"{target.name} {precision}"),
             )
@@ -76,14 +76,19 @@ def latencies(bundles: dict[str, Path]) -> dict[str, dict[str, float]]:
 
 
 def table(target: Target, reports: dict[str, Report], folder: Path) -> str:
-    """Returns a line for each network: file, size, precision, grade, parity, latency."""
-    written = {name: folder / name for name, report in reports.items() if not report.failed}
+    """Returns a line for each network: file, size, precision, grade, masks, latency.
+
+    ✓ is for what is equivalent or close, ``!`` for what is lossy, ✗ for what failed.
+    """
+    written = {name: folder / name for name, report in reports.items() if report.ok}
     times = latencies(written)
-    lines = [f"{'file':44}{'MB':>7}  {'precision':13}{'grade':11}{'parity, worst case':34}{'ms':>8}"]
+    lines = [
+        f"{'file':44}{'MB':>7}  {'precision':13}{'grade':11}{'masks, encoder and decoder':48}{'ms':>8}"
+    ]
     for precision, report in reports.items():
-        label = f"{precision:13}{target.precision(precision).grade:11}"
+        label = f"{precision:13}{report.grade:11}"
         parity = summary(report)
-        if report.failed:
+        if precision not in written:
             lines.append(f"{'(not written)':51}  {label}{terminal.mark(False)} {parity}")
             continue
         manifest = open_bundle(folder / precision).manifest
@@ -92,16 +97,17 @@ def table(target: Target, reports: dict[str, Report], folder: Path) -> str:
             seconds = times.get(precision, {}).get(network)
             latency = f"{seconds * 1e3:8.1f}" if seconds else f"{'-':>8}"
             file = str(folder / precision / entry.file)
-            figures = f"{terminal.mark(True)} {parity:32}{latency}"
+            figures = f"{terminal.mark_grade(report.grade, True)} {parity:46}{latency}"
             lines.append(f"{file:44}{entry.bytes / 1e6:7.1f}  {label}{figures}")
     return "\n".join(lines)
 
 
 def summary(report: Report) -> str:
-    """Returns the two figures that matter most: encoder and decoder chained, against PyTorch."""
-    rows = {row.name: row for row in report.rows}
-    iou = rows["end to end masks"].figures["mask_iou"]
-    return f"IoU {iou:.4f}, SNR {rows['end to end low_res_masks'].figures['snr_db']:.0f} dB"
+    """Returns the figures that matter most: encoder and decoder chained, against PyTorch."""
+    rows = {row.name: row.summary() for row in report.rows}
+    masks, low_res = rows["end to end masks"], rows["end to end low_res_masks"]
+    least, mean = masks["mask_iou"], masks["mask_iou_mean"]
+    return f"IoU {mean:.4f}, the least {least:.4f}, SNR {low_res['snr_db']:.0f} dB"
 
 
 def run_target(
@@ -111,7 +117,7 @@ def run_target(
     every = [precision.name for precision in target.precisions]
     reports = export_all(reference, target, folder, precisions or every)
     print(table(target, reports, folder))
-    failed = [name for name, report in reports.items() if report.failed]
+    failed = [name for name, report in reports.items() if not report.ok]
     passed = [name for name in ("fp16", *reports) if name in reports and name not in failed]
     if passed:
         print(f"\nnext: {target.next_step.format(path=folder / passed[0])}\n")

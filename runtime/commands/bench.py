@@ -156,14 +156,17 @@ def _figures(times: dict[str, list[float]], macs: int | None) -> Figures:
 def _second_tasks(
     path: str | None, pixels: Pixels, providers: Providers, threads: int | None
 ) -> tuple[dict[str, Task], dict[str, Any]]:
-    """Returns the tasks of a second bundle or encoder, if any, and its path and loading times."""
+    """Returns the tasks of a second bundle or encoder, if any; its path, precision, loading times."""
     if path is None:
         return {}, {}
     if not Path(path).is_dir():
         return {"against encoder": onnx_task(path, providers, threads)}, {"path": path}
-    load = time_loading(open_for_device(path, providers), providers, threads)
-    segmenter = Segmenter(path, providers=providers, threads=threads)
-    return bundle_tasks(segmenter, pixels, "against "), {"path": path, "load_s": load}
+    bundle = open_for_device(path, providers)
+    precision = bundle.manifest.precision
+    load = time_loading(bundle, providers, threads)
+    segmenter = Segmenter(path, providers=providers, threads=threads, precision=precision)
+    about = {"path": path, "precision": precision, "load_s": load}
+    return bundle_tasks(segmenter, pixels, "against "), about
 
 
 def _ratios(stages: dict[str, Timing]) -> dict[str, float]:
@@ -238,8 +241,9 @@ def print_bench(result: BenchResult) -> None:
         )
     if against := result.get("against"):
         ratio = against["encoder_time_ratio"]
+        precision = f" ({against['precision']})" if "precision" in against else ""
         print(
-            f"encoder time relative to {against['path']}: "
+            f"encoder time relative to {against['path']}{precision}: "
             f"{ratio['min']:.3f} (min), {ratio['p50']:.3f} (median)"
         )
 

@@ -133,9 +133,10 @@ def draw_picture(path: Path, pixels: Pixels, answers: list[Answers]) -> None:
 def table(summaries: dict[str, Summary]) -> str:
     """Returns Markdown: a line for each system, a column for each kind of prompt."""
     kinds = list(next(iter(summaries.values()))["miou"])
-    lines = [f"| system | {' | '.join(kinds)} | image ms | prompt ms |"]
-    lines.append("|---|" + "---|" * (len(kinds) + 2))
+    lines = [f"| system | precision | {' | '.join(kinds)} | image ms | prompt ms |"]
+    lines.append("|---|---|" + "---|" * (len(kinds) + 2))
     for name, row in summaries.items():
         ious = " | ".join(f"{row['miou'][kind]:.3f}" for kind in kinds)
-        lines.append(f"| {name} | {ious} | {1e3 * row['image_s']:.0f} | {1e3 * row['prompt_s']:.0f} |")
+        about = f"| {name} | {row['precision']} | {ious} |"
+        lines.append(f"{about} {1e3 * row['image_s']:.0f} | {1e3 * row['prompt_s']:.0f} |")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pocketsam import terminal
 from pocketsam.errors import IntegrityError
-from pocketsam.runtime.bundle import NETWORKS, Bundle, open_bundle
+from pocketsam.runtime.bundle import NETWORKS, Bundle, choose_bundles, open_bundle
 from pocketsam.runtime.commands.options import BUNDLE_HELP
 from pocketsam.runtime.manifest_files import NetworkFile
 
@@ -41,7 +41,9 @@ def _print_manifest(bundle: Bundle) -> None:
     grade = f", {manifest.grade}" if manifest.grade else ""
     print(f"{bundle.path}: {manifest.target} {manifest.precision}, {manifest.image_size} px{grade}")
     if manifest.also:
-        print(f"  also holds {', '.join(manifest.also)}, each a bundle in a directory of that name")
+        inside = choose_bundles(bundle.path)[1:]
+        listed = [f"{b.manifest.precision} ({b.manifest.grade or 'not graded'})" for b in inside]
+        print(f"  also holds {', '.join(listed)}, each a bundle in a directory of that name")
     print(f"  from {model.checkpoint} (sha256 {model.checkpoint_sha256}{trained})")
     for name in NETWORKS:
         _print_network(name, manifest.network(name))

@@ -40,9 +40,10 @@ Report = Callable[[str, Pixels, list[Answers]], None]
 
 
 class System(Protocol):
-    """A system that can be compared."""
+    """A system that can be compared; ``precision`` is the number format that it runs in."""
 
     name: str
+    precision: str
 
     def set_image(self, pixels: Pixels) -> None:
         """Does all that does not depend on a prompt."""
@@ -56,6 +57,7 @@ class SamSystem:
 
     def __init__(self, name: str, segmenter: Segmenter) -> None:
         self.name, self._segmenter = name, segmenter
+        self.precision = segmenter.manifest.precision
 
     def set_image(self, pixels: Pixels) -> None:
         """Runs the encoder."""
@@ -78,6 +80,7 @@ class FastSamSystem:
 
     def __init__(self, name: str, network: FastSam) -> None:
         self.name, self._network = name, network
+        self.precision = "as in its file"
 
     def set_image(self, pixels: Pixels) -> None:
         """Runs the network, and finds all masks."""
@@ -89,8 +92,9 @@ class FastSamSystem:
 
 
 class Summary(TypedDict):
-    """Mean IoU with the reference by kind of prompt, and median seconds per image and per prompt."""
+    """The precision that ran, mean IoU with the reference by kind of prompt, median seconds."""
 
+    precision: str
     miou: dict[str, float]
     image_s: float
     prompt_s: float
@@ -98,8 +102,15 @@ class Summary(TypedDict):
 
 @dataclass
 class Tally:
-    """What was measured of a system: IoU by kind of prompt, seconds per image and per prompt."""
+    """What was measured of a system: IoU by kind of prompt, seconds per image and per prompt.
 
+    Attributes:
+        precision: that ran.
+        ious: by kind of prompt.
+        image_s, prompt_s: seconds of each image and of each prompt.
+    """
+
+    precision: str
     ious: dict[str, list[float]] = field(default_factory=dict)
     image_s: list[float] = field(default_factory=list)
     prompt_s: list[float] = field(default_factory=list)
@@ -107,6 +118,7 @@ class Tally:
     def summary(self) -> Summary:
         """Returns means of the IoU and medians of the seconds."""
         return {
+            "precision": self.precision,
             "miou": {kind: float(np.mean(values)) for kind, values in self.ious.items()},
             "image_s": float(np.median(self.image_s)),
             "prompt_s": float(np.median(self.prompt_s)),
@@ -179,7 +191,7 @@ def compare(
         report: called after each image.
     """
     everyone = (reference, *systems)
-    tallies = {system.name: Tally() for system in everyone}
+    tallies = {system.name: Tally(system.precision) for system in everyone}
     for number, (name, pixels) in enumerate(images):
         rng = np.random.default_rng([seed, number])
         size = (pixels.shape[0], pixels.shape[1])
