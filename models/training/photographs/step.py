@@ -10,6 +10,7 @@ from pocketsam.models.images import normalise
 from pocketsam.models.sam import Sam
 from pocketsam.models.training.photographs.loss import click_loss
 from pocketsam.models.training.photographs.views import CELL
+from pocketsam.models.training.run import has_bfloat16
 
 
 def at_canvas(model: Sam, size: int) -> None:
@@ -53,20 +54,25 @@ def to_inputs(images: Tensor, extents: Tensor) -> Tensor:
 def loss_of(model: Sam, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the loss of a step, and the figures of ``click_loss``.
 
+    The network computes in bfloat16 where the machine does; the loss is in float32.
+
     Args:
         model: the network; it is set to the batch's canvas.
         batch: the fields of ``View``, stacked.
     """
     images, extents, coords, labels, padding, masks, meant = batch
     at_canvas(model, images.shape[1])
-    embeddings = model.encode(to_inputs(images, extents))
+    inputs = to_inputs(images, extents)
     side = images.shape[1] // CELL
-    no_mask = embeddings.new_zeros(1, 1, side, side)
-    decoded = [  # image by image: what its prompts share is computed once
-        model.decode(image[None], xy, kinds, no_mask, no_mask[:, 0, 0, 0], pad)
-        for image, xy, kinds, pad in zip(embeddings, coords, labels, padding, strict=True)
-    ]
-    low_res, scores = (torch.cat(parts) for parts in zip(*decoded, strict=True))
+    no_mask = inputs.new_zeros(1, 1, side, side)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=has_bfloat16()):
+        decoded = [  # image by image: what its prompts share is computed once
+            model.decode(image[None], xy, kinds, no_mask, no_mask[:, 0, 0, 0], pad)
+            for image, xy, kinds, pad in zip(
+                model.encode(inputs).float(), coords, labels, padding, strict=True
+            )
+        ]
+    low_res, scores = (torch.cat(parts).float() for parts in zip(*decoded, strict=True))
     return click_loss(low_res, scores, masks.flatten(0, 1).float() / 255, meant.flatten(0, 1))
 
 

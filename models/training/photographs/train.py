@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pocketsam.errors import PocketSamError, UsageError
 from pocketsam.files import make_folder, write_bytes
-from pocketsam.models.checkpoint import DEFAULT, load_model
+from pocketsam.models.checkpoint import DEFAULT, DEFAULT_IMAGE_SIZE, load_model
 from pocketsam.models.sam import Sam
 from pocketsam.models.training.answers import measure_clicks
 from pocketsam.models.training.photographs.photo import TrainingPhoto, draw_weights
@@ -110,6 +110,7 @@ class Training:
 
     Attributes:
         average: the averaged network.
+        was_ended: whether ``end`` was called.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Training:
         self.step = restore(state, model, self.average, self._optimizer)
         self.spent, self._seconds = float(state.get("spent", 0.0)), seconds
         self.share = torch.tensor([min(1.0, self.spent / seconds)]).share_memory_()
-        self._ended = False
+        self.was_ended = False
         self._last = time.monotonic()
         self._shown: dict[str, float] = {}
         torch.manual_seed(recipe.seed + 64 * self.step + replicas.rank)
@@ -131,7 +132,7 @@ class Training:
 
     def end(self, *_: object) -> None:
         """Ends the run after the current step; the state is saved."""
-        self._ended = True
+        self.was_ended = True
 
     @property
     def is_over(self) -> bool:
@@ -159,7 +160,7 @@ class Training:
         check_finite(loss, self.run.folder, self.step)
         torch.autograd.backward(loss)
         self.count_time()
-        spent = 1.0 if self._ended else min(1.0, self.spent / self._seconds)
+        spent = 1.0 if self.was_ended else min(1.0, self.spent / self._seconds)
         self.share[0] = self.replicas.average(self.model, spent)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
@@ -182,7 +183,7 @@ class Training:
         """Measures the averaged network, logs the figures, and keeps its weights."""
         minutes = round(self.spent / 60)
         save_tensors(self.run.folder / f"weights-{minutes:05d}.pt", to_float16(self.average))
-        at_canvas(self.average, 512)
+        at_canvas(self.average, DEFAULT_IMAGE_SIZE)
         figures = measure_clicks(self.average, held_back)
         self.run.log({"step": self.step, "minutes": minutes, "held_back": figures})
         self.skip_time()
@@ -236,12 +237,13 @@ def _train(
 ) -> None:
     """Trains in one of the processes; the first writes all files."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    move: Callable[..., Sam] = load_model(start, 512).model.to
+    move: Callable[..., Sam] = load_model(start, DEFAULT_IMAGE_SIZE).model.to
     model = move(device, memory_format=torch.channels_last).requires_grad_(True)
     training = Training(recipe, run, model, replicas, hours * 3600)
     batches = Batches(photos.photos, recipe, replicas.rank, training.share)
     steps: Any = count(training.step)
-    loader: Any = DataLoader(batches, None, sampler=steps, num_workers=1, prefetch_factor=3)
+    workers = 1 if device.type == "cpu" else max(1, (os.cpu_count() or 1) - 1)
+    loader: Any = DataLoader(batches, None, sampler=steps, num_workers=workers, prefetch_factor=3)
     every = [_Every(s, training.spent) for s in (LOG_EVERY, SAVE_EVERY, MEASURE_EVERY)]
     training.skip_time()
     with _ends_on_sigterm(training) if replicas.first else nullcontext():
@@ -253,7 +255,7 @@ def _train(
                     run.log(figures)
                 if save:
                     training.save()
-                if measure and photos.held_back:
+                if measure and photos.held_back and not training.was_ended:
                     training.measure(photos.held_back)
             if training.is_over:
                 break
