@@ -214,10 +214,11 @@ def prepare(folders: Sequence[Path], output: Path, workers: int) -> list[str]:
     missing = [
         (source, output / name) for name, source in files.items() if not (output / name).exists()
     ]
-    fork = multiprocessing.get_context("fork")
-    with fork.Pool(max(1, min(workers, len(missing))), _start_worker) as pool:
-        for done, _ in enumerate(pool.imap_unordered(_prepare, missing), start=1):
-            terminal.show_progress(f"{done} of {len(missing)} photographs", done == len(missing))
+    if missing:
+        fork = multiprocessing.get_context("fork")
+        with fork.Pool(min(workers, len(missing)), _start_worker) as pool:
+            for done, _ in enumerate(pool.imap_unordered(_prepare, missing), start=1):
+                terminal.show_progress(f"{done} of {len(missing)} photographs", done == len(missing))
     index = {
         "photos": sorted(name for name, source in files.items() if not source.held_back),
         "held_back": sorted(

@@ -11,8 +11,10 @@ from pocketsam.models.training.photographs.photo import TrainingPhoto
 
 GRID = 2
 """Pixels of the canvas for each element of the label maps."""
-SMALLEST, LARGEST = 0.003, 0.95
-"""Shares of the view that a mask must cover to be asked for."""
+SMALLEST = 48
+"""Elements of the label maps that a mask must cover to be asked for: twelve cells of the decoder."""
+LARGEST = 0.95
+"""Share of the view that it may cover."""
 _OUTSIDE = 65_535
 
 
@@ -65,12 +67,12 @@ class Maps:
             layer == value
             for layer in self.layers
             for value, count in enumerate(np.bincount(layer.ravel()))
-            if value and SMALLEST <= count / self.area <= LARGEST
+            if value and SMALLEST <= count <= LARGEST * self.area
         ]
 
     def fits(self, mask: Mask) -> bool:
         """Returns whether a mask is neither too small nor too large to be asked for."""
-        return bool(SMALLEST <= np.count_nonzero(mask) / self.area <= LARGEST)
+        return bool(SMALLEST <= np.count_nonzero(mask) <= LARGEST * self.area)
 
 
 def draw_window(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> Window:
