@@ -149,6 +149,8 @@ def run_export(args: argparse.Namespace) -> None:
     """
     if args.no_verify and args.images:
         raise UsageError("--images are verified on, and --no-verify skips that")
+    if args.no_verify and args.keep_failed:
+        raise UsageError("--keep-failed keeps what fails to verify, and --no-verify skips that")
     try:
         report = exporter.export(
             args.checkpoint,

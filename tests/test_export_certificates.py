@@ -11,7 +11,7 @@ from conftest import SMALL, call_pocketsam
 from PIL import Image
 from toy_target import TARGET, convert
 
-from pocketsam.errors import BundleError, IntegrityError, ParityError
+from pocketsam.errors import BundleError, IntegrityError, ParityError, UsageError
 from pocketsam.export import export, verify
 from pocketsam.export.benchmarks import battery
 from pocketsam.export.benchmarks.damages import (
@@ -216,6 +216,20 @@ def test_files_that_fail_are_kept_when_asked(weak, pictures, tmp_path):
     assert (tmp_path / "b.failed" / "encoder.safetensors").exists()
     with Image.open(tmp_path / "b.failed.png") as picture:
         assert picture.width > 3 * picture.height  # three panels of a landscape photograph
+
+
+def test_files_that_fail_replace_nothing_else(weak, pictures, tmp_path):
+    (tmp_path / "b.failed").mkdir()
+    (tmp_path / "b.failed" / "thesis.txt").write_text("years")
+    with pytest.raises(BundleError, match=r"b\.failed: exists and is not a bundle"):
+        export_toy(tmp_path / "b", images=pictures, keep_failed=True)
+    assert (tmp_path / "b.failed" / "thesis.txt").read_text() == "years"
+    done = call_pocketsam(
+        "export", "seeded", "--no-verify", "--keep-failed", "--output", tmp_path / "c"
+    )
+    assert done.returncode == 2
+    with pytest.raises(UsageError, match="unknown grade 'good'; known are equivalent, close, lossy"):
+        export_toy(tmp_path / "c", accept="good")
 
 
 def test_what_is_lossy_is_written_when_accepted(weak, pictures, tmp_path):

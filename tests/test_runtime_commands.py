@@ -40,7 +40,8 @@ def test_info(bundle):
         assert text in done.stdout
     assert "point_coords [B, N, 2] float32" in done.stdout
     assert "✗" not in done.stdout
-    assert done.stdout.count("✓") == 30
+    assert "✓ equivalent: mask IoU" in done.stdout
+    assert done.stdout.count("✓") == 31  # 30 comparisons, and the grade
     assert "\x1b" not in done.stdout
 
     done = run_pocketsam("info", bundle, "--json")
@@ -257,6 +258,7 @@ def test_bench_as_a_table_against_a_bundle(bundle):
         "GFLOP/s",
         "floor",
         "peak memory",
+        f"encoder time relative to {bundle} (fp32)",
     ):
         assert text in done.stdout
 

@@ -26,6 +26,7 @@ class Square:
 
     def __init__(self, name, grow=0):
         self.name, self.grow, self.prompts = name, grow, []
+        self.precision = "drawn"
 
     def set_image(self, pixels):
         self.size = pixels.shape[:2]
@@ -54,6 +55,7 @@ def test_all_systems_get_the_same_prompts():
         ]
         assert list(tallies[system.name].ious) == kinds
         assert all(len(values) == 6 for values in tallies[system.name].ious.values())
+    assert tallies["same"].summary()["precision"] == "drawn"
     assert set(tallies["same"].summary()["miou"].values()) == {1.0}
     figures = tallies["larger"].summary()["miou"]
     assert figures["box"] == 1
@@ -134,7 +136,7 @@ def test_the_command(bundle, pictures, tmp_path):
     assert width % 3 == 0  # a column for each system
     assert height > 150
     done = run_pocketsam(*command)
-    assert done.stdout.startswith("| system | two points 100 |")
+    assert done.stdout.startswith("| system | precision | two points 100 |")
 
 
 @pytest.mark.parametrize(

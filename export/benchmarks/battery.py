@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.manifest import MANIFEST_NAME
 from pocketsam.runtime.verification.golden import check_networks
 from pocketsam.runtime.verification.metrics import agreements, score_figures
+
+PROMPTS = 6
+"""Of each photograph that a damage's effect is measured on: clicks and boxes."""
+SHARES = ("best_kept", "mask_iou_mean")
+"""Quantities that are known only when all prompts have been compared."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +158,13 @@ class Battery:
         """Compares the outputs alone: the intermediate outputs of a whole parity run find more."""
         report = Report(self._precision.name, self._precision.tolerance, "battery")
         for case in self._reference.cases:
-            parity.add_case(report, self._artefact(subject, case), case)
-            if any(
-                v.quantity != "best_kept" for r in report.rows for v in r.violations(report.tolerance)
-            ):
-                return True
-        return bool(report.failed)  # a share, so it is known only at the end
+            artefact = self._artefact(subject, case)
+            for prompt in case.prompts:
+                parity.add_case(report, artefact, replace(case, prompts=(prompt,)))
+                found = (v for row in report.rows for v in row.violations(report.tolerance))
+                if any(violation.quantity not in SHARES for violation in found):
+                    return True
+        return bool(report.failed)
 
     def _artefact(self, subject: Subject, case: Case) -> parity.Artefact:
         encode = lambda _: {c.IMAGE_EMBEDDINGS: self._embed(subject, case)}  # noqa: E731
@@ -185,7 +191,7 @@ class Battery:
     def _answer(self, subject: Subject, case: Case) -> list[Arrays]:
         embedding = self._embed(subject, case)
         extra = {c.IMAGE_EMBEDDINGS: embedding, c.ORIG_IM_SIZE: np.zeros(2, np.float32)}
-        return [subject.decoder(prompt.feeds | extra) for prompt in case.prompts]
+        return [subject.decoder(prompt.feeds | extra) for prompt in case.prompts[:PROMPTS]]
 
     def _effect(self, subject: Subject) -> tuple[float, float, float]:
         """Returns the least mask's IoU, the score's largest change and the share of best masks kept."""

@@ -7,11 +7,12 @@ import numpy as np
 from PIL import Image
 
 from pocketsam.errors import ParityError, UsageError
+from pocketsam.export.bundle import staged_bundle
 from pocketsam.export.target import Target
 from pocketsam.export.targets import find_precision
 from pocketsam.export.verification.report import Report, WorstMask
 from pocketsam.export.verification.tolerances import FLOOR
-from pocketsam.files import staged_directory, write_file
+from pocketsam.files import write_file
 from pocketsam.runtime.verification.tolerance import GRADE_NAMES, Grade
 
 GAP = 4
@@ -19,12 +20,14 @@ GAP = 4
 
 
 def check_accepted(target: Target, precision: str, accept: Grade) -> None:
-    """Raises UsageError, before any work, for a precision that is lossy with every checkpoint we know.
+    """Raises UsageError, before any work, for a precision that promises no grade that is accepted.
 
     Args:
         target, precision: what is asked for.
         accept: the worst grade that may be written.
     """
+    if accept not in GRADE_NAMES:
+        raise UsageError(f"unknown grade {accept!r}; known are {', '.join(GRADE_NAMES)}")
     grade = find_precision(target, precision).grade
     if _worse(grade, accept):
         raise UsageError(
@@ -79,9 +82,13 @@ def _better(target: Target, precision: str, accept: Grade) -> str:
 
 
 def keep_failure(work: Path, output: Path, report: Report) -> None:
-    """Copies files that failed to ``OUTPUT.failed``, the worst mask drawn in ``OUTPUT.failed.png``."""
+    """Copies files that failed to ``OUTPUT.failed``, and draws ``OUTPUT.failed.png``.
+
+    Raises:
+        BundleError: a directory of something else has that name.
+    """
     failed = output.resolve().with_name(f"{output.resolve().name}.failed")
-    with staged_directory(failed) as place:
+    with staged_bundle(failed, force=True) as place:
         shutil.copytree(work, place, dirs_exist_ok=True)
     if report.worst_mask is not None:
         picture = draw_worst(report.worst_mask)
