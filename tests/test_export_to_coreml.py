@@ -10,7 +10,7 @@ import torch
 from conftest import run_pocketsam
 
 from pocketsam.errors import BundleError, ConversionError, IntegrityError, PromptError, UsageError
-from pocketsam.export import export
+from pocketsam.export import export, verify
 from pocketsam.export.bundle import describe_file
 from pocketsam.export.cases import PROMPTS, compute_cases
 from pocketsam.export.options import Options
@@ -27,6 +27,7 @@ from pocketsam.runtime.backends.networks import prompt_by_prompt
 from pocketsam.runtime.bundle import hash_tree, open_bundle
 from pocketsam.runtime.image import preprocess, preprocess_raw
 from pocketsam.runtime.manifest import MANIFEST_NAME
+from pocketsam.runtime.verification import golden
 from pocketsam.runtime.verification.metrics import tensor_figures
 
 ct = pytest.importorskip("coremltools")
@@ -80,6 +81,15 @@ def test_the_bundle(coreml):
     assert sorted(path.name for path in coreml.iterdir()) == [
         "Usage.swift", "decoder.mlpackage", "encoder.mlpackage", "golden.npz", "manifest.json",
     ]  # fmt: skip
+
+
+def test_golden_vectors_run_without_a_mac(coreml):
+    """By the interpreter, as ``pocketsam verify`` of the exporter does."""
+    results = verify(coreml)
+    assert [result.prompt for result in results] == list(golden.PROMPTS)
+    assert all(result.ok for result in results)
+    done = run_pocketsam("verify", coreml)
+    assert done.stdout.splitlines()[-1] == "OK: golden vectors: fp32 (equivalent)"
 
 
 @pytest.mark.slow
