@@ -167,7 +167,8 @@ class Battery:
         return bool(report.failed)
 
     def _artefact(self, subject: Subject, case: Case) -> parity.Artefact:
-        encode = lambda _: {c.IMAGE_EMBEDDINGS: self._embed(subject, case)}  # noqa: E731
+        embedding = {c.IMAGE_EMBEDDINGS: self._embed(subject, case)}  # once for all prompts
+        encode = lambda _: embedding  # noqa: E731
         networks = (encode, subject.decoder, encode, subject.decoder)
         about = ("battery", self._precision.name, self._precision.tolerance)
         return parity.Artefact(*networks, frozenset(), *about)
