@@ -92,7 +92,7 @@ def export(
         >>> from pocketsam import export
         >>> report = export("default", "bundle", image_size=256)
     """
-    from pocketsam.export.targets import check_options, find_target, open_converter
+    from pocketsam.export.targets import check_options, check_size, find_target, open_converter
     from pocketsam.runtime.manifest import IMAGE_SIZES
 
     chosen = find_target(target)
@@ -121,6 +121,9 @@ def export(
         raise UsageError(f"image_size is {size!r}; it must be a multiple of 64, from 64 to 4096")
     photos, measured = ([os.fspath(path) for path in paths] for paths in (images, calibration))
     reference = Reference(source, size, images=photos, calibration=measured, progress=say)
+    loaded = reference.loaded
+    weights = sum(weight.numel() for weight in loaded.model.image_encoder.parameters())
+    check_size(chosen, (precision, *also), loaded.architecture, weights)
     how: dict[str, Any] = {"verify": verify, "force": force, "keep_failed": keep_failed}
     where = Path(output)
     reports = write_bundle(

@@ -96,6 +96,7 @@ class Precision:
         grade: what its masks are worth.
         drift: how far outputs on another device may be from those of the same files at export; None
             where the tolerance is as narrow.
+        bits: of a weight in the largest file that the conversion makes on its way.
         calibrated: whether conversion needs calibration photographs.
         options: names of ``Options`` fields that it reads, besides the target's.
         oldest_system: the oldest system whose runtime has its operations, such as ``iOS16``.
@@ -105,6 +106,7 @@ class Precision:
     tolerance: Tolerance
     grade: Grade
     drift: Tolerance | None = None
+    bits: int = 32
     calibrated: bool = False
     options: tuple[str, ...] = ()
     oldest_system: str | None = None
@@ -123,6 +125,7 @@ class Target:
             the converter refuses another version.
         precisions: the first one is the most exact.
         options: names of ``Options`` fields that it reads.
+        max_bytes: of a file's weights; None: any size.
         usage: template of the example that is written beside the files; None: there is the runtime.
         next_step: what to do with a bundle at ``{path}``; ``make export-coreml`` and the like show it.
         open_converter: imports and returns the module that does the work.
@@ -137,6 +140,7 @@ class Target:
     programs: Mapping[str, str] = field(default_factory=dict)
     precisions: tuple[Precision, ...]
     options: tuple[str, ...] = ()
+    max_bytes: int | None = None
     usage: str | None = None
     next_step: str
     open_converter: Callable[[], Converter]
@@ -145,3 +149,7 @@ class Target:
     def precision(self, name: str) -> Precision:
         """Returns a precision by name; raises KeyError if the target does not have it."""
         return {precision.name: precision for precision in self.precisions}[name]
+
+    def holds(self, precision: Precision, weights: int) -> bool:
+        """Returns whether a file of a precision can hold a number of weights."""
+        return self.max_bytes is None or weights * precision.bits <= 8 * self.max_bytes

@@ -69,6 +69,29 @@ def check_options(target: Target, precisions: Sequence[str], **choices: Any) -> 
     return options
 
 
+def check_size(target: Target, precisions: Sequence[str], architecture: str, weights: int) -> None:
+    """Checks that a target's files can hold an encoder, before any work is done for it.
+
+    Args:
+        target: what is exported to.
+        precisions: names of the precisions that are written.
+        architecture: the network's name, for the error.
+        weights: number of weights of its encoder.
+
+    Raises:
+        UsageError: a precision would be too large; the error names those that are not.
+    """
+    for name in precisions:
+        if target.holds(find_precision(target, name), weights):
+            continue
+        fitting = [other.name for other in target.precisions if target.holds(other, weights)]
+        advice = f"choose --precision {', '.join(fitting)}" if fitting else "export to another target"
+        raise UsageError(
+            f"{target.name} {name} cannot hold the encoder of {architecture}: it has "
+            f"{4 * weights / 1e9:.1f} GB of weights in float32, and such files end at 2 GiB; {advice}"
+        )
+
+
 def _readers(option: str) -> list[str]:
     """What reads an option: targets, or targets with a precision."""
     found = [target.name for target in TARGETS.values() if option in target.options]

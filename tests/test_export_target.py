@@ -1,5 +1,6 @@
 """A new target is one literal and one line of TARGETS; options that it does not read are refused."""
 
+import dataclasses
 import json
 import re
 import tomllib
@@ -13,7 +14,7 @@ from pocketsam.errors import MissingExtraError, UsageError
 from pocketsam.export import export
 from pocketsam.export.options import OPTION_NAMES, Options
 from pocketsam.export.pipeline import verify_bundle
-from pocketsam.export.targets import TARGETS, check_options, open_converter
+from pocketsam.export.targets import TARGETS, check_options, check_size, open_converter
 from pocketsam.export.verification.tolerances import FLOOR, GRADES, ROUGH
 from pocketsam.runtime.bundle import hash_manifest
 from pocketsam.runtime.manifest import MANIFEST_NAME
@@ -137,14 +138,43 @@ def test_a_canvas_that_cannot_be(size, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+VIT_H = 637_026_048
+"""Weights of its encoder."""
+
+
+def test_what_is_too_large_is_refused_by_name():
+    onnx, tflite, coreml = (TARGETS[name] for name in ("onnx", "tflite", "coreml"))
+    for name in ("fp32", "int8"):
+        with pytest.raises(
+            UsageError,
+            match=rf"onnx {name} cannot hold .* sam_vit_h: it has 2\.5 GB .* end at 2 GiB; choose "
+            "--precision fp16, int8-weights, int4-weights",
+        ):
+            check_size(onnx, ("fp16", name), "sam_vit_h", VIT_H)
+    check_size(onnx, ("fp16", "int8-weights", "int4-weights"), "sam_vit_h", VIT_H)
+    with pytest.raises(
+        UsageError, match=r"tflite int8-weights cannot hold .*; export to another target"
+    ):
+        check_size(tflite, ("int8-weights",), "sam_vit_h", VIT_H)
+    check_size(onnx, ("fp32",), "sam_vit_l", 308_000_000)
+    check_size(coreml, ("fp32",), "sam_vit_h", VIT_H)
+
+
+def test_what_is_too_large_costs_no_work(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(TARGETS, "toy", dataclasses.replace(toy, max_bytes=10**7))
+    lines = []
+    with pytest.raises(UsageError, match="toy fp32 cannot hold the encoder of mobile_sam"):
+        export("seeded", tmp_path / "bundle", target="toy", progress=lines.append)
+    assert lines == ["loading seeded"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_package_and_a_bug_of_ours_are_told_apart():
     def lacks(name):
         def open_it():
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
         return open_it
-
-    import dataclasses
 
     with pytest.raises(MissingExtraError, match=r"onnxsim is not installed.*pocketsam\[export\]"):
         open_converter(dataclasses.replace(TARGET, open_converter=lacks("onnxsim")))

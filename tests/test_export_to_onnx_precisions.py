@@ -10,6 +10,7 @@ from pocketsam.export import export
 from pocketsam.export.cases import PROMPTS, all_encoder_feeds, compute_cases, measure_encoder
 from pocketsam.export.to_onnx import int8 as onnx_int8
 from pocketsam.export.to_onnx import weights as onnx_weights
+from pocketsam.export.to_onnx.large import open_model
 from pocketsam.export.traced import Encoder
 from pocketsam.models.checkpoint import DEFAULT, load_model
 from pocketsam.runtime.bundle import open_bundle
@@ -138,8 +139,8 @@ def test_values_that_float16_cannot_hold_stay_in_float32(encoder, photo):
     half, about = onnx_weights.to_float16(model, [feeds])
     assert about["largest"] > 65504
     assert about["kept_in_float32"]
-    (found,) = onnx_int8.open_model(half)(feeds).values()
-    (wanted,) = onnx_int8.open_model(model)(feeds).values()
+    (found,) = open_model(half, "half")(feeds).values()
+    (wanted,) = open_model(model, "model")(feeds).values()
     assert np.isfinite(found).all()
     assert np.abs(found - wanted).mean() < 0.05 * wanted.std()
 

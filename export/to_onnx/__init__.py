@@ -25,7 +25,7 @@ TARGET = Target(
     packages=("onnx", "onnxscript", "onnxsim", "onnxruntime"),
     precisions=(
         Precision(name="fp32", tolerance=FP32, grade="equivalent"),
-        Precision(name="fp16", tolerance=FP16, grade="close", calibrated=True),
+        Precision(name="fp16", tolerance=FP16, grade="close", bits=16, calibrated=True),
         Precision(
             name="int8",
             tolerance=LOOSE,
@@ -34,15 +34,17 @@ TARGET = Target(
             calibrated=True,
             options=("min_miou", "min_speedup"),
         ),
-        Precision(name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close", drift=DRIFT),
+        Precision(name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close", drift=DRIFT, bits=8),
         Precision(
             name="int4-weights",
             tolerance=ROUGH,
             grade="lossy",
             drift=DRIFT,
+            bits=8,  # of convolutions
         ),
     ),
     options=("disabled_passes",),
+    max_bytes=2**31 - 2**24,  # a protobuf of 2 GiB, less the graph
     next_step="pocketsam segment {path} PHOTO --point X,Y --output out",
     open_converter=_open_converter,
 )

@@ -23,6 +23,7 @@ from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
 from pocketsam.export.target import Call, Converted, Progress
 from pocketsam.export.to_onnx import int8, weights
+from pocketsam.export.to_onnx.large import attach, count_bytes, detach, fits, open_model
 from pocketsam.export.to_onnx.passes import FastDecoder, optimise
 from pocketsam.export.to_onnx.upscaling import append_upscaling
 from pocketsam.export.traced import Decoder, Encoder, Tapped, TracedNetwork
@@ -75,9 +76,12 @@ def convert(
         ParityError: int8 does not reach ``options.min_miou``.
     """
     whole, simplified = _trace_float(network)
-    model = onnx.ModelProto()
-    model.CopyFrom(whole)
-    model, measured = _in_precision(model, network, options, calibration, progress)
+    model, measured = _in_precision(whole, network, options, calibration, progress)
+    if not fits(model):
+        raise ConversionError(
+            f"{path.name}: {count_bytes(model) / 1e9:.1f} GB of weights in {options.precision}, and an "
+            "ONNX file ends at 2 GiB; choose a smaller --precision"
+        )
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return Converted(
@@ -114,7 +118,10 @@ def _in_precision(
     calibration: Sequence[Case],
     progress: Progress,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """Returns the model in the precision of the options, and what the manifest says of that."""
+    """Returns the model in the precision of the options, and what the manifest says of that.
+
+    The model that is given stays as it is: other precisions start from it.
+    """
     if options.precision == "fp32":
         return model, {}
     if options.precision == "fp16":
@@ -247,23 +254,18 @@ def _simplify(model: onnx.ModelProto, network: TracedNetwork) -> tuple[onnx.Mode
     """
     feeds = {name: value.numpy() for name, value in network.example().items()}
     feeds[c.ORIG_IM_SIZE] = np.array([60, 80], np.float32)
-    expected = _run_bytes(model, feeds)
+    expected = open_model(model, "converted model")(feeds)
+    small, detached = detach(model)
     try:
-        simplified, _ = onnxsim.simplify(model)
-        found = _run_bytes(simplified, feeds)
+        simplified, _ = onnxsim.simplify(small)
+        simplified = attach(simplified, detached)
+        found = open_model(simplified, "simplified model")(feeds)
     except Exception:  # onnxsim and onnxruntime raise what they like; the answer is the same
         return model, False
     same = found.keys() == expected.keys() and all(
         np.allclose(found[name], expected[name], rtol=1e-3, atol=1e-3) for name in expected
     )
     return (simplified, True) if same else (model, False)
-
-
-def _run_bytes(model: onnx.ModelProto, feeds: Arrays) -> Arrays:
-    session = open_session(model.SerializeToString(), "converted model")
-    names = [output.name for output in session.get_outputs()]
-    used = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
-    return dict(zip(names, session.run(None, used), strict=True))
 
 
 def _strip(model: onnx.ModelProto, network: TracedNetwork) -> None:

@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError, ParityError
 from pocketsam.export.cases import Case, Encode, measure_encoder
+from pocketsam.export.to_onnx.large import infer_types, open_model
 from pocketsam.export.traced import TracedNetwork
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.ort import open_session
 
 LARGEST = 63
 """Of a weight: 2 · 255 · 63 fits 16 bits, 2 · 255 · 127 does not."""
@@ -52,10 +52,9 @@ class Layer:
 def linear_layers(model: onnx.ModelProto) -> list[Layer]:
     """The linear layers (Gemm with constant weights) in order of computation."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*inferred.value_info, *inferred.output)
+        for value in (*infer_types(model), *model.graph.output)
     }
     layers = []
     for node in model.graph.node:
@@ -120,16 +119,6 @@ def _quantized_layer(
     ]
 
 
-def open_model(model: onnx.ModelProto) -> Callable[[Arrays], Arrays]:
-    """Opens a model in onnxruntime."""
-    session = open_session(model.SerializeToString(), "8-bit model")
-    names = [output.name for output in session.get_outputs()]
-    inputs = [entry.name for entry in session.get_inputs()]
-    return lambda feeds: dict(
-        zip(names, session.run(None, {key: feeds[key] for key in inputs}), strict=True)
-    )
-
-
 def layer_gain(layer: Layer, rounds: int = 5) -> float:
     """Seconds that 8 bits save of one layer here: both forms alone, in interleaved rounds."""
     rng = np.random.default_rng(0)
@@ -143,7 +132,7 @@ def layer_gain(layer: Layer, rounds: int = 5) -> float:
     node = helper.make_node("Gemm", ["x", "weight", "bias"], ["y"])
     graph = helper.make_graph([node], "layer", [source], [result], tensors)
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    forms = [open_model(whole), open_model(quantize(whole, linear_layers(whole)))]
+    forms = [open_model(x, "layer") for x in (whole, quantize(whole, linear_layers(whole)))]
     feeds = {"x": rng.standard_normal((layer.rows, layer.inputs), np.float32)}
     times: list[list[float]] = [[], []]
     for number in range(rounds + 1):
@@ -157,7 +146,7 @@ def layer_gain(layer: Layer, rounds: int = 5) -> float:
 
 def encoder_of(model: onnx.ModelProto) -> Encode:
     """Opens an encoder in onnxruntime as ``cases.measure_encoder`` takes it."""
-    call = open_model(model)
+    call = open_model(model, "8-bit model")
     return lambda pixels: call({c.PIXEL_VALUES: pixels})[c.IMAGE_EMBEDDINGS]
 
 
@@ -227,7 +216,7 @@ def search(
 
 def speedup(old: onnx.ModelProto, new: onnx.ModelProto, feeds: Arrays, rounds: int = 7) -> float:
     """Median of old time over new, in interleaved rounds."""
-    forms = [open_model(old), open_model(new)]
+    forms = [open_model(old, "float32 model"), open_model(new, "8-bit model")]
     ratios = []
     for number in range(rounds + 1):
         seconds = []

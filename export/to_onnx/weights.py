@@ -1,5 +1,6 @@
 """Smaller ONNX files: weights in 8 or 4 bits or float16, computed in float as before."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError
 from pocketsam.export.to_onnx.bias_tables import factor
+from pocketsam.export.to_onnx.large import detach, fits, infer_types, open_detached
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.ort import open_session
 
 SMALLEST = 4096
 """Constants with fewer elements stay float32: norms, biases, depthwise kernels."""
@@ -133,7 +134,12 @@ def to_float16(
         for node in model.graph.node
         if node.name not in exact and large & {*node.input, *node.output}
     ]
-    half = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted({*wide, *exact}))
+    half = convert_float_to_float16(
+        model if fits(model) else _typed(model),
+        keep_io_types=True,
+        node_block_list=sorted({*wide, *exact}),
+        disable_shape_infer=not fits(model),
+    )
     _join_casts(half)
     OnnxModel(half).topological_sort()  # the converter appends its casts
     peak = max(peaks, key=lambda name: peaks[name])
@@ -144,6 +150,14 @@ def to_float16(
         "tensors_measured": len(peaks),
         "kept_in_float32": wide,
     }
+
+
+def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a copy with the types of all tensors, as the converter itself makes of what it can."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.value_info.extend(infer_types(model))
+    return copy
 
 
 def _join_casts(model: onnx.ModelProto) -> None:
@@ -172,24 +186,21 @@ def measure_peaks(model: onnx.ModelProto, samples: Sequence[Arrays]) -> dict[str
     """The largest absolute value of every float tensor in a model over the samples."""
     if not samples:
         raise ConversionError("float16 needs photographs to measure its ranges on")
+    small, detached = detach(model)
     watched = onnx.ModelProto()
-    watched.CopyFrom(model)
+    watched.CopyFrom(small)
     there = {value.name for value in model.graph.output}
-    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
-    kinds = {value.name: value.type.tensor_type.elem_type for value in inferred}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in infer_types(model)}
     watched.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         for node in model.graph.node
         for name in node.output
         if name not in there and kinds.get(name) == TensorProto.FLOAT
     )
-    session = open_session(watched.SerializeToString(), "float16 check")
-    names = [output.name for output in session.get_outputs()]
-    inputs = {entry.name for entry in session.get_inputs()}
-    peaks = dict.fromkeys(names, 0.0)
+    call = open_detached(watched, detached, "float16 check")
+    peaks: dict[str, float] = defaultdict(float)
     for sample in samples:
-        feeds = {name: array for name, array in sample.items() if name in inputs}
-        for name, array in zip(names, session.run(None, feeds), strict=True):
+        for name, array in call(sample).items():
             peaks[name] = max(peaks[name], float(np.abs(array).max(initial=0)))
     return peaks
 
