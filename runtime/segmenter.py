@@ -143,15 +143,13 @@ class Segmenter:
             image: ``[H, W, 3]`` uint8; if given, the embedding must be of this image.
 
         Raises:
-            ImageError: another kind of file, or a size that no image has. The image set before stays
-                set, in any case.
+            ImageError: another kind of file. The image set before stays set, in any case.
             IntegrityError: an embedding of another image, or by another encoder.
         """
         side = self.image_size // 16
-        embedding = read_matching(path, self.encoder_sha256, (1, 256, side, side), image)
-        size = embedding.original_size
-        upscaler = Upscaler(self.image_size, size)
-        self._image = _ImageState(embedding.values, upscaler, size, lambda: embedding.image_sha256)
+        file = read_matching(path, self.encoder_sha256, (1, 256, side, side), image)
+        scaled = Upscaler(self.image_size, file.original_size)
+        self._image = _ImageState(file.values, scaled, file.original_size, lambda: file.image_sha256)
 
     def encoder_feeds(self, pixels: Pixels) -> dict[str, FloatArray]:
         """Returns the encoder's inputs by name, from ``[H, W, 3]`` uint8 RGB."""
