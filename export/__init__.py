@@ -200,7 +200,7 @@ def check_anywhere(
     if open_bundle(bundle).manifest.target != "coreml" or available():
         return check_golden(bundle, providers=providers, threads=threads, precision=precision)
     with extra_needed("coreml"):
-        from pocketsam.export.pipeline import open_networks
+        from pocketsam.export.artefact import open_networks
     return check_golden(bundle, precision=precision, open_networks=open_networks)
 
 

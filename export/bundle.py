@@ -32,13 +32,14 @@ def staged_bundle(output: Path, force: bool) -> Iterator[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with staged_directory(output) as work:
-            _check_free(output, force)
+            check_free(output, force)
             yield work
     except OSError as error:
         raise BundleError(f"{error.filename or output}: {error.strerror or error}") from error
 
 
-def _check_free(output: Path, force: bool) -> None:
+def check_free(output: Path, force: bool) -> None:
+    """Raises BundleError unless a bundle may be written there; see ``staged_bundle``."""
     if not output.exists() and not output.is_symlink():
         return
     if not (output / MANIFEST_NAME).is_file():
@@ -58,7 +59,9 @@ def describe_file(path: Path) -> BundleFile:
     return BundleFile(path.name, hashlib.sha256(data).hexdigest(), len(data))
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes ``manifest.json``; the same manifest gives the same bytes."""
+def write_manifest(directory: Path, manifest: Manifest) -> str:
+    """Writes ``manifest.json``; the same manifest gives the same bytes. Returns their sha256."""
     text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+    data = f"{text}\n".encode()
+    (directory / MANIFEST_NAME).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()

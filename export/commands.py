@@ -10,6 +10,7 @@ from pocketsam.errors import ParityError, UsageError
 from pocketsam.export.options import OPTION_NAMES, Options
 from pocketsam.export.targets import TARGETS
 from pocketsam.models.download import CHECKPOINTS, download
+from pocketsam.runtime.bundle import choose_bundles
 from pocketsam.runtime.commands import verify as golden_command
 from pocketsam.runtime.commands.info import print_parity
 from pocketsam.runtime.verification.tolerance import GRADE_NAMES
@@ -173,13 +174,16 @@ def run_export(args: argparse.Namespace) -> None:
             _print_exported(args, error.report)
         raise
     _print_exported(args, report)
+    for inside in choose_bundles(args.output)[1:]:
+        terminal.say(f"also {inside.manifest.precision}: {inside.manifest.grade or 'not verified'}")
     terminal.say(f"wrote {args.output}")
 
 
 def _print_exported(args: argparse.Namespace, report: "Report | None") -> None:
     parity = None if report is None else report.to_json()
     if args.json:
-        about = {"target": args.target, "precision": args.precision, "parity": parity}
+        precision = args.precision if report is None else report.precision
+        about = {"target": args.target, "precision": precision, "parity": parity}
         terminal.print_json({"bundle": str(args.output), **about})
     elif parity is not None:
         print_parity(parity)
@@ -222,7 +226,8 @@ def run_verify(args: argparse.Namespace) -> None:
     for report in reports:
         report.raise_if_failed()
     if not args.json:
-        golden_command.print_ok(args.bundle, parity, f"every tensor and mask beside {args.checkpoint}")
+        grades = {name: entry["grade"] for name, entry in parity.items()}
+        golden_command.print_ok(grades, f"every tensor and mask beside {args.checkpoint}")
 
 
 def add_download(subparsers: terminal.Subparsers) -> None:

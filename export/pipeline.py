@@ -9,20 +9,20 @@ import numpy as np
 
 from pocketsam import constants
 from pocketsam.errors import ParityError
-from pocketsam.export.bundle import describe_file, staged_bundle, write_manifest
+from pocketsam.export.artefact import open_artefact, open_networks
+from pocketsam.export.bundle import check_free, describe_file, staged_bundle, write_manifest
 from pocketsam.export.options import Options
 from pocketsam.export.reference import Reference
-from pocketsam.export.target import Arrays, Call, Progress, Target
-from pocketsam.export.targets import find_precision, find_target, open_converter
+from pocketsam.export.target import Arrays, Progress, Target
+from pocketsam.export.targets import open_converter
 from pocketsam.export.traced import REFERENCE_TYPES, count_macs
 from pocketsam.export.usage import write_usage
 from pocketsam.export.verification import parity
-from pocketsam.export.verification.judgement import check_accepted, judge, keep_failure
+from pocketsam.export.verification.judgement import check_accepted, failed_place, judge, keep_failure
 from pocketsam.export.verification.report import Report
-from pocketsam.export.verification.tolerances import FLOOR
 from pocketsam.models.checkpoint import Loaded
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.bundle import NETWORKS, Bundle, choose_bundles, hash_manifest, open_bundle
+from pocketsam.runtime.bundle import Bundle, choose_bundles, open_bundle
 from pocketsam.runtime.machine import package_version
 from pocketsam.runtime.manifest import (
     GOLDEN_NAME,
@@ -81,19 +81,23 @@ def write_bundle(
     for precision in precisions:  # before anything is written
         check_accepted(target, precision, accept)
     reports, hashes = [], {}
+    if keep_failed:
+        check_free(failed_place(output), force=True)
     with staged_bundle(output, force) as work:
         for precision in precisions:
             folder = work if precision == options.precision else work / precision
             folder.mkdir(exist_ok=True)
             chosen = target.resolve(replace(options, precision=precision))
-            manifest = _write_files(reference, folder, target, chosen, progress)
+            manifest, answers = _write_files(reference, folder, target, chosen, progress)
             if verify:
                 report = _verify_files(reference, folder, progress)
-                _judge(report, target, accept, output if keep_failed else None, folder)
-                manifest = replace(manifest, grade=report.grade, parity=report.to_json())
+                failed = output if keep_failed else None
+                manifest = _judge(report, manifest, target, accept, failed, folder)
+                tolerance = reference.golden.tolerance(report.tolerance, answers)
+                golden = replace(manifest.golden, tolerance=tolerance)
+                manifest = replace(manifest, golden=golden)
                 reports.append(report)
-            write_manifest(folder, manifest)
-            hashes[precision] = hash_manifest(folder)
+            hashes[precision] = write_manifest(folder, manifest)
         outer = open_bundle(work).manifest
         write_manifest(work, replace(outer, also={name: hashes[name] for name in also}))
     return reports
@@ -101,8 +105,12 @@ def write_bundle(
 
 def _write_files(
     reference: Reference, folder: Path, target: Target, options: Options, progress: Progress
-) -> Manifest:
-    """Writes one precision's files; returns the manifest without a parity report."""
+) -> tuple[Manifest, dict[str, Arrays]]:
+    """Writes one precision's files.
+
+    Returns:
+        The manifest without a parity report, and the files' answers to the golden prompts.
+    """
     golden = reference.golden
     precision = target.precision(options.precision)
     empty = _save_golden(folder, golden.arrays, precision.tolerance, None)
@@ -114,8 +122,10 @@ def _write_files(
     opened = open_networks(bundle)
     answers = answer_prompts(golden.arrays, bundle.image_size, bundle.inputs("encoder"), *opened)
     arrays = golden.arrays if precision.drift is None else golden.with_own(answers)
-    tolerance = golden.tolerance(precision.tolerance, answers)
-    return replace(manifest, golden=_save_golden(folder, arrays, tolerance, precision.drift))
+    saved = _save_golden(folder, arrays, precision.tolerance, precision.drift)
+    manifest = replace(manifest, golden=saved)
+    write_manifest(folder, manifest)
+    return manifest, answers
 
 
 def _write_networks(
@@ -151,14 +161,27 @@ def _verify_files(reference: Reference, folder: Path, progress: Progress) -> Rep
     return parity.verify(cases, open_artefact(bundle), _report_photo(bundle, progress))
 
 
-def _judge(report: Report, target: Target, accept: Grade, failed: Path | None, folder: Path) -> None:
-    """Raises ParityError for files that may not be written, after keeping them beside ``failed``."""
+def _judge(
+    report: Report,
+    manifest: Manifest,
+    target: Target,
+    accept: Grade,
+    failed: Path | None,
+    folder: Path,
+) -> Manifest:
+    """Returns the manifest with the report, unless the files may not be written.
+
+    Raises:
+        ParityError: they may not; they are kept beside ``failed``, if any.
+    """
     try:
         judge(report, target, accept)
     except ParityError:
         if failed is not None:
+            write_manifest(folder, replace(manifest, grade=report.grade, parity=report.to_json()))
             keep_failure(folder, failed, report)
         raise
+    return replace(manifest, grade=report.grade, parity=report.to_json())
 
 
 def verify_bundle(
@@ -197,67 +220,6 @@ def _report_photo(bundle: Bundle, progress: Progress) -> Progress:
     """Returns a function that reports the photograph that is being compared."""
     what = f"comparing {bundle.manifest.target} {bundle.manifest.precision} with PyTorch on"
     return lambda name: progress(f"{what} {name}")
-
-
-def open_artefact(
-    bundle: Bundle, *, providers: Providers = "cpu", threads: int | None = None
-) -> parity.Artefact:
-    """Returns a bundle's files, open for ``parity.verify``.
-
-    Args:
-        bundle: the bundle; of several precisions, its first.
-        providers, threads: how to run it, as for the runtime's ``Segmenter``.
-
-    Raises:
-        IntegrityError, BundleError: a file cannot be read or run.
-        ProviderError: a provider is missing here.
-    """
-    target = find_target(bundle.manifest.target)
-    inside: list[str] = []
-    converter = open_converter(target)
-    plain = dict(
-        zip(NETWORKS, open_networks(bundle, providers=providers, threads=threads), strict=True)
-    )
-    tapped = {}
-    for name in NETWORKS:
-        intermediates = bundle.manifest.network(name).intermediates
-        tapped[f"{name}_intermediates"] = plain[name]
-        if intermediates:
-            source, label = bundle.source(name), f"{bundle.path}: {name}"
-            more = converter.load(source, label, intermediates, providers, threads)
-            tapped[f"{name}_intermediates"] = more
-            inside += intermediates
-    precision = find_precision(target, bundle.manifest.precision)
-    is_accepted = bundle.manifest.grade == "lossy" != precision.grade
-    return parity.Artefact(
-        **plain,
-        **tapped,
-        intermediates=frozenset(inside),
-        runtime_name=converter.runtime_name(),
-        precision=precision.name,
-        tolerance=FLOOR if is_accepted else precision.tolerance,
-    )
-
-
-def open_networks(
-    bundle: Bundle, *, providers: Providers = "cpu", threads: int | None = None
-) -> tuple[Call, Call]:
-    """Returns the encoder and the decoder of a bundle, run by what the target has on this machine.
-
-    Unlike the runtime's ``open_network`` it runs Core ML anywhere, by the interpreter.
-
-    Raises:
-        IntegrityError, BundleError: a file cannot be read or run.
-        ProviderError: a provider is missing here.
-    """
-    converter = open_converter(find_target(bundle.manifest.target))
-    encoder, decoder = (
-        converter.load(
-            bundle.source(name), f"{bundle.path}: {name}", providers=providers, threads=threads
-        )
-        for name in NETWORKS
-    )
-    return encoder, decoder
 
 
 def _describe(

@@ -143,13 +143,23 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
         IntegrityError: the manifest is damaged.
     """
     path = Path(directory)
+    return _parse_bundle(path, _read_manifest(path))
+
+
+def _read_manifest(path: Path) -> bytes:
     manifest_path = path / MANIFEST_NAME
     try:
-        value = json.loads(manifest_path.read_text(encoding="utf-8"))
+        return manifest_path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{path}: not a bundle (no {MANIFEST_NAME})") from None
     except OSError as error:
         raise BundleError(f"{manifest_path}: {error.strerror}") from None
+
+
+def _parse_bundle(path: Path, data: bytes) -> Bundle:
+    manifest_path = path / MANIFEST_NAME
+    try:
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{manifest_path}: not JSON: {error}") from None
     manifest = Manifest.from_json(value, manifest_path)
@@ -207,12 +217,13 @@ def choose_bundles(directory: str | os.PathLike[str], precision: str | None = No
 
 def _open_inner(bundle: Bundle, precision: str) -> Bundle:
     """Returns the bundle inside another one, if it is the one that the outer manifest names."""
-    inside = open_bundle(bundle.path / precision)
+    data = _read_manifest(bundle.path / precision)
+    inside = _parse_bundle(bundle.path / precision, data)
     outer, inner = bundle.manifest, inside.manifest
     if (inner.target, inner.image_size, inner.model) != (outer.target, outer.image_size, outer.model):
         raise IntegrityError(f"{inside.path}: another checkpoint, target or size than {bundle.path}")
     wanted = outer.also[precision]
-    if wanted and hash_manifest(inside.path) != wanted:
+    if wanted and hashlib.sha256(data).hexdigest() != wanted:
         raise IntegrityError(
             f"{inside.path / MANIFEST_NAME}: not the manifest that {bundle.path / MANIFEST_NAME} names "
             f"(sha256 {wanted})"
@@ -220,16 +231,3 @@ def _open_inner(bundle: Bundle, precision: str) -> Bundle:
     if inner.precision != precision:
         raise IntegrityError(f"{inside.path}: its manifest says {inner.precision}, not {precision}")
     return inside
-
-
-def hash_manifest(directory: Path) -> str:
-    """Returns the sha256 of a bundle's manifest.
-
-    Raises:
-        IntegrityError: it cannot be read.
-    """
-    path = directory / MANIFEST_NAME
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise IntegrityError(f"{path}: {error.strerror}") from None

@@ -66,10 +66,14 @@ def check_contract(manifest: "Manifest", where: Path) -> None:
         ("preprocessing.color", preprocessing.color, "RGB"),
         ("mask_threshold", manifest.mask_threshold, constants.MASK_THRESHOLD),
         ("prompt_labels", dict(manifest.prompt_labels), PROMPT_LABELS),
-        ("preprocessing.input", picture is not None, True),
+        (
+            "preprocessing.input",
+            preprocessing.input,
+            manifest.encoder.inputs[0].name if manifest.encoder.inputs else "an input",
+        ),
         ("preprocessing.layout", layout, (picture and picture.layout) or "NCHW"),
         (f"encoder.inputs: shape of {preprocessing.input}", picture and picture.shape, shape),
-        ("decoder.points", count, points.shape[1] if points and count is not None else count),
+        ("decoder.points", (count,), points.shape[1:2] if points and count is not None else (count,)),
     ):
         if found != wanted:
             raise IntegrityError(

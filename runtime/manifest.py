@@ -4,6 +4,7 @@ The exporter builds a ``Manifest`` and writes ``to_json()``. ``from_json`` refus
 wrong type and a value out of range.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,7 @@ class Manifest:
             golden=GoldenFile.from_json(fields.nested("golden"), version),
             grade=fields.optional_choice("grade", GRADE_NAMES),
             parity=fields.optional("parity", dict),
-            also=_read_also(fields, version),
+            also=_read_also(fields, version, where),
         )
 
     def to_json(self) -> Json:
@@ -184,8 +185,11 @@ def _check_version(version: object, where: Path) -> int:
     return version
 
 
-def _read_also(fields: Fields, version: int) -> dict[str, str]:
+def _read_also(fields: Fields, version: int, where: Path) -> dict[str, str]:
     if version == 1:
         return {fields.plain_name("also", name): "" for name in fields.texts("also")}
     also = fields.mapping("also", str) if fields.get("also") is not None else {}
+    for name, sha256 in also.items():
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise IntegrityError(f"{where}: also.{name} is {sha256!r}, no sha256 of its manifest")
     return {fields.plain_name("also", name): sha256 for name, sha256 in also.items()}

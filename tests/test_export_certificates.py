@@ -13,6 +13,7 @@ from toy_target import TARGET, convert
 
 from pocketsam.errors import BundleError, IntegrityError, ParityError, UsageError
 from pocketsam.export import export, verify
+from pocketsam.export.artefact import open_networks
 from pocketsam.export.benchmarks import battery
 from pocketsam.export.benchmarks.damages import (
     GRAPH_DAMAGES,
@@ -21,7 +22,6 @@ from pocketsam.export.benchmarks.damages import (
 )
 from pocketsam.export.benchmarks.weight_damages import weight_damages
 from pocketsam.export.bundle import describe_file, write_manifest
-from pocketsam.export.pipeline import open_networks
 from pocketsam.export.reference import Reference
 from pocketsam.export.targets import TARGETS, find_target, open_converter
 from pocketsam.models.checkpoint import DEFAULT
@@ -109,6 +109,28 @@ def test_each_number_of_a_certificate(precision, several_precisions, reference):
     assert bundle.manifest.grade == bundle.manifest.parity["grade"]
 
 
+def test_each_number_of_the_golden_results(several_precisions):
+    bundle = choose_bundle(several_precisions, "int8")
+    results = {(r.prompt, r.against): r for r in check_golden(several_precisions, precision="int8")}
+    assert len(results) == 8
+    arrays = np.load(bundle.path / "golden.npz")
+    networks = open_networks(bundle)
+    answers = golden.answer_prompts(arrays, SMALL, bundle.inputs("encoder"), *networks)
+    for (prompt, against), result in results.items():
+        prefix = prompt if against == golden.PYTORCH else f"{prompt}_own"
+        wanted, found = arrays[f"{prefix}_low_res_masks"], answers[prompt]["low_res_masks"]
+        for key in ("error", "cosine", "snr_db"):
+            assert result.figures[key] == pytest.approx(figures_of(wanted, found)[key], rel=1e-3)
+        deltas = abs(arrays[f"{prefix}_scores"] - answers[prompt]["scores"])
+        assert result.figures["score"] == pytest.approx(deltas.max(), rel=1e-3)
+        both = [(a > 0, b > 0) for a, b in zip(wanted[0], found[0], strict=True)]
+        ious = [(a & b).sum() / (a | b).sum() for a, b in both if a.mean() >= 0.02]
+        small = [(a ^ b).sum() / (0.02 * a.size) for a, b in both if a.mean() < 0.02]
+        assert result.figures["mask_iou"] == pytest.approx(min(ious, default=1))
+        assert result.figures["mask_iou_mean"] == pytest.approx(np.mean(ious) if ious else 1)
+        assert result.figures["small_changed"] == pytest.approx(max(small, default=0))
+
+
 def test_golden_masks_are_neither_empty_nor_full(several_precisions, reference):
     arrays = np.load(several_precisions / "golden.npz")
     for name in golden.PROMPTS:
@@ -159,6 +181,15 @@ def test_golden_vectors_of_the_first_schema(bundle, tmp_path):
 
 def test_damaged_golden_vectors(bundle, tmp_path):
     arrays = dict(np.load(bundle / "golden.npz"))
+    for number, data in enumerate((b"", b"PK", (bundle / "golden.npz").read_bytes()[:-900])):
+        copy = tmp_path / str(number)
+        shutil.copytree(bundle, copy)
+        (copy / "golden.npz").write_bytes(data)
+        manifest = open_bundle(copy).manifest
+        entry = dataclasses.replace(manifest.golden, **vars(describe_file(copy / "golden.npz")))
+        write_manifest(copy, dataclasses.replace(manifest, golden=entry))
+        with pytest.raises(IntegrityError, match="damaged golden vectors"):
+            check_golden(copy)
     for changes in (
         {"image": arrays["image"][..., 0]},
         {"point_point_coords": np.full((1, 1, 2), np.nan)},
@@ -189,11 +220,11 @@ def export_toy(path, **options):
     return export("seeded:3", path, **{"target": "toy", "image_size": 64} | options)
 
 
-def weak_decoder(network, path, *args):
+def weak_decoder(network, path, *args, by=0.005):
     """Writes a network whose masks are lossy, but not broken."""
     state = network.model.state_dict()
     with pytest.MonkeyPatch.context() as patch:
-        wrong = {k: v + 0.005 * v.abs().mean() for k, v in state.items() if v.is_floating_point()}
+        wrong = {k: v + by * v.abs().mean() for k, v in state.items() if v.is_floating_point()}
         patch.setattr(network.model, "state_dict", lambda: state | wrong)
         return convert(network, path, *args)
 
@@ -213,7 +244,8 @@ def test_files_that_fail_are_kept_when_asked(weak, pictures, tmp_path):
     with pytest.raises(ParityError):
         export_toy(tmp_path / "b", images=pictures, keep_failed=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.failed", "b.failed.png"]
-    assert (tmp_path / "b.failed" / "encoder.safetensors").exists()
+    assert open_bundle(tmp_path / "b.failed").manifest.parity["passed"] is False
+    assert "✗" in call_pocketsam("info", tmp_path / "b.failed").stdout
     with Image.open(tmp_path / "b.failed.png") as picture:
         assert picture.width > 3 * picture.height  # three panels of a landscape photograph
 
@@ -243,6 +275,24 @@ def test_what_is_lossy_is_written_when_accepted(weak, pictures, tmp_path):
     assert again.ok
     (other,) = verify(tmp_path / "b", checkpoint="seeded:4", images=pictures)
     assert not other.ok
+
+
+def test_what_is_close_but_not_equivalent_verifies_when_accepted(toy, monkeypatch, pictures, tmp_path):
+    def nearly(network, path, *args):
+        return weak_decoder(network, path, *args, by=1e-5)
+
+    monkeypatch.setattr(TARGET.open_converter, "convert", staticmethod(nearly))
+    with pytest.raises(ParityError):
+        export_toy(tmp_path / "b", images=pictures)
+    report = export_toy(tmp_path / "b", images=pictures, accept="lossy")
+    assert report.grade == "close"
+    (again,) = verify(tmp_path / "b", checkpoint="seeded:3", images=pictures)
+    assert again.ok
+
+
+def test_files_that_nobody_verified_are_not_certified(weak, tmp_path):
+    export_toy(tmp_path / "b", verify=False)
+    assert not any(result.ok for result in check_networks_of(tmp_path / "b"))
 
 
 def check_networks_of(folder: Path) -> list[golden.GoldenResult]:
@@ -277,18 +327,20 @@ def test_certificates_find_damages(precision, several_precisions, reference, tmp
     assert not [outcome for outcome in outcomes if outcome.is_missed]
     if precision == "fp32":
         assert all(outcome.golden and outcome.checkpoint for outcome in outcomes)
-    print(battery.table(outcomes))
 
 
-def test_a_battery_that_misses_says_so(several_precisions, reference, tmp_path, monkeypatch):
+def test_a_battery_that_misses_says_so(several_precisions, reference, pictures, monkeypatch):
     """With golden vectors that nobody reads, the damages count as missed."""
-    monkeypatch.setattr(battery, "check_networks", lambda *_: [])
-    monkeypatch.setattr(battery.Battery, "_checkpoint_finds", lambda *_: True)
     target = find_target("onnx")
     subject = battery.Battery(reference, several_precisions, target, target.precision("fp32"))
+    monkeypatch.setattr(battery, "check_networks", lambda *_: [])
+    monkeypatch.setattr(battery.Battery, "_checkpoint_finds", lambda *_: True)
     (outcome,) = subject.run(GRAPH_DAMAGES[:1])
     assert outcome.is_missed
     assert "MISSED" in battery.line(outcome)
+    other = Reference("seeded:3", SMALL, images=pictures)
+    with pytest.raises(ParityError, match="fails before any damage"):
+        battery.Battery(other, several_precisions, target, target.precision("fp32"))
 
 
 def test_a_manifest_that_says_something_else_is_refused(several_precisions, tmp_path):

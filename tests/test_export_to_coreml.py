@@ -11,10 +11,10 @@ from conftest import run_pocketsam
 
 from pocketsam.errors import BundleError, ConversionError, IntegrityError, PromptError, UsageError
 from pocketsam.export import export, verify
+from pocketsam.export.artefact import open_artefact
 from pocketsam.export.bundle import describe_file
 from pocketsam.export.cases import PROMPTS, compute_cases
 from pocketsam.export.options import Options
-from pocketsam.export.pipeline import open_artefact
 from pocketsam.export.reference import load_photos
 from pocketsam.export.to_coreml import TARGET
 from pocketsam.export.to_coreml import convert as to_coreml

@@ -82,7 +82,7 @@ GRAPH_DAMAGES = [
         (c.LOW_RES_MASKS, "× 0.6", lambda x: 0.6 * x),
         (c.LOW_RES_MASKS, "threshold shifted by 2", lambda x: x + 2),
         (c.LOW_RES_MASKS, "masks swapped", lambda x: x[:, [0, 2, 1, 3]]),
-        (c.LOW_RES_MASKS, "rows and columns swapped", lambda x: np.ascontiguousarray(x[..., ::-1, :])),
+        (c.LOW_RES_MASKS, "upside down", lambda x: np.ascontiguousarray(x[..., ::-1, :])),
         (c.IOU_PREDICTIONS, "scores swapped", lambda x: x[:, [0, 3, 2, 1]]),
         (c.IOU_PREDICTIONS, "zeros", lambda x: 0 * x),
         (c.IOU_PREDICTIONS, "NaN", lambda x: np.nan * x),

@@ -18,7 +18,7 @@ Values = NDArray[Any]
 
 
 def one_element(values: Values) -> Values:
-    """The largest element moves by twice the tensor's range, as by a bit that flipped."""
+    """The largest element changes its sign and doubles; of integers all its bits flip."""
     flat = values.reshape(-1)
     place = int(np.abs(flat.astype(np.float32)).argmax())
     if values.dtype.kind == "f":
@@ -30,14 +30,14 @@ def one_element(values: Values) -> Values:
 
 def a_row(values: Values) -> Values:
     """A row in the middle is zero."""
-    rows = values.reshape(len(values), -1) if values.ndim > 1 else values.reshape(64, -1)
+    rows = _rows(values)
     rows[len(rows) // 2] = _zero(values)
     return values
 
 
 def swapped_channels(values: Values) -> Values:
     """Two rows change places."""
-    rows = values.reshape(len(values), -1) if values.ndim > 1 else values.reshape(64, -1)
+    rows = _rows(values)
     first, second = len(rows) // 3, 2 * len(rows) // 3
     rows[[first, second]] = rows[[second, first]]
     return values
@@ -59,11 +59,9 @@ def six_tenths(values: Values) -> Values:
 
 def transposed(values: Values) -> Values:
     """The last two axes are read in the other order."""
-    if values.ndim == 1:
-        values = values.reshape(64, -1)
-    matrix = values.reshape(-1, values.shape[-2], values.shape[-1])
-    if 1 in matrix.shape[1:]:
-        matrix = values.reshape(1, len(values), -1)
+    matrix = _rows(values)[None]
+    if values.ndim > 1 and 1 not in values.shape[-2:]:
+        matrix = values.reshape(-1, values.shape[-2], values.shape[-1])
     return np.ascontiguousarray(matrix.swapaxes(1, 2)).reshape(values.shape)
 
 
@@ -71,6 +69,13 @@ def zero_bias(values: Values) -> Values:
     """All zero."""
     values[...] = 0
     return values
+
+
+def _rows(values: Values) -> Values:
+    """Returns a view of the values in rows: of a flat tensor, as near to 64 as its size allows."""
+    if values.ndim > 1:
+        return values.reshape(len(values), -1)
+    return values.reshape(next(rows for rows in range(64, 0, -1) if values.size % rows == 0), -1)
 
 
 def _zero(values: Values) -> Any:

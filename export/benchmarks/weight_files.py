@@ -118,7 +118,7 @@ class TfliteWeights(WeightFile):
 
     def write(self, name: str, values: NDArray[Any]) -> None:
         """Replaces a constant tensor."""
-        self._views[name][...] = values
+        self._views[name][...] = values.reshape(self._views[name].shape)
         self._path.write_bytes(self._data)
 
     def change_epsilon(self, value: float) -> bool:
@@ -174,7 +174,7 @@ class CoremlWeights(WeightFile):
 
     def write(self, name: str, values: NDArray[Any]) -> None:
         """Replaces a blob."""
-        self._views[name][...] = values
+        self._views[name][...] = values.reshape(self._views[name].shape)
         self._bin.write_bytes(self._data)
 
     def change_epsilon(self, value: float) -> bool:

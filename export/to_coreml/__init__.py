@@ -10,7 +10,6 @@ from pocketsam.export.verification.tolerances import (
     DRIFT_8_BIT,
     FP16,
     FP32,
-    LOOSE,
     ROUGH,
     WEIGHTS_8_BIT,
 )
@@ -75,7 +74,7 @@ TARGET = Target(
         ),
         Precision(
             name="palette6",
-            tolerance=LOOSE,
+            tolerance=ROUGH,
             grade="lossy",
             drift=DRIFT,
             calibrated=True,

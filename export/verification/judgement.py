@@ -31,7 +31,7 @@ def check_accepted(target: Target, precision: str, accept: Grade) -> None:
     grade = find_precision(target, precision).grade
     if _worse(grade, accept):
         raise UsageError(
-            f"{target.name} {precision} is {grade}: its masks differ from the checkpoint's. "
+            f"{target.name} {precision} promises no better than {grade}. "
             f"Write it all the same: --accept {grade}; {_better(target, precision, accept)}"
         )
 
@@ -60,7 +60,7 @@ def judge(report: Report, target: Target, accept: Grade) -> None:
         raise ParityError(f"its masks are {report.grade}, worse than {accept}", report)
     except ParityError as error:
         advice = [_better(target, report.precision, accept), "a larger --image-size"]
-        if not broken:
+        if not broken and accept != "lossy":
             advice.append("--accept lossy, to write it all the same")
         raise ParityError(
             f"{error}. Try {'; or '.join(filter(None, advice))}. --keep-failed keeps the files and a "
@@ -81,13 +81,18 @@ def _better(target: Target, precision: str, accept: Grade) -> str:
     return f"--precision {' or '.join(better)}, more exact" if better else ""
 
 
+def failed_place(output: Path) -> Path:
+    """Returns where files that fail are kept: ``OUTPUT.failed``."""
+    return output.resolve().with_name(f"{output.resolve().name}.failed")
+
+
 def keep_failure(work: Path, output: Path, report: Report) -> None:
     """Copies files that failed to ``OUTPUT.failed``, and draws ``OUTPUT.failed.png``.
 
     Raises:
         BundleError: a directory of something else has that name.
     """
-    failed = output.resolve().with_name(f"{output.resolve().name}.failed")
+    failed = failed_place(output)
     with staged_bundle(failed, force=True) as place:
         shutil.copytree(work, place, dirs_exist_ok=True)
     if report.worst_mask is not None:

@@ -33,41 +33,38 @@ class Row:
         part: encoder, decoder or end to end.
         tensor: its name.
         figures: figure to value.
-        worst_case: the case that came out worst.
+        cases: figure to the case that came out worst by it.
     """
 
     part: str
     tensor: str
     figures: dict[str, Any] = field(default_factory=dict)
-    worst_case: str = ""
+    cases: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """``part tensor``, as reports show it."""
         return f"{self.part} {self.tensor}"
 
-    def add(self, case: str, figures: Mapping[str, Any]) -> bool:
-        """Adds a case's figures; returns whether it is the worst so far."""
-        leading = next(key for key in ("error", "score", "mask_iou") if key in figures)
-        sign = -1 if leading in LOWEST else 1
-        old = self.figures
-        is_worst = not old or sign * figures[leading] > sign * old[leading]
-        if is_worst:
-            self.worst_case = case
-        merged: dict[str, Any] = {}
+    @property
+    def worst_case(self) -> str:
+        """The case that came out worst by the figure that says most."""
+        leading: str = next(key for key in ("error", "score", "mask_iou") if key in self.figures)
+        if self.figures.get("small_changed", 0) > 1 - self.figures.get("mask_iou", 0):
+            leading = "small_changed"
+        return self.cases[leading]
+
+    def add(self, case: str, figures: Mapping[str, Any]) -> None:
+        """Adds a case's figures."""
         for key, value in figures.items():
-            if not old:
-                merged[key] = value
-            elif key in HIGHEST:
-                merged[key] = max(old[key], value)
-            elif key in LOWEST:
-                merged[key] = min(old[key], value)
-            elif key == "scale":  # of the worst case
-                merged[key] = value if is_worst else old[key]
-            else:
-                merged[key] = old[key] + value
-        self.figures = merged
-        return is_worst
+            old = self.figures.get(key)
+            if key in HIGHEST or key in LOWEST:
+                if old is None or (value > old if key in HIGHEST else value < old):
+                    self.figures[key], self.cases[key] = value, case
+            elif key != "scale":
+                self.figures[key] = value if old is None else old + value
+        if "scale" in figures and self.cases["error"] == case:
+            self.figures["scale"] = figures["scale"]
 
     def summary(self) -> dict[str, Any]:
         """Returns the figures over all cases, means and shares instead of sums."""
@@ -179,6 +176,7 @@ class Report:
         """Returns the report for the manifest and ``--json``."""
         return {
             "reference": "pytorch fp32",
+            "precision": self.precision,
             "runner": self.runtime_name,
             "passed": self.ok,
             "grade": self.grade,
@@ -202,11 +200,13 @@ class Report:
             raise ParityError("nothing was compared: no photograph, or no prompt", self)
         if failed := self.failed:
             first = failed[0]
-            values = "; ".join(map(str, first.violations(self.tolerance)))
+            violations = first.violations(self.tolerance)
+            case = first.cases.get(violations[0].quantity, first.worst_case)
+            values = "; ".join(map(str, violations))
             raise ParityError(
                 f"{len(failed)} of {len(self._rows)} comparisons are outside the tolerance of "
                 f"{self.precision}; the first that diverges is {first.name}: {values} "
-                f"(case: {first.worst_case})",
+                f"(case: {case})",
                 self,
             )
 

@@ -68,7 +68,10 @@ def print_parity(parity: dict[str, Any] | None) -> None:
         print("  verified by an older pocketsam, whose report says too little: export it again")
         return
     runner, reference = parity["runner"], parity["reference"]
-    print(f"  {runner} against {reference}, {parity['cases']} cases, the worst of each:")
+    print(
+        f"  {parity['precision']}: {runner} against {reference}, {parity['cases']} cases, "
+        "the worst of each:"
+    )
     width = max(len(f"{row['part']} {row['tensor']}") for row in parity["rows"])
     for row in parity["rows"]:
         print(
@@ -78,7 +81,8 @@ def print_parity(parity: dict[str, Any] | None) -> None:
     print(
         f"  tolerances: |Δ| ≤ {limits['error']:g} × scale, SNR ≥ {limits['snr_db']:g} dB, "
         f"cosine ≥ {limits['cosine']:g}, score |Δ| ≤ {limits['score']:g}, "
-        f"least mask IoU ≥ {limits['mask_iou']:g}, best mask kept ≥ {limits['best_kept']:.0%}"
+        f"least mask IoU ≥ {limits['mask_iou']:g}, mean ≥ {limits['mask_iou_mean']:g}, "
+        f"best mask kept ≥ {limits['best_kept']:.0%}"
     )
     grade, least, mean = parity["grade"], *_least_masks(parity["rows"])
     print(

@@ -51,7 +51,9 @@ def report_golden(args: argparse.Namespace, results: Sequence[GoldenResult]) -> 
             print(f"{terminal.mark(result.ok)} {_line(result)}")
     raise_if_failed(results)
     if not args.json:
-        print_ok(args.bundle, by_precision, "golden vectors")
+        bundles = (choose_bundles(args.bundle, name)[0] for name in by_precision)
+        grades = {bundle.manifest.precision: bundle.manifest.grade for bundle in bundles}
+        print_ok(grades, "golden vectors")
 
 
 def print_verified(
@@ -59,9 +61,9 @@ def print_verified(
 ) -> None:
     """Prints the result of ``verify`` as JSON.
 
-    An object: ``bundle``, ``passed``, and ``precisions``: of each its ``precision``, ``grade`` (of the
-    export; null if it was not verified), ``passed``, ``golden`` (a list of results; null with a
-    checkpoint) and ``parity`` (the report; null without a checkpoint).
+    An object: ``bundle``, ``passed``, and ``precisions``: of each its ``precision``, ``grade`` (that
+    the report found; without a checkpoint the export's, null if it was not verified), ``passed``,
+    ``golden`` (a list of results; null with a checkpoint) and ``parity`` (the report; null without).
 
     Args:
         directory: the bundle.
@@ -73,15 +75,15 @@ def print_verified(
         (bundle,) = choose_bundles(directory, precision)
         report, results = parity.get(precision), golden.get(precision)
         passed = report["passed"] if report else all(result["ok"] for result in results or [])
-        about = {"precision": precision, "grade": bundle.manifest.grade, "passed": passed}
+        grade = report["grade"] if report else bundle.manifest.grade
+        about = {"precision": precision, "grade": grade, "passed": passed}
         entries.append(about | {"golden": results, "parity": report})
     passed = bool(entries) and all(entry["passed"] for entry in entries)
     terminal.print_json({"bundle": str(directory), "passed": passed, "precisions": entries})
 
 
-def print_ok(directory: str, precisions: Mapping[str, Any], what: str) -> None:
-    """Prints the last line: OK, with the precisions and the grades that they had at export."""
-    grades = {name: choose_bundles(directory, name)[0].manifest.grade for name in precisions}
+def print_ok(grades: Mapping[str, str | None], what: str) -> None:
+    """Prints the last line: OK, with the precisions and their grades."""
     listed = ", ".join(f"{name} ({grade or 'not graded'})" for name, grade in grades.items())
     print(f"OK: {what}: {listed}")
 

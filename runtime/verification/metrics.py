@@ -17,7 +17,7 @@ TIE = 0.01
 def tensor_figures(expected: NDArray[Any], found: NDArray[Any]) -> dict[str, float]:
     """Returns max_abs, mean_abs, scale (the reference's standard deviation), error, cosine and snr_db.
 
-    A tensor that holds NaN or infinity, or has another shape, is infinitely far away.
+    Where either holds NaN or infinity, or the shapes differ, they are infinitely far apart.
     """
     if not _comparable(expected, found):
         worst = float("inf")
@@ -68,7 +68,8 @@ def score_figures(expected: NDArray[Any], found: NDArray[Any]) -> dict[str, Any]
 
 
 def _comparable(expected: NDArray[Any], found: NDArray[Any]) -> bool:
-    return expected.shape == found.shape and bool(np.isfinite(found).all())
+    finite = bool(np.isfinite(expected).all() and np.isfinite(found).all())
+    return finite and expected.shape == found.shape
 
 
 def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
