@@ -320,7 +320,7 @@ def run_battery(several_precisions, reference, precision, tmp_path) -> list[batt
     return [*subject.run(damages), *subject.run_manifest(list(MANIFEST_DAMAGES))]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["int8", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_certificates_find_damages(precision, several_precisions, reference, tmp_path):
     outcomes = run_battery(several_precisions, reference, precision, tmp_path)
     assert len(outcomes) >= 40

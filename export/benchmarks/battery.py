@@ -46,8 +46,7 @@ from pocketsam.runtime.manifest import MANIFEST_NAME
 from pocketsam.runtime.verification.golden import check_networks
 from pocketsam.runtime.verification.metrics import agreements, score_figures
 
-PROMPTS = 6
-"""Of each photograph that a damage's effect is measured on: clicks and boxes."""
+PROMPTS = 6  # of each photograph that a damage's effect is measured on
 SHARES = ("best_kept", "mask_iou_mean")
 """Known only when all prompts have been compared."""
 
@@ -217,7 +216,7 @@ class Battery:
 def run_precision(
     reference: Reference, target: Target, precision: Precision, folder: Path
 ) -> list[Outcome]:
-    """Writes a bundle unless it is there, damages it in every way, and returns what was found."""
+    """Writes a bundle unless it is there, damages it, and returns what was found."""
     if not (folder / MANIFEST_NAME).exists():
         write_bundle(reference, folder, target, Options(precision.name), accept=precision.grade)
     battery = Battery(reference, folder, target, precision)
