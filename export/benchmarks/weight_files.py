@@ -107,9 +107,18 @@ class TfliteWeights(WeightFile):
             tensor = graph.Tensors(index)
             buffer = model.Buffers(tensor.Buffer())
             kind = self._types.get(tensor.Type())
-            if kind is not None and buffer.DataLength():
-                values = buffer.DataAsNumpy().view(kind)
-                self._views[tensor.Name().decode()] = values.reshape(tensor.ShapeAsNumpy())
+            if kind is not None and (data := self._bytes(buffer)) is not None:
+                shape = tensor.ShapeAsNumpy() if tensor.ShapeLength() else ()
+                self._views[tensor.Name().decode()] = data.view(kind).reshape(shape)
+
+    def _bytes(self, buffer: Any) -> NDArray[np.uint8] | None:
+        """Returns a view of a buffer, inside the flatbuffer or, as the quantizer has it, after it."""
+        if buffer.DataLength():
+            inside: NDArray[np.uint8] = buffer.DataAsNumpy()
+            return inside
+        if buffer.Offset() > 1:
+            return np.frombuffer(self._data, np.uint8, buffer.Size(), buffer.Offset())
+        return None
 
     def weights(self) -> Iterator[Weight]:
         """Yields the constant tensors."""
