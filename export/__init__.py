@@ -194,9 +194,11 @@ def check_anywhere(
         BundleError, IntegrityError: what could not be read.
     """
     from pocketsam.runtime.backends.coreml import available
+    from pocketsam.runtime.backends.ort import check_threads
     from pocketsam.runtime.bundle import open_bundle
     from pocketsam.runtime.verification.golden import check_golden
 
+    check_threads(threads)
     if open_bundle(bundle).manifest.target != "coreml" or available():
         return check_golden(bundle, providers=providers, threads=threads, precision=precision)
     with extra_needed("coreml"):

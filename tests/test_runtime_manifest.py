@@ -279,7 +279,7 @@ def test_mean_and_deviation_are_of_three_channels(values):
 @pytest.mark.parametrize("path", [("encoder", "file"), ("golden", "file")], ids=name_of)
 def test_a_name_that_leaves_the_bundle(path, name):
     with pytest.raises(IntegrityError, match=r"also .* leaves the bundle"):
-        Manifest.from_json(ONNX | {"also": {name: "5a"}}, WHERE)
+        Manifest.from_json(ONNX | {"also": {name: "5a" * 32}}, WHERE)
     with pytest.raises(IntegrityError, match=rf"{path[0]}.* leaves the bundle"):
         Manifest.from_json(altered(ONNX, path, name), WHERE)
 
@@ -292,6 +292,12 @@ def test_a_manifest_of_the_first_schema():
     assert manifest.golden.tolerance is None
     assert manifest.also == {"int8-weights": ""}
     assert manifest.grade is None
+
+
+def test_a_bundle_inside_is_named_by_its_hash():
+    for wrong in ("", "5a", "x" * 64):
+        with pytest.raises(IntegrityError, match=r"also\.fp16 is .*, no sha256"):
+            Manifest.from_json(ONNX | {"also": {"fp16": wrong}}, WHERE)
 
 
 def test_a_grade_that_is_none():

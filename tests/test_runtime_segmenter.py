@@ -374,7 +374,7 @@ def test_a_bundle_that_holds_another_graph(bundle, photo, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / "copy")
     shutil.copy(copy / "decoder.onnx", copy / "encoder.onnx")
     manifest = json.loads((copy / MANIFEST_NAME).read_text())
-    manifest["encoder"] = manifest["decoder"] | {"file": "encoder.onnx"}
+    manifest["encoder"] |= {key: manifest["decoder"][key] for key in ("sha256", "bytes")}
     (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"encoder: onnxruntime failed: .*image_embeddings") as caught:
         Segmenter(copy).set_image(photo)
@@ -385,6 +385,8 @@ def test_a_bundle_that_holds_another_graph(bundle, photo, tmp_path):
     with pytest.raises(BundleError, match=r"decoder\.points is missing"):
         Segmenter(copy)
     manifest["decoder"]["points"] = 16
+    (points,) = (t for t in manifest["decoder"]["inputs"] if t["name"] == "point_coords")
+    points["shape"] = [1, 16, 2]
     (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"decoder\.onnx: missing, or not a directory"):
         Segmenter(copy)
