@@ -25,6 +25,7 @@ def cases(model, photo):
     return compute_cases(model, [("cat", photo)], detailed=0)
 
 
+@pytest.mark.slow  # a minute: six conversions
 def test_the_same_file_whichever_way(model, cases, monkeypatch, tmp_path):
     sizes = sum(4 * weight.numel() for weight in model.image_encoder.parameters())
 
