@@ -18,6 +18,7 @@ from pocketsam.export.targets import open_converter
 from pocketsam.export.traced import REFERENCE_TYPES, count_macs
 from pocketsam.export.usage import write_usage
 from pocketsam.export.verification import parity
+from pocketsam.export.verification.golden import thinned
 from pocketsam.export.verification.judgement import check_accepted, failed_place, judge, keep_failure
 from pocketsam.export.verification.report import Report
 from pocketsam.models.checkpoint import Loaded
@@ -122,7 +123,7 @@ def _write_files(
     opened = open_networks(bundle)
     answers = answer_prompts(golden.arrays, bundle.image_size, bundle.inputs("encoder"), *opened)
     arrays = golden.arrays if precision.drift is None else golden.with_own(answers)
-    saved = _save_golden(folder, arrays, precision.tolerance, precision.drift)
+    saved = _save_golden(folder, arrays, thinned(precision.tolerance), precision.drift)
     manifest = replace(manifest, golden=saved)
     write_manifest(folder, manifest)
     return manifest, answers

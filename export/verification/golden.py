@@ -101,6 +101,12 @@ class Golden:
         return replace(tolerance, **wide)
 
 
+def thinned(tolerance: Tolerance) -> Tolerance:
+    """Returns a precision's tolerance as it is for thinned masks."""
+    least, mean = min(tolerance.mask_iou, IOU_CAP), min(tolerance.mask_iou_mean, IOU_CAP)
+    return replace(tolerance, mask_iou=least, mask_iou_mean=mean)
+
+
 def make_golden(model: Sam) -> Golden:
     """Returns golden prompts whose masks are neither empty nor full, with PyTorch's answers.
 
