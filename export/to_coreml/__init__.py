@@ -82,7 +82,7 @@ TARGET = Target(
         ),
         Precision(
             name="palette4",
-            tolerance=ROUGH,
+            tolerance=replace(ROUGH, error=20.0, snr_db=4.0, cosine=0.85),
             grade="lossy",
             drift=DRIFT,
             calibrated=True,
@@ -90,7 +90,7 @@ TARGET = Target(
         ),
         Precision(
             name="int8",
-            tolerance=ROUGH,
+            tolerance=replace(ROUGH, error=20.0, snr_db=4.0, cosine=0.85),
             grade="lossy",
             drift=DRIFT_8_BIT,
             calibrated=True,
