@@ -1,5 +1,6 @@
 """What a file's outputs may differ by from PyTorch's, and the grades of how much they do."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -55,7 +56,8 @@ class Tolerance:
         cosine: lowest cosine of the angle between two tensors.
         score: largest |Δ| of a predicted IoU.
         mask_iou: lowest IoU of any single thresholded mask. A mask that is too small for an IoU may
-            lose as many pixels as the smallest that is not: ``1 - mask_iou`` of its pixels.
+            lose as many pixels as the smallest that is not: ``1 - mask_iou`` of its pixels. At 0 any
+            mask may be lost, and small ones may change as they like.
         mask_iou_mean: lowest mean IoU of the masks, each counted once.
         best_kept: lowest share of the prompts whose best mask must be the reference's.
     """
@@ -77,7 +79,7 @@ class Tolerance:
             "score": (self.score, True),
             "mask_iou": (self.mask_iou, False),
             "mask_iou_mean": (self.mask_iou_mean, False),
-            "small_changed": (1 - self.mask_iou, True),
+            "small_changed": (1 - self.mask_iou if self.mask_iou > 0 else math.inf, True),
             "best_kept": (self.best_kept, False),
         }
 
