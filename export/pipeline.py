@@ -258,4 +258,5 @@ def _describe(
         encoder=networks["encoder"],
         decoder=networks["decoder"],
         golden=golden,
+        thresholds=loaded.settings.thresholds,
     )

@@ -5,17 +5,21 @@ import io
 import os
 import pickle
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from pocketsam.errors import CheckpointError
+from pocketsam.files import write_bytes
 from pocketsam.models.sam import Sam, architecture_of, build, seeded
+from pocketsam.thresholds import Thresholds
 
 SEEDED = "seeded"
 """In place of a path: untrained weights of seed 0. ``seeded:7`` means seed 7."""
@@ -27,9 +31,67 @@ DEFAULT_IMAGE_SIZE = 512
 """Side of the canvas, in pixels, that ``default`` was trained at."""
 
 
-def default_image_size(source: str) -> int:
-    """Returns the canvas, in pixels, to use a checkpoint at: 512 for ``default``, else SAM's 1024."""
-    return DEFAULT_IMAGE_SIZE if source == DEFAULT else 1024
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint works best with; a ``.safetensors`` file may say it in its metadata.
+
+    Attributes:
+        image_size: side of the canvas, in pixels, that it was trained at.
+        thresholds: of ``everything``.
+    """
+
+    image_size: int = 1024
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Returns the metadata that ``read_settings`` understands."""
+        values = {"image_size": self.image_size, **vars(self.thresholds)}
+        return {key: str(value) for key, value in values.items()}
+
+
+def read_settings(source: str | os.PathLike[str]) -> Settings:
+    """Returns what a checkpoint works best with: SAM's values unless its file says others.
+
+    Args:
+        source: as for ``load_model``; only the head of a file is read.
+
+    Raises:
+        CheckpointError: a ``.safetensors`` file cannot be read, or its metadata makes no sense.
+    """
+    path = _path_of(source)
+    if path.suffix.lower() != ".safetensors":
+        return Settings()
+    try:
+        path.open("rb").close()  # its errors say more than the library's
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
+    thresholds = {name: metadata.get(name, value) for name, value in vars(Thresholds()).items()}
+    try:
+        return Settings(
+            int(metadata.get("image_size", Settings.image_size)),
+            Thresholds(**{name: float(value) for name, value in thresholds.items()}),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata makes no sense: {error}") from None
+
+
+def _path_of(source: str | os.PathLike[str]) -> Path:
+    """Returns the path of a checkpoint's file; raises CheckpointError where ``default`` has none."""
+    if os.fspath(source) != DEFAULT:
+        return Path(source)
+    if not DEFAULT_FILE.exists():
+        raise CheckpointError(
+            f"`{DEFAULT}` is models/{DEFAULT_FILE.name} of a clone of pocketsam, and an installed "
+            "package carries only a bundle made from it, which needs no export; give the file's path"
+        )
+    return DEFAULT_FILE
+
+
+def default_image_size(source: str | os.PathLike[str]) -> int:
+    """Returns the canvas, in pixels, to use a checkpoint at; see ``read_settings``."""
+    return read_settings(source).image_size
 
 
 @dataclass(frozen=True)
@@ -42,6 +104,7 @@ class Loaded:
         name: the name of the file, without its folder; or ``seeded:N``.
         sha256: of the file, in hexadecimal digits; for seeded weights, of the tensors.
         trained: False for seeded weights.
+        settings: what it works best with.
     """
 
     model: Sam
@@ -49,6 +112,7 @@ class Loaded:
     name: str
     sha256: str
     trained: bool
+    settings: Settings = field(default_factory=Settings)
 
 
 def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded:
@@ -67,14 +131,29 @@ def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded
     name = os.fspath(source)
     if name == SEEDED or name.startswith(f"{SEEDED}:"):
         return _load_seeded(name, image_size)
-    if name == DEFAULT:
-        name = str(DEFAULT_FILE)
+    settings = read_settings(name)
+    name = str(_path_of(name))
     state, digest = _read(name)
     architecture = architecture_of(state)
     model = build(architecture, image_size)
     _check_state(f"{name}: does not fit {architecture}", state, model.state_dict())
     model.load_state_dict({key: tensor.to(torch.float32) for key, tensor in state.items()})
-    return Loaded(model.eval(), architecture, Path(name).name, digest, trained=True)
+    return Loaded(model.eval(), architecture, Path(name).name, digest, True, settings)
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Tensor], settings: Settings) -> None:
+    """Writes a ``.safetensors`` file with float16 weights, and settings in its metadata.
+
+    Args:
+        path: of the file; one that is there gives way when the new one is complete.
+        state: a network's ``state_dict``.
+        settings: what the checkpoint works best with.
+
+    Raises:
+        PocketSamError: the file cannot be written.
+    """
+    tensors = {key: tensor.to(torch.float16).contiguous() for key, tensor in state.items()}
+    write_bytes(path, save_safetensors(tensors, settings.to_metadata()))
 
 
 def _load_seeded(name: str, image_size: int) -> Loaded:
@@ -96,8 +175,16 @@ def _read(name: str) -> tuple[dict[str, Tensor], str]:
     try:
         data = Path(name).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{name}: {error.strerror}") from None
+        raise _unreadable(name, error) from None
     return _parse(name, data), hashlib.sha256(data).hexdigest()
+
+
+def _unreadable(name: str | Path, error: OSError | SafetensorError) -> CheckpointError:
+    """Returns the error for a file that cannot be read, or not as safetensors."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return CheckpointError(f"{name}: {reason}")
+    return CheckpointError(f"{name}: damaged safetensors file: {error}")
 
 
 def _parse(name: str, data: bytes) -> dict[str, Tensor]:
@@ -109,7 +196,7 @@ def _parse(name: str, data: bytes) -> dict[str, Tensor]:
         if suffix in (".pt", ".pth"):
             return _parse_torch(name, data)
     except SafetensorError as error:
-        raise CheckpointError(f"{name}: damaged safetensors file: {error}") from None
+        raise _unreadable(name, error) from None
     raise CheckpointError(f"{name}: unknown suffix {suffix!r}; known are .pt, .pth, .safetensors")
 
 

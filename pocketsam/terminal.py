@@ -25,6 +25,22 @@ EXTRAS = {
 """What may be missing: the packages of each extra in pyproject.toml, as they are imported."""
 
 
+class _AnyOrder(argparse.ArgumentParser):
+    """A parser that takes arguments before, between and after options, though some may be left out."""
+
+    _is_parsing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses options first, then the arguments between them."""
+        if self._is_parsing:
+            return super().parse_known_args(args, namespace)
+        self._is_parsing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_parsing = False
+
+
 def build_parser(commands: Sequence[AddCommand]) -> argparse.ArgumentParser:
     """Returns the parser of the ``pocketsam`` command with these commands.
 
@@ -37,7 +53,7 @@ def build_parser(commands: Sequence[AddCommand]) -> argparse.ArgumentParser:
         "failed, 4 missing extra, 5 damaged bundle, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"pocketsam {pocketsam.__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND")
+    subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=_AnyOrder)
     for add in commands:
         add(subparsers)
     return parser

@@ -17,6 +17,8 @@ from pocketsam.runtime.manifest import MANIFEST_NAME, Manifest
 from pocketsam.runtime.manifest_files import BundleFile
 
 NETWORKS = ("encoder", "decoder")
+DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
+"""The bundle in this package, made from the weights ``default``; see ``models/MODEL_CARD.md``."""
 
 
 @dataclass(frozen=True)

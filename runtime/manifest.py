@@ -7,12 +7,14 @@ wrong type and a value out of range.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.runtime.json_fields import Fields, Json
 from pocketsam.runtime.manifest_files import GoldenFile, NetworkFile
 from pocketsam.runtime.verification.tolerance import GRADE_NAMES, Grade
+from pocketsam.thresholds import Thresholds
 
 SCHEMA_VERSION = 2
 """Version 1 had no grades, and golden vectors with a single number as tolerance."""
@@ -96,6 +98,7 @@ class Manifest:
         tools: versions of what wrote the bundle.
         encoder, decoder: the networks.
         golden: the golden vectors.
+        thresholds: what suits the checkpoint's scores in ``everything``; SAM's where there are none.
         grade: what the verification found the masks to be worth; None if the bundle was not verified.
         parity: the report of the verification with PyTorch; None if the bundle was not verified.
         also: further precisions, each a bundle in a directory of that name inside this one; by name,
@@ -114,6 +117,7 @@ class Manifest:
     encoder: NetworkFile
     decoder: NetworkFile
     golden: GoldenFile
+    thresholds: Thresholds = field(default_factory=Thresholds)
     grade: Grade | None = None
     parity: Json | None = None
     also: Mapping[str, str] = field(default_factory=dict)
@@ -150,6 +154,7 @@ class Manifest:
             encoder=NetworkFile.from_json(fields.nested("encoder")),
             decoder=NetworkFile.from_json(fields.nested("decoder")),
             golden=GoldenFile.from_json(fields.nested("golden"), version),
+            thresholds=_read_thresholds(fields, where),
             grade=fields.optional_choice("grade", GRADE_NAMES),
             parity=fields.optional("parity", dict),
             also=_read_also(fields, version, where),
@@ -165,6 +170,7 @@ class Manifest:
             "encoder": self.encoder.to_json(),
             "decoder": self.decoder.to_json(),
             "golden": self.golden.to_json(),
+            "thresholds": dict(vars(self.thresholds)),
             "also": dict(self.also),
         }
         return vars(self) | entries
@@ -183,6 +189,18 @@ def _check_version(version: object, where: Path) -> int:
             "upgrade pocketsam"
         )
     return version
+
+
+def _read_thresholds(fields: Fields, where: Path) -> Thresholds:
+    if fields.get("thresholds") is None:
+        return Thresholds()
+    nested = fields.nested("thresholds")
+    try:
+        return Thresholds(
+            **{field.name: nested.number(field.name) for field in dataclass_fields(Thresholds)}
+        )
+    except ValueError as error:
+        raise IntegrityError(f"{where}: {error}") from None
 
 
 def _read_also(fields: Fields, version: int, where: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pocketsam.runtime import contract, prompts
 from pocketsam.runtime.backends.networks import open_for_device, open_network
 from pocketsam.runtime.backends.ort import Arrays, Providers
 from pocketsam.runtime.backends.split_decoder import SplitDecoder, decode_above, open_split_decoder
-from pocketsam.runtime.bundle import NETWORKS
+from pocketsam.runtime.bundle import DEFAULT_BUNDLE, NETWORKS
 from pocketsam.runtime.embedding import Embedding, as_array, hash_pixels, read_matching
 from pocketsam.runtime.image import ImageLike, Pixels, StrPath, as_pixels, encoder_feeds
 from pocketsam.runtime.manifest import Manifest
@@ -45,7 +45,7 @@ class Segmenter:
     ONNX runs in onnxruntime, TFLite in LiteRT (extra ``litert``), Core ML on macOS (extra ``coreml``).
 
     Args:
-        bundle_dir: a directory that ``pocketsam export`` wrote.
+        bundle_dir: a directory that ``pocketsam export`` wrote; by default the one in this package.
         providers: execution providers by name, best first: cpu, cuda, tensorrt, coreml, xnnpack.
         threads: threads per operator; None: one per core.
         precision: which one of a bundle that holds several; None: what suits the device.
@@ -61,14 +61,14 @@ class Segmenter:
         MissingExtraError: the runtime of the bundle's target is not installed.
 
     Example:
-        >>> segmenter = Segmenter("bundle")
+        >>> segmenter = Segmenter()
         >>> segmenter.set_image("photo.jpg")
         >>> masks, scores, low_res_masks = segmenter.predict([[220, 120]], [1])
     """
 
     def __init__(
         self,
-        bundle_dir: StrPath,
+        bundle_dir: StrPath = DEFAULT_BUNDLE,
         *,
         providers: Providers = "cpu",
         threads: int | None = None,

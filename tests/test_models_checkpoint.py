@@ -9,9 +9,17 @@ import torch
 from safetensors.torch import save_file
 
 from pocketsam.errors import CheckpointError
-from pocketsam.models.checkpoint import default_image_size, load_model
+from pocketsam.models import checkpoint
+from pocketsam.models.checkpoint import (
+    Settings,
+    default_image_size,
+    load_model,
+    read_settings,
+    save_checkpoint,
+)
 from pocketsam.models.prompted import Prompts, decode, iou
 from pocketsam.models.sam import seeded
+from pocketsam.thresholds import Thresholds
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +193,37 @@ def test_the_shipped_weights_segment_what_is_plain_to_see():
         low, scores = decode(loaded.model, loaded.model.encode(pixel_values.float()), prompts)
     found = low[0, 1 + int(scores[0, 1:].argmax())] > 0
     assert iou(found, torch.from_numpy(disc[2::4, 2::4].copy())) > 0.8
+
+
+def test_a_checkpoint_says_what_it_works_best_with(tmp_path, state):
+    path, settings = tmp_path / "mine.safetensors", Settings(256, Thresholds(0.5, 0.7))
+    save_checkpoint(path, state, settings)
+    assert read_settings(path) == load_model(path, 64).settings == settings
+    assert default_image_size(path) == 256
+    torch.save(state, tmp_path / "mine.pt")
+    save_file(state, path)
+    for source in (path, tmp_path / "mine.pt", "seeded"):
+        assert read_settings(source) == Settings(1024, Thresholds(0.88, 0.95))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"image_size": "large"}, "'large'"),
+        ({"pred_iou_thresh": "nan"}, "must lie in 0..1"),
+        ({"stability_score_thresh": "1.5"}, "must lie in 0..1"),
+    ],
+)
+def test_metadata_that_makes_no_sense(metadata, message, tmp_path):
+    save_file({"weight": torch.zeros(1)}, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(
+        CheckpointError, match=rf"x\.safetensors: its metadata makes no sense: .*{message}"
+    ):
+        read_settings(tmp_path / "x.safetensors")
+
+
+def test_an_installation_without_the_weights_says_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "DEFAULT_FILE", tmp_path / "mobile_sam_512.safetensors")
+    for read in (read_settings, load_model):
+        with pytest.raises(CheckpointError, match=r"models/mobile_sam_512\.safetensors of a clone"):
+            read("default")

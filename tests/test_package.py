@@ -1,6 +1,7 @@
 """The house: who may import whom, and what a user gets from a wheel."""
 
 import ast
+import hashlib
 import os
 import re
 import shutil
@@ -10,9 +11,12 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pocketsam.models.checkpoint import DEFAULT, DEFAULT_FILE, read_settings
 from pocketsam.runtime import load_image
+from pocketsam.runtime.bundle import DEFAULT_BUNDLE, open_bundle
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pocketsam", "models", "export", "runtime")
@@ -200,6 +204,29 @@ def test_a_base_install_segments(clean_python, bundle, photo, tmp_path):
     assert done.stdout.split() == ["Segmenter", "verify"], done.stderr
 
 
+def test_a_base_install_segments_without_a_path(clean_python, tmp_path):
+    """In two commands, with the bundle and the photograph of the package."""
+    script = clean_python.parent / "pocketsam"
+    done = run_clean(clean_python, script, "demo", "--output", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert names == {"photo.jpg", "mask.png", "overlay.png", "masks.json"}
+    photo, mask = (load_image(tmp_path / "demo" / name) for name in ("photo.jpg", "mask.png"))
+    again = [
+        "segment",
+        tmp_path / "demo" / "photo.jpg",
+        *done.stdout.split("photo.jpg ")[-1].split()[:2],
+    ]
+    done = run_clean(clean_python, script, *again, "--output", tmp_path / "again.png")
+    assert done.returncode == 0, done.stderr
+    assert mask.shape == photo.shape
+    assert 0 < np.count_nonzero(mask) < mask.size / 2
+    assert np.array_equal(load_image(tmp_path / "again.png"), mask)
+    assert "OK: golden vectors" in run_clean(clean_python, script, "verify").stdout
+    code = "from pocketsam import Segmenter; print(Segmenter().image_size)"
+    assert run_clean(clean_python, "-c", code).stdout == "512\n"
+
+
 def test_a_base_install_says_which_extra_is_missing(clean_python, bundle, tmp_path):
     for arguments in (
         ["export", "seeded", "--output", tmp_path / "bundle"],
@@ -221,7 +248,18 @@ def test_the_wheel_holds_what_the_checkout_holds(wheel):
             name = path.relative_to(ROOT / room).as_posix()
             if path.is_file() and "__pycache__" not in name and not name.startswith("benchmarks/"):
                 wanted.add(f"{prefix}/{name}")
+    wanted.remove(f"pocketsam/models/{DEFAULT_FILE.name}")
     assert wanted == {name for name in inside if ".dist-info/" not in name}
+    assert wheel.stat().st_size < 15e6
+
+
+def test_the_bundle_in_the_package_is_of_the_weights_in_the_checkout():
+    manifest = open_bundle(DEFAULT_BUNDLE).manifest
+    assert manifest.model.checkpoint_sha256 == hashlib.sha256(DEFAULT_FILE.read_bytes()).hexdigest()
+    settings = read_settings(DEFAULT)
+    assert (manifest.image_size, manifest.thresholds) == (settings.image_size, settings.thresholds)
+    assert manifest.grade in ("equivalent", "close")
+    assert sum(path.stat().st_size for path in DEFAULT_BUNDLE.iterdir()) < 15e6
 
 
 def test_no_path_of_this_machine_is_committed():

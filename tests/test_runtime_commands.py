@@ -321,3 +321,45 @@ def test_golden_vectors_are_those_of_the_chosen_precision(several, tmp_path, cap
     for chosen in (["--precision", "fp16"], []):
         assert main(["verify", str(damaged), *chosen]) == 5
         assert "fp16/golden.npz: 0 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            ["--pred-iou-thresh", "1"],
+            ["the best predicted IoU is 0.", "--pred-iou-thresh is 1.00; try 0."],
+        ),
+        (
+            ["--pred-iou-thresh", "0.01", "--stability-score-thresh", "1"],
+            ["stable than --stability-score-thresh 1.00; try 0.90"],
+        ),
+        (["--time-budget", "0"], ["try a longer --time-budget"]),
+    ],
+)
+def test_everything_that_finds_nothing_says_what_to_try(options, says, photo_file, tmp_path):
+    command = ["everything", photo_file, "--points-per-side", "2", "--output", tmp_path / "out.json"]
+    done = call_pocketsam(*command, *options)
+    assert done.returncode == 0
+    assert done.stdout.startswith("0 objects\n")
+    for text in ["cat.png: no mask passed: ", *says]:
+        assert text in done.stderr
+
+
+def test_arguments_may_stand_between_options(bundle, photo_file, tmp_path):
+    out = tmp_path / "out.png"
+    for arguments in (
+        [bundle, "--point", "9,9", photo_file, "--output", out],
+        ["--output", out, photo_file, "--point", "9,9"],
+    ):
+        done = call_pocketsam("segment", *arguments)
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"wrote {out}"), done.stderr
+    done = call_pocketsam("segment", bundle, photo_file, photo_file, "--point", "9,9", "--output", out)
+    assert (done.returncode, "unrecognized arguments" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("command", [["segment", "--point", "1,1"], ["everything"], ["embed"]])
+def test_a_bundle_where_the_image_should_be(command, bundle, tmp_path):
+    name, *options = command
+    done = call_pocketsam(name, bundle, *options, "--output", tmp_path / "out")
+    fails(done, 2, "is a bundle; name an image after it")

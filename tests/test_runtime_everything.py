@@ -28,6 +28,7 @@ from pocketsam.runtime.everything.grid import (
 from pocketsam.runtime.rle import from_rle, from_run_lengths, run_lengths
 from pocketsam.runtime.upscale import Upscaler
 from pocketsam.runtime.verification.metrics import mask_ious
+from pocketsam.thresholds import Thresholds
 
 LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.6, "points_per_side": 5}
 """So that a few clicks find many masks."""
@@ -206,6 +207,27 @@ def test_a_time_budget(segmenter, photo):
     assert some == []  # it is over before the first click
     whole = MaskGenerator(segmenter, time_budget=3600, output_mode="coco_rle", **LOOSE).generate(photo)
     assert whole == MaskGenerator(segmenter, output_mode="coco_rle", **LOOSE).generate(photo)
+
+
+def test_thresholds_are_the_bundles_unless_given(segmenter, monkeypatch):
+    mine = dataclasses.replace(segmenter.manifest, thresholds=Thresholds(0.4, 0.7))
+    monkeypatch.setattr(segmenter, "manifest", mine)
+    found = MaskGenerator(segmenter).parameters
+    assert (found.pred_iou_thresh, found.stability_score_thresh) == (0.4, 0.7)
+    given = MaskGenerator(segmenter, pred_iou_thresh=0.6).parameters
+    assert (given.pred_iou_thresh, given.stability_score_thresh) == (0.6, 0.7)
+
+
+def test_the_best_score_of_a_search(segmenter, photo):
+    generator = MaskGenerator(segmenter, **LOOSE | {"pred_iou_thresh": 1.0})
+    assert generator.best_score is None
+    assert generator.generate(photo) == []
+    segmenter.set_image(photo)
+    clicks = point_grid(5)[:, None] * photo.shape[1::-1]
+    scores, _ = segmenter.predict_low_res(clicks, np.ones((25, 1)))
+    assert generator.best_score == pytest.approx(float(scores.max()), abs=1e-6)
+    best = MaskGenerator(segmenter, **LOOSE).generate(photo)[0]["predicted_iou"]
+    assert best <= generator.best_score
 
 
 def test_progress(segmenter, photo):

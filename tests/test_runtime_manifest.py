@@ -11,6 +11,7 @@ import pytest
 from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.runtime.manifest import SCHEMA_VERSION, Manifest
 from pocketsam.runtime.verification.tolerance import Tolerance
+from pocketsam.thresholds import Thresholds
 
 WHERE = Path("bundle/manifest.json")
 
@@ -88,6 +89,7 @@ ONNX: dict[str, Any] = {
         "outputs": [tensor("masks", "B", 4, "H", "W"), tensor("iou_predictions", "B", 4)],
     },
     "golden": {"file": "golden.npz", "sha256": "f7" * 32, "bytes": 45122, "tolerance": TOLERANCE},
+    "thresholds": {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.8},
     "grade": "close",
     "parity": {"passed": True, "runner": "onnxruntime", "rows": [{"tensor": "masks", "ok": True}]},
     "also": {"int8-weights": "5a" * 32},
@@ -141,7 +143,18 @@ COREML: dict[str, Any] = ONNX | {
 
 EXAMPLES = {"onnx": ONNX, "tflite": TFLITE, "coreml": COREML}
 
-MAY_BE_MISSING = ("parity", "also", "grade", "drift", "macs", "stages", "points", "signature", "layout")
+MAY_BE_MISSING = (
+    "thresholds",
+    "parity",
+    "also",
+    "grade",
+    "drift",
+    "macs",
+    "stages",
+    "points",
+    "signature",
+    "layout",
+)
 DETAILS = ("float16", "opset", "simplified", "deployment_target", "operations", "leaving_neural_engine")
 """What converters report is kept as it is."""
 
@@ -292,6 +305,13 @@ def test_a_manifest_of_the_first_schema():
     assert manifest.golden.tolerance is None
     assert manifest.also == {"int8-weights": ""}
     assert manifest.grade is None
+
+
+def test_a_manifest_without_thresholds_means_sams():
+    old = {key: value for key, value in ONNX.items() if key != "thresholds"}
+    assert Manifest.from_json(old, WHERE).thresholds == Thresholds(0.88, 0.95)
+    with pytest.raises(IntegrityError, match=r"must lie in 0\.\.1"):
+        Manifest.from_json(altered(ONNX, ("thresholds", "pred_iou_thresh"), 1.5), WHERE)
 
 
 def test_a_bundle_inside_is_named_by_its_hash():

@@ -5,6 +5,7 @@
 
 from pocketsam.runtime.commands.bench import add_bench
 from pocketsam.runtime.commands.compare import add_compare
+from pocketsam.runtime.commands.demo import add_demo
 from pocketsam.runtime.commands.embed import add_embed
 from pocketsam.runtime.commands.everything import add_everything
 from pocketsam.runtime.commands.info import add_info
@@ -14,6 +15,7 @@ from pocketsam.terminal import AddCommand
 
 COMMANDS: tuple[AddCommand, ...] = (
     add_info,
+    add_demo,
     add_segment,
     add_everything,
     add_embed,

@@ -8,7 +8,7 @@ from pocketsam import terminal
 from pocketsam.errors import UsageError
 from pocketsam.runtime.backends.networks import open_for_device
 from pocketsam.runtime.backends.ort import Providers, check_threads, provider_names
-from pocketsam.runtime.commands.options import add_bundle
+from pocketsam.runtime.commands.options import add_bundle, add_device
 from pocketsam.runtime.image import Pixels, StrPath, load_image
 from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
 from pocketsam.runtime.segmenter import Segmenter
@@ -179,6 +179,7 @@ def add_bench(subparsers: terminal.Subparsers) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("bench", help="measure a bundle on this machine")
     add_bundle(parser)
+    add_device(parser)
     parser.add_argument(
         "--runs", type=int, default=RUNS, metavar="N", help=f"timed rounds (default {RUNS})"
     )

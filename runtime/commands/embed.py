@@ -6,7 +6,12 @@ from pathlib import Path
 from pocketsam import terminal
 from pocketsam.errors import ImageError
 from pocketsam.runtime.backends.ort import check_threads
-from pocketsam.runtime.commands.options import add_bundle, open_segmenter
+from pocketsam.runtime.commands.options import (
+    add_bundle,
+    add_device,
+    check_is_no_bundle,
+    open_segmenter,
+)
 from pocketsam.runtime.embedding import hash_pixels, read_embedding
 from pocketsam.runtime.image import Pixels, find_images, load_image
 
@@ -19,6 +24,7 @@ def add_embed(subparsers: terminal.Subparsers) -> None:
         description="`pocketsam segment … --embedding FILE` then runs only the decoder.",
     )
     add_bundle(parser)
+    add_device(parser)
     parser.add_argument("image", help="an image, or a folder; images done before are skipped")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="folder for NAME.npz of each image"
@@ -29,6 +35,7 @@ def add_embed(subparsers: terminal.Subparsers) -> None:
 def run_embed(args: argparse.Namespace) -> None:
     """Runs the command."""
     check_threads(args.threads)
+    check_is_no_bundle(args.image)
     files = find_images(args.image)
     segmenter = open_segmenter(args)
     for number, file in enumerate(files, start=1):

@@ -9,11 +9,17 @@ from pocketsam import terminal
 from pocketsam.errors import PromptError, UsageError
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands import results
-from pocketsam.runtime.commands.options import add_bundle, open_segmenter
+from pocketsam.runtime.commands.options import (
+    add_bundle,
+    add_device,
+    check_is_no_bundle,
+    open_segmenter,
+)
 from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.everything.grid import ORDERS, Parameters, make_parameters
 from pocketsam.runtime.image import find_images, load_image
 from pocketsam.runtime.segmenter import Segmenter
+from pocketsam.thresholds import Thresholds
 
 PARAMETERS: dict[str, tuple[type, str]] = {
     "points_per_side": (int, "clicks along each side of the grid"),
@@ -38,6 +44,10 @@ PARAMETERS: dict[str, tuple[type, str]] = {
 """The types and descriptions of the options that are parameters of ``MaskGenerator``."""
 
 
+OF_BUNDLE = [field.name for field in fields(Thresholds)]
+"""Parameters whose defaults a bundle's manifest gives."""
+
+
 def add_everything(subparsers: terminal.Subparsers) -> None:
     """Adds the command."""
     parser = subparsers.add_parser(
@@ -46,6 +56,7 @@ def add_everything(subparsers: terminal.Subparsers) -> None:
         description="A grid of clicks, filtered as segment-anything's SamAutomaticMaskGenerator does.",
     )
     add_bundle(parser)
+    add_device(parser)
     parser.add_argument("image", help="an image, or a folder; images done before are skipped")
     parser.add_argument(
         "--output",
@@ -58,6 +69,8 @@ def add_everything(subparsers: terminal.Subparsers) -> None:
     defaults = {field.name: field.default for field in fields(Parameters)}
     for name, (type_, description) in PARAMETERS.items():
         default = "" if defaults[name] is None else f" (default {defaults[name]:.4g})"
+        if name in OF_BUNDLE:
+            default = " (default: what the bundle's manifest says)"
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=type_, metavar="N", help=description + default)
     parser.add_argument(
@@ -72,6 +85,7 @@ def add_everything(subparsers: terminal.Subparsers) -> None:
 def run_everything(args: argparse.Namespace) -> None:
     """Runs the command; ``--json`` prints ``Dataset.record``."""
     check_threads(args.threads)
+    check_is_no_bundle(args.image)
     chosen = _parameters(args)
     outputs = [Path(name) for name in args.output]
     if Path(args.image).is_dir():
@@ -117,6 +131,8 @@ def _run_folder(args: argparse.Namespace, outputs: list[Path], chosen: dict[str,
 
 
 def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -> results.Dataset:
+    """Returns the objects of an image; says what to try if there are none."""
+
     def bar(done: int, total: int) -> None:
         terminal.show_progress(f"{name}: {done} of {total} clicks", done == total)
 
@@ -124,4 +140,23 @@ def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -
     records = generator.generate(image, progress=bar)
     # large masks first, so that small ones lie on top where they are drawn
     records.sort(key=lambda record: -record["area"])
+    if not records:
+        terminal.say(f"{name}: no mask passed: {_hint(generator)}")
     return results.Dataset(name, image, [results.Outlined(record) for record in records], segmenter)
+
+
+def _hint(generator: MaskGenerator) -> str:
+    """Returns what to try after a search that found nothing."""
+    best, parameters = generator.best_score, generator.parameters
+    wanted, stable = parameters.pred_iou_thresh, parameters.stability_score_thresh
+    if best is None:
+        return "the time budget ended before the first click; try a longer --time-budget"
+    if best <= wanted:
+        return (
+            f"the best predicted IoU is {best:.2f}, and --pred-iou-thresh is {wanted:.2f}; "
+            f"try {max(0.0, best - 0.1):.2f}"
+        )
+    return (
+        f"the best predicted IoU is {best:.2f}, which is enough, but outlines of such masks are less "
+        f"stable than --stability-score-thresh {stable:.2f}; try {max(0.0, stable - 0.1):.2f}"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 from pocketsam import terminal
 from pocketsam.errors import IntegrityError
 from pocketsam.runtime.bundle import NETWORKS, Bundle, choose_bundles, open_bundle
-from pocketsam.runtime.commands.options import BUNDLE_HELP
+from pocketsam.runtime.commands.options import add_bundle
 from pocketsam.runtime.manifest_files import NetworkFile
 
 
@@ -15,7 +15,7 @@ def add_info(subparsers: terminal.Subparsers) -> None:
     parser = subparsers.add_parser(
         "info", help="what a bundle holds, and the figures it was verified by"
     )
-    parser.add_argument("bundle", help=BUNDLE_HELP)
+    add_bundle(parser)
     parser.add_argument("--json", action="store_true", help="print the manifest to stdout")
     parser.set_defaults(run=run_info)
 
@@ -45,6 +45,8 @@ def _print_manifest(bundle: Bundle) -> None:
         listed = [f"{b.manifest.precision} ({b.manifest.grade or 'not graded'})" for b in inside]
         print(f"  also holds {', '.join(listed)}, each a bundle in a directory of that name")
     print(f"  from {model.checkpoint} (sha256 {model.checkpoint_sha256}{trained})")
+    thresholds = ", ".join(f"{name} {value:g}" for name, value in vars(manifest.thresholds).items())
+    print(f"  everything: {thresholds}")
     for name in NETWORKS:
         _print_network(name, manifest.network(name))
     print(f"  made with {', '.join(f'{name} {number}' for name, number in manifest.tools.items())}")

@@ -1,17 +1,23 @@
 """Options that several commands share."""
 
 import argparse
+from pathlib import Path
 
 from pocketsam import terminal
+from pocketsam.errors import UsageError
+from pocketsam.runtime.bundle import DEFAULT_BUNDLE
+from pocketsam.runtime.manifest import MANIFEST_NAME
 from pocketsam.runtime.segmenter import Segmenter
-
-BUNDLE_HELP = "directory that `pocketsam export` wrote"
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """Adds the bundle, ``--provider``, ``--threads`` and ``--precision``."""
-    parser.add_argument("bundle", help=BUNDLE_HELP)
-    add_device(parser)
+    """Adds the bundle, which may be left out."""
+    parser.add_argument(
+        "bundle",
+        nargs="?",
+        default=str(DEFAULT_BUNDLE),
+        help="directory that `pocketsam export` wrote (default: the bundle in this package)",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -31,3 +37,9 @@ def open_segmenter(args: argparse.Namespace) -> Segmenter:
     if not segmenter.manifest.model.trained:
         terminal.say("note: this bundle holds untrained weights; its masks mean nothing")
     return segmenter
+
+
+def check_is_no_bundle(image: str) -> None:
+    """Raises UsageError if a bundle is named where the image should be: the image was forgotten."""
+    if (Path(image) / MANIFEST_NAME).is_file():
+        raise UsageError(f"{image}: is a bundle; name an image after it")

@@ -10,7 +10,12 @@ from pocketsam import terminal
 from pocketsam.errors import UsageError
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands import results
-from pocketsam.runtime.commands.options import add_bundle, open_segmenter
+from pocketsam.runtime.commands.options import (
+    add_bundle,
+    add_device,
+    check_is_no_bundle,
+    open_segmenter,
+)
 from pocketsam.runtime.commands.results import Found
 from pocketsam.runtime.image import load_image
 from pocketsam.runtime.prompts import Box, Point, is_ambiguous, read_prompt_file
@@ -26,6 +31,7 @@ def add_segment(subparsers: terminal.Subparsers) -> None:
         "without points are an object each.",
     )
     add_bundle(parser)
+    add_device(parser)
     parser.add_argument("image")
     parser.add_argument(
         "--point",
@@ -84,6 +90,7 @@ def parse_box(text: str) -> Box:
 def run_segment(args: argparse.Namespace) -> None:
     """Runs the command; ``--json`` prints ``Results.record``."""
     check_threads(args.threads)
+    check_is_no_bundle(args.image)
     writers = [(Path(name), results.writer_for(Path(name))) for name in args.output]
     points, boxes = list(args.point), list(args.box)
     if args.prompt_file:

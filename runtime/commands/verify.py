@@ -6,7 +6,7 @@ from typing import Any
 
 from pocketsam import terminal
 from pocketsam.runtime.bundle import choose_bundles
-from pocketsam.runtime.commands.options import add_bundle
+from pocketsam.runtime.commands.options import add_bundle, add_device
 from pocketsam.runtime.verification.golden import GoldenResult, check_golden, raise_if_failed
 
 
@@ -19,6 +19,7 @@ def add_verify(subparsers: terminal.Subparsers) -> argparse.ArgumentParser:
         "precision of a bundle that holds several, unless --precision names one.",
     )
     add_bundle(parser)
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print the result to stdout as JSON")
     parser.set_defaults(run=run_verify)
     return parser

@@ -75,7 +75,12 @@ class MaskGenerator:
     Args:
         segmenter: the bundle that answers the clicks.
         parameters: keyword arguments, as ``grid.Parameters`` describes them: segment-anything's names
-            and defaults.
+            and defaults, but for the two thresholds that the bundle's manifest gives.
+
+    Attributes:
+        parameters: all of them.
+        best_score: highest predicted IoU of all masks that the last ``generate`` saw, also of those
+            that did not pass; None if it made no click.
 
     Raises:
         PromptError: an unknown parameter, or a value out of range.
@@ -88,7 +93,11 @@ class MaskGenerator:
 
     def __init__(self, segmenter: Segmenter, **parameters: Unpack[ParameterOptions]) -> None:
         self.segmenter = segmenter
+        suitable = segmenter.manifest.thresholds
+        parameters.setdefault("pred_iou_thresh", suitable.pred_iou_thresh)
+        parameters.setdefault("stability_score_thresh", suitable.stability_score_thresh)
         self.parameters = make_parameters(**parameters)
+        self.best_score: float | None = None
 
     def generate(self, image: ImageLike, *, progress: Progress | None = None) -> list[MaskRecord]:
         """Returns a record for each object of an image.
@@ -109,6 +118,7 @@ class MaskGenerator:
             PromptError: the image is too small for the crops.
         """
         start = time.monotonic()
+        self.best_score = None
         budget = self.parameters.time_budget
         deadline = np.inf if budget is None else start + budget
         pixels = as_pixels(image)
@@ -173,6 +183,7 @@ class MaskGenerator:
             labels = np.ones((len(batch), 1))
             results = self.segmenter.predict_above(batch[:, None], labels, min_score)
             search.add(clicks, batch, *results)
+            self.best_score = max(float(results[0].max()), self.best_score or 0.0)
             made += len(clicks)
             report(made)
         return [_in_image(mask, crop) for mask in search.result()]

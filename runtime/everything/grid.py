@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pocketsam.errors import PromptError
 from pocketsam.runtime.rle import Box
+from pocketsam.thresholds import Thresholds
 
 MAX_SIDE = 256
 """Largest ``points_per_side``: 65,536 clicks, hours of work."""
@@ -46,7 +47,8 @@ class Parameters:
         points_per_side: N for a grid of N x N clicks; None: ``point_grids`` has the clicks.
         points_per_batch: clicks that are examined together; between batches, ``progress`` is called and
             the time budget is checked. The decoder is called with ``DECODER_BATCH`` clicks.
-        pred_iou_thresh: minimum predicted IoU, 0..1; 0 keeps all masks.
+        pred_iou_thresh: minimum predicted IoU, 0..1; 0 keeps all masks. Unless it is given,
+            ``MaskGenerator`` takes it, and the next one, from the bundle's manifest.
         stability_score_thresh: minimum IoU, 0..1, of the mask at thresholds ± the offset.
         stability_score_offset: in logits.
         box_nms_thresh: IoU of boxes, within a crop, above which the mask with the lower score is
@@ -69,8 +71,8 @@ class Parameters:
 
     points_per_side: int | None = 32
     points_per_batch: int = 64
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
+    pred_iou_thresh: float = Thresholds.pred_iou_thresh
+    stability_score_thresh: float = Thresholds.stability_score_thresh
     stability_score_offset: float = 1.0
     box_nms_thresh: float = 0.7
     crop_n_layers: int = 0

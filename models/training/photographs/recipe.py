@@ -34,14 +34,14 @@ class PhotoRecipe:
         seed: of the views and the random numbers.
     """
 
-    first: tuple[Canvas, ...] = (Canvas(224, 8, 8), Canvas(448, 2, 10))
+    first: tuple[Canvas, ...] = (Canvas(256, 6, 8), Canvas(384, 3, 10))
     then: tuple[Canvas, ...] = (
         Canvas(512, 2, 10),
-        Canvas(448, 2, 10),
+        Canvas(384, 3, 10),
         Canvas(512, 2, 10),
-        Canvas(1024, 1, 8),
+        Canvas(640, 1, 12),
     )
-    change: float = 0.6
+    change: float = 0.5
     learning_rate: float = 3e-4
     warmup: float = 0.03
     weight_decay: float = 0.02

@@ -92,9 +92,9 @@ def stack_views(views: list[View]) -> list[Tensor]:
 
 
 def _draw_wanted(maps: Maps, rng: np.random.Generator) -> Mask:
-    """Returns what a prompt asks for: in six of ten draws a person's mask, if any; else a region."""
+    """Returns what a prompt asks for: in seven of ten draws a person's mask, if any; else a region."""
     drawn = maps.all_drawn()
-    if drawn and rng.random() < 0.6:
+    if drawn and rng.random() < 0.7:
         return drawn[rng.integers(len(drawn))]
     inside = np.flatnonzero(maps.basins.ravel() < maps.merged.shape[1] - 1)
     levels = _LEVELS if len(maps.merged) == len(_LEVELS) else None
