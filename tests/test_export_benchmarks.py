@@ -8,10 +8,13 @@ import pytest
 
 from pocketsam.errors import ConversionError, PocketSamError
 from pocketsam.export.benchmarks import report as benchmark_report
+from pocketsam.export.benchmarks import thresholds
 from pocketsam.export.benchmarks.engines import main
 from pocketsam.export.benchmarks.suite import parse_file
 from pocketsam.export.benchmarks.variants import Variant, Worker
 from pocketsam.models.checkpoint import load_model
+from pocketsam.runtime import from_rle, to_rle
+from pocketsam.thresholds import Thresholds
 
 
 @pytest.mark.slow
@@ -77,3 +80,32 @@ def test_wrong_arguments(tmp_path, capsys):
     assert main([str(tmp_path), "--rounds", "0"]) == 2
     assert "--rounds 0: at least one" in capsys.readouterr().err
     assert main([str(tmp_path), "--threads", "10000"]) == 2
+
+
+def record(x, score, stability):
+    mask = np.zeros((40, 400), bool)
+    mask[10:30, x : x + 20] = True
+    return {
+        "segmentation": to_rle(mask),
+        "bbox": [x, 10, 19, 19],
+        "predicted_iou": score,
+        "stability_score": stability,
+    }
+
+
+def test_thresholds_leave_so_many_objects_and_find_what_people_drew(monkeypatch):
+    """Unstable masks score high here, stable ones are what people drew."""
+    monkeypatch.setattr(thresholds, "OBJECTS", 3)
+    drawn = [from_rle(record(x, 0, 0)["segmentation"]) for x in (0, 40, 80)]
+    unstable = [record(200 + 30 * n, 0.905 - n / 100, 0.65) for n in range(5)]
+    stable = [
+        record(x, 0.605 - x / 1000, 0.85) for x in (0, 1, 40, 80, 120)
+    ]  # the second is a duplicate
+    records = unstable + stable
+    assert [r["bbox"][0] for r in thresholds.keep(records, 0.8)] == [0, 40, 80, 120]
+    low, high = (thresholds.choose(s, [records], [drawn]) for s in (0.6, 0.8))
+    assert (low.thresholds.pred_iou_thresh, low.counts, low.iou) == (0.88, (3,), 0.0)
+    assert (high.thresholds, high.counts, high.iou, high.recall) == (Thresholds(0.52, 0.8), (3,), 1, 1)
+    assert thresholds.best_ious([], drawn) == [0, 0, 0]
+    few = thresholds.choose(0.95, [records], [drawn])
+    assert (few.thresholds.pred_iou_thresh, few.counts) == (thresholds.LOWEST_SCORE, (0,))

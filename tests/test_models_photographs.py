@@ -16,6 +16,7 @@ from pocketsam.models.training.answers import (
     measure_clicks,
     object_masks,
     score_error,
+    second_click,
 )
 from pocketsam.models.training.losses import overlap_loss
 from pocketsam.models.training.photographs import train as module
@@ -171,6 +172,7 @@ def test_answers_are_grouped_by_the_size_of_the_object():
         areas=np.array([0.005, 0.05, 1.0]),
         scores=np.array([[0.9, 0.1, 0.2], [0.1, 0.9, 0.2], [0.1, 0.2, 0.9]]),
         ious=np.array([[0.5, 1.0, 0.0], [0.2, 0.4, 0.8], [0.0, 0.0, 0.6]]),
+        pairs=np.array([0.3, 0.7, 0.5]),
         boxes=np.array([0.1, 0.2, 0.3]),
         disks=np.array([0.0, 0.1, 0.5]),
     )
@@ -178,8 +180,19 @@ def test_answers_are_grouped_by_the_size_of_the_object():
     assert [rows[name]["objects"] for name in ("all", "small", "medium", "large")] == [3, 1, 1, 1]
     assert rows["all"]["first"] == 0.5
     assert rows["all"]["best"] == 0.8
-    assert rows["medium"] == {"objects": 1, "first": 0.4, "best": 0.8, "box": 0.2, "disk": 0.1}
+    medium = {"objects": 1, "first": 0.4, "best": 0.8, "pair": 0.7, "box": 0.2, "disk": 0.1}
+    assert rows["medium"] == medium
     assert 0 < score_error(answers) < 1
+
+
+def test_the_second_click_is_in_another_part_of_the_object():
+    mask = np.zeros((40, 90), bool)
+    mask[5:26, 5:26] = mask[20:31, 70:81] = mask[14:16, 26:70] = True
+    x, y = second_click(mask, np.array([15.0, 15.0]))
+    assert (x, y) == (75, 25)
+    dot = np.zeros((3, 3), bool)
+    dot[1, 1] = True
+    assert second_click(dot, np.array([1.0, 1.0])) == (1, 1)
 
 
 def test_a_label_map_is_scaled_and_small_objects_are_left_out():

@@ -1,12 +1,12 @@
 """Measures a network's answers to clicks on objects whose masks are known, by the objects' size.
 
 Each object gets a click at its deepest pixel. ``first`` is the IoU of the best-scored of the three
-masks, which a user sees; ``best`` of the best of the three; ``box`` of the answer to the object's box;
-``disk`` of a disk around the click, which needs no network.
+masks, which a user sees; ``best`` of the best of the three; ``pair`` of the answer to that click and a
+second one; ``box`` of the answer to the object's box; ``disk`` of a disk around the click, which needs no network.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from pocketsam.constants import MASK_THRESHOLD
 from pocketsam.models import prompted
 from pocketsam.models.images import scaled
-from pocketsam.models.prompted import Masks, Prompts
+from pocketsam.models.prompted import Mask, Masks, Prompts
 from pocketsam.models.sam import Sam
 from pocketsam.models.training.photographs.photo import TrainingPhoto
 from pocketsam.models.training.scenes import MIN_AREA
@@ -33,12 +33,13 @@ _AT_A_TIME = 8
 
 @dataclass(frozen=True)
 class Answers:
-    """A network's answers to clicks and boxes on the N objects of an image, or of several images.
+    """A network's answers to clicks, pairs of clicks and boxes on the N objects of an image, or of several images.
 
     Attributes:
         areas: ``[N]``, share of the image that each object covers.
         scores: ``[N, 3]``, predicted IoU of the three masks.
         ious: ``[N, 3]``, their IoU with the object.
+        pairs: ``[N]``, IoU at two clicks.
         boxes: ``[N]``, IoU at the box.
         disks: ``[N]``, IoU of the disk.
     """
@@ -46,6 +47,7 @@ class Answers:
     areas: NDArray[np.float64]
     scores: NDArray[np.float64]
     ious: NDArray[np.float64]
+    pairs: NDArray[np.float64]
     boxes: NDArray[np.float64]
     disks: NDArray[np.float64]
 
@@ -56,6 +58,7 @@ class SizeRow(TypedDict):
     objects: int
     first: float
     best: float
+    pair: float
     box: float
     disk: float
 
@@ -72,7 +75,14 @@ def answer_clicks(model: Sam, embedding: Tensor, truth: Masks) -> Answers:
     shape = truth.shape[1:]
     clicks = np.array([prompted.deepest_pixel(mask) for mask in truth], np.float64)
     points = prompted.point_prompts(clicks[:, None])
-    boxes = prompted.predict(model, embedding, prompted.bounding_box_prompts(truth), shape)
+    second = np.array([second_click(*each) for each in zip(truth, clicks, strict=True)], np.float64)
+    pairs, boxes = (
+        prompted.predict(model, embedding, prompts, shape)
+        for prompts in (
+            prompted.point_prompts(np.stack([clicks, second], 1)),
+            prompted.bounding_box_prompts(truth),
+        )
+    )
     wanted = torch.from_numpy(truth)
     scores, ious = [], []
     for first in range(0, len(truth), _AT_A_TIME):
@@ -86,6 +96,7 @@ def answer_clicks(model: Sam, embedding: Tensor, truth: Masks) -> Answers:
         truth.mean((1, 2)),
         torch.cat(scores).numpy(),
         torch.cat(ious).numpy(),
+        prompted.iou(torch.from_numpy(pairs), wanted).double().numpy(),
         prompted.iou(torch.from_numpy(boxes), wanted).double().numpy(),
         prompted.iou(torch.from_numpy(disks_at(clicks, shape)), wanted).double().numpy(),
     )
@@ -95,6 +106,22 @@ def _full_size(low_res: Tensor, size: int, shape: tuple[int, ...]) -> Tensor:
     """Returns boolean masks ``[P, 3, h, w]`` for logits ``[P, 3, S/4, S/4]``."""
     full = F.interpolate(low_res, (size, size), mode="bilinear", align_corners=False)
     return (full[..., : shape[0], : shape[1]] > MASK_THRESHOLD).cpu()
+
+
+def second_click(mask: Mask, first: NDArray[np.float64]) -> tuple[int, int]:
+    """Returns (x, y) of the deepest pixel of what the largest disk around the first click leaves.
+
+    Args:
+        mask: ``[h, w]``, not empty.
+        first: (x, y) of its deepest pixel.
+    """
+    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]]
+    away = np.hypot(x - first[0], y - first[1])
+    outside = np.pad(~mask, 1, constant_values=True)
+    rows, columns = np.nonzero(outside)
+    depth = np.hypot(columns - 1 - first[0], rows - 1 - first[1]).min()
+    rest = mask & (away >= depth)
+    return prompted.deepest_pixel(rest if rest.any() else mask)
 
 
 def disks_at(clicks: NDArray[np.float64], shape: tuple[int, ...]) -> Masks:
@@ -113,7 +140,7 @@ def disks_at(clicks: NDArray[np.float64], shape: tuple[int, ...]) -> Masks:
 
 def join_answers(parts: Sequence[Answers]) -> Answers:
     """Returns the answers on several images as one."""
-    names = ("areas", "scores", "ious", "boxes", "disks")
+    names = [field.name for field in fields(Answers)]
     return Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
@@ -133,6 +160,7 @@ def by_size(answers: Answers) -> dict[str, SizeRow]:
             objects=int(chosen.sum()),
             first=mean(first, chosen),
             best=mean(answers.ious.max(1), chosen),
+            pair=mean(answers.pairs, chosen),
             box=mean(answers.boxes, chosen),
             disk=mean(answers.disks, chosen),
         )
@@ -148,7 +176,7 @@ def score_error(answers: Answers) -> float:
 
 def size_table(answers: Answers) -> str:
     """Returns ``by_size`` and ``score_error`` as text for people."""
-    columns = ("first", "best", "box", "disk")
+    columns = ("first", "best", "pair", "box", "disk")
     lines = [f"{'IoU at a click, by size':<25}{'objects':>9}" + "".join(f"{c:>9}" for c in columns)]
     for name, row in by_size(answers).items():
         means: dict[str, Any] = {**row}
