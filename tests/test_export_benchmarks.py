@@ -94,13 +94,11 @@ def record(x, score, stability):
 
 
 def test_thresholds_leave_so_many_objects_and_find_what_people_drew(monkeypatch):
-    """Unstable masks score high here, stable ones are what people drew."""
+    """Unstable masks score high here; of the stable ones, which people drew, the second comes twice."""
     monkeypatch.setattr(thresholds, "OBJECTS", 3)
     drawn = [from_rle(record(x, 0, 0)["segmentation"]) for x in (0, 40, 80)]
     unstable = [record(200 + 30 * n, 0.905 - n / 100, 0.65) for n in range(5)]
-    stable = [
-        record(x, 0.605 - x / 1000, 0.85) for x in (0, 1, 40, 80, 120)
-    ]  # the second is a duplicate
+    stable = [record(x, 0.605 - x / 1000, 0.85) for x in (0, 1, 40, 80, 120)]
     records = unstable + stable
     assert [r["bbox"][0] for r in thresholds.keep(records, 0.8)] == [0, 40, 80, 120]
     low, high = (thresholds.choose(s, [records], [drawn]) for s in (0.6, 0.8))

@@ -1,8 +1,8 @@
 """Finishes trained weights: chooses their thresholds of ``everything``, and writes the checkpoint.
 
 ``python -m pocketsam.export.benchmarks.thresholds WEIGHTS PHOTOS --output FILE.safetensors``. PHOTOS is
-a folder that ``photographs.prepare`` wrote; only photographs that the weights were trained on are looked
-at. SAM's thresholds suit SAM's scores. For others, the rule is: of all pairs that leave ``OBJECTS``
+a folder that ``photographs.prepare`` wrote; only photographs that the weights were trained on count.
+SAM's thresholds suit SAM's scores. For others, the rule is: of all pairs that leave ``OBJECTS``
 masks on half of the photographs, the pair whose masks match best what people drew there.
 """
 
@@ -84,10 +84,10 @@ def keep(records: Sequence[MaskRecord], stability: float) -> list[MaskRecord]:
     for record in records:
         x, y, width, height = record["bbox"]
         box = (x, y, x + width, y + height)
-        if record["stability_score"] >= stability:
-            if not is_suppressed(box, boxes, Parameters.box_nms_thresh):
-                kept.append(record)
-                boxes.append(box)
+        is_stable = record["stability_score"] >= stability
+        if is_stable and not is_suppressed(box, boxes, Parameters.box_nms_thresh):
+            kept.append(record)
+            boxes.append(box)
     return kept
 
 
@@ -117,10 +117,9 @@ def choose(
         wanted: of each photograph, from ``drawn_objects``.
     """
     kept = [keep(each, stability) for each in records]
-    last = [
-        each[OBJECTS - 1]["predicted_iou"] if len(each) >= OBJECTS else LOWEST_SCORE for each in kept
-    ]
-    score = np.floor(100 * float(np.median(last))) / 100
+    scores = [[record["predicted_iou"] for record in each] for each in kept]
+    last = [each[OBJECTS - 1] if len(each) >= OBJECTS else LOWEST_SCORE for each in scores]
+    score = float(np.floor(100 * np.median(last)) / 100)
     kept = [[r for r in each if r["predicted_iou"] > score] for each in kept]
     ious = [iou for pair in zip(kept, wanted, strict=True) for iou in best_ious(*pair)]
     return Choice(
@@ -154,9 +153,7 @@ def choose_thresholds(weights: str, photos: Sequence[TrainingPhoto]) -> Threshol
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description="Choose thresholds of `everything`, write a checkpoint."
-    )
+    parser = argparse.ArgumentParser(description="Choose thresholds, write a checkpoint.")
     parser.add_argument("weights", help="checkpoint that `photographs.train` wrote")
     parser.add_argument("photos", type=Path, help="folder that `photographs.prepare` wrote")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")

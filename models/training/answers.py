@@ -2,7 +2,8 @@
 
 Each object gets a click at its deepest pixel. ``first`` is the IoU of the best-scored of the three
 masks, which a user sees; ``best`` of the best of the three; ``pair`` of the answer to that click and a
-second one; ``box`` of the answer to the object's box; ``disk`` of a disk around the click, which needs no network.
+second one; ``box`` of the answer to the object's box; ``disk`` of a disk around the click, which needs
+no network.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ _AT_A_TIME = 8
 
 @dataclass(frozen=True)
 class Answers:
-    """A network's answers to clicks, pairs of clicks and boxes on the N objects of an image, or of several images.
+    """A network's answers to prompts for the N objects of an image, or of several images.
 
     Attributes:
         areas: ``[N]``, share of the image that each object covers.
