@@ -152,7 +152,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], settings: Settings)
     Raises:
         PocketSamError: the file cannot be written.
     """
-    tensors = {key: tensor.to(torch.float16).contiguous() for key, tensor in state.items()}
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    tensors = {key: value.contiguous().cpu() for key, value in halves.items()}
     write_bytes(path, save_safetensors(tensors, settings.to_metadata()))
 
 

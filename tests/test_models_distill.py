@@ -138,7 +138,9 @@ def test_decoupled_distillation_approaches_the_teacher(folder, teacher, cache, t
     values = torch.stack([to_pixel_values(load_pixels(image, 64), 64) for image in images])
     with torch.inference_mode():
         wanted = teacher.model.encode(values)
-        student = load_model(path, 64).model
+        loaded = load_model(path, 64)
+        assert loaded.settings.image_size == 64
+        student = loaded.model
         untrained = new_student(teacher.model, None, 64).eval()
         fill(untrained.image_encoder, 9)
         error = (student.encode(values) - wanted).square().mean()

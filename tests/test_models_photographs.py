@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from pocketsam.errors import ImageError, PocketSamError, UsageError
+from pocketsam.models.checkpoint import read_settings
 from pocketsam.models.sam import seeded
 from pocketsam.models.training.answers import (
     Answers,
@@ -275,19 +277,20 @@ def test_a_run_is_logged_measured_and_goes_on(tmp_path, photo):
         return train(TINY, tmp_path, photos, hours=hours, start="seeded:1")
 
     path = run(1e-9)
-    first = torch.load(path, weights_only=True)
+    first = load_file(path)
+    assert read_settings(path).image_size == 512
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[0]["step"] == 1
     assert {"loss", "first", "best", "error", "rate", "size", "minutes"} <= set(lines[0])
     assert set(lines[1]["held_back"]) >= {"all", "score_error"}
-    assert len(list(tmp_path.glob("weights-*.pt"))) == 1
+    assert len(list(tmp_path.glob("weights-*.safetensors"))) == 1
     run(1e-9)  # the time is up
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 1
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     run((state["spent"] + 0.01) / 3600)
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] >= 2
     key = "image_encoder.neck.0.weight"
-    assert not torch.equal(first[key], torch.load(path, weights_only=True)[key])
+    assert not torch.equal(first[key], load_file(path)[key])
     with pytest.raises(PocketSamError, match="another recipe: photographs was 'a'"):
         run(1.0, "b")
     with pytest.raises(UsageError, match="must be positive"):

@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_FOREGROUND, LABEL_NOT_A_POINT
 from pocketsam.errors import CheckpointError
-from pocketsam.files import write_bytes
 from pocketsam.models import prompted
-from pocketsam.models.checkpoint import Loaded, load_model
+from pocketsam.models.checkpoint import Loaded, Settings, load_model, save_checkpoint
 from pocketsam.models.images import load_pixels, to_pixel_values
 from pocketsam.models.sam import Sam, build
 from pocketsam.models.training.embedding_cache import EmbeddingCache
@@ -37,7 +35,6 @@ from pocketsam.models.training.run import (
     restore,
     set_learning_rate,
     snapshot,
-    to_float16,
 )
 
 Progress = Callable[[str, int, int], None]
@@ -209,8 +206,7 @@ def distill(
         save_every=save_every,
         progress=progress,
     )
-    packed = save({key: value.contiguous().cpu() for key, value in to_float16(average).items()})
-    write_bytes(folder / STUDENT_NAME, packed)
+    save_checkpoint(folder / STUDENT_NAME, average.state_dict(), Settings(recipe.image_size))
     return folder / STUDENT_NAME
 
 

@@ -108,11 +108,6 @@ def restore(state: Mapping[str, Any], model: nn.Module, average: nn.Module, opti
     return int(state["step"])
 
 
-def to_float16(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the state dict with floating-point tensors in float16."""
-    return {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-
-
 def save_tensors(path: Path, value: Any) -> None:
     """Writes a file with ``torch.save``, complete or not at all.
 

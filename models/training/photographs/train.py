@@ -25,7 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from pocketsam.errors import PocketSamError, UsageError
 from pocketsam.files import make_folder, write_bytes
-from pocketsam.models.checkpoint import DEFAULT, DEFAULT_IMAGE_SIZE, load_model
+from pocketsam.models.checkpoint import (
+    DEFAULT,
+    DEFAULT_IMAGE_SIZE,
+    Settings,
+    load_model,
+    save_checkpoint,
+)
 from pocketsam.models.sam import Sam
 from pocketsam.models.training.answers import measure_clicks
 from pocketsam.models.training.photographs.photo import TrainingPhoto, draw_weights
@@ -41,13 +47,11 @@ from pocketsam.models.training.run import (
     flush_denormals,
     learning_rate,
     restore,
-    save_tensors,
     set_learning_rate,
     snapshot,
-    to_float16,
 )
 
-WEIGHTS_NAME, PID_NAME = "weights.pt", "pid"
+WEIGHTS_NAME, PID_NAME = "weights.safetensors", "pid"
 LOG_EVERY, SAVE_EVERY, MEASURE_EVERY = 30.0, 600.0, 1200.0
 """Seconds of training."""
 _PAUSE = 120.0
@@ -177,12 +181,16 @@ class Training:
         """Saves the state to resume from, and the averaged weights in float16."""
         state = snapshot(self.step, self.model, self.average, self._optimizer)
         self.run.save({**state, "spent": self.spent})
-        save_tensors(self.run.folder / WEIGHTS_NAME, to_float16(self.average))
+        self._save_average(WEIGHTS_NAME)
+
+    def _save_average(self, name: str) -> None:
+        settings = Settings(DEFAULT_IMAGE_SIZE)
+        save_checkpoint(self.run.folder / name, self.average.state_dict(), settings)
 
     def measure(self, held_back: Sequence[TrainingPhoto]) -> None:
         """Measures the averaged network, logs the figures, and keeps its weights."""
         minutes = round(self.spent / 60)
-        save_tensors(self.run.folder / f"weights-{minutes:05d}.pt", to_float16(self.average))
+        self._save_average(f"weights-{minutes:05d}.safetensors")
         at_canvas(self.average, DEFAULT_IMAGE_SIZE)
         figures = measure_clicks(self.average, held_back)
         self.run.log({"step": self.step, "minutes": minutes, "held_back": figures})
