@@ -18,7 +18,7 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder $(wildcard tests/tes
 	tests/test_runtime_segmenter.py tests/test_runtime_everything.py tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-arm check docs demo bench bench-everything study weights clicks lock clean \
+.PHONY: help install test test-all test-arm check docs demo bench bench-everything study weights default-bundle clicks lock clean \
 	tflite-env export-coreml export-tflite parity battery int8-converters
 
 help: ## list the targets
@@ -145,6 +145,11 @@ weights: install ## train our weights on photographs: PHOTOS="FOLDER ...", HOURS
 	$(BIN)/python -m pocketsam.models.training.photographs.prepare $(PHOTOS) --output build/weights/photos
 	nice $(BIN)/python -m pocketsam.models.training.photographs.train build/weights/photos \
 		--output build/weights/run --hours $(HOURS)
+	$(BIN)/python -m pocketsam.export.thresholds build/weights/run/weights.safetensors \
+		build/weights/photos --output build/weights/mobile_sam_512.safetensors
+
+default-bundle: install ## export the bundle in the package again, after a change of models/*.safetensors
+	$(BIN)/python -m pocketsam export default --precision int8-weights --output runtime/default_bundle --force
 
 clicks: install ## draw the answers to the fixed clicks of docs/distillation.md
 	$(BIN)/python -m pocketsam.models.evaluation.clicks docs/clicks.jpg

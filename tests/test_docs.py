@@ -164,13 +164,14 @@ def test_every_page_is_reached():
 
 @pytest.fixture
 def work_folder(trained_bundle, tmp_path, monkeypatch):
-    """A directory that looks like a checkout after ``make demo``; the bundle is at a smaller canvas."""
+    """A directory that looks like a checkout after ``make demo`` and ``pocketsam demo``; the bundle is at a smaller canvas."""
     from skimage import data
 
-    (tmp_path / "demo").mkdir()
+    for name in ("demo", "pocketsam-demo"):
+        (tmp_path / name).mkdir()
     for name in ("demo/bundle", "mobile_sam"):
         (tmp_path / name).symlink_to(trained_bundle)
-    for name in ("demo/photo.png", "photo.jpg"):
+    for name in ("demo/photo.png", "pocketsam-demo/photo.jpg", "photo.jpg"):
         Image.fromarray(data.astronaut()).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pocketsam.errors import ConversionError, PocketSamError
+from pocketsam.export import thresholds
 from pocketsam.export.benchmarks import report as benchmark_report
-from pocketsam.export.benchmarks import thresholds
 from pocketsam.export.benchmarks.engines import main
 from pocketsam.export.benchmarks.suite import parse_file
 from pocketsam.export.benchmarks.variants import Variant, Worker

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pocketsam.models.prompted import iou
 
-_OTHERS = 0.5
+_OTHERS = 0.3
 """Weight of the masks that a prompt may mean beside the one that it asks for."""
 _SINGLE = 0.5
 """Weight of the mask for several points."""
-_SCORES = 2.0
+_SCORES = 5.0
 """Weight of the predicted IoU's squared error."""
 
 

@@ -34,15 +34,15 @@ class PhotoRecipe:
         seed: of the views and the random numbers.
     """
 
-    first: tuple[Canvas, ...] = (Canvas(256, 6, 8), Canvas(384, 3, 10))
+    first: tuple[Canvas, ...] = (Canvas(512, 1, 10), Canvas(384, 2, 8))
     then: tuple[Canvas, ...] = (
-        Canvas(512, 2, 10),
-        Canvas(384, 3, 10),
-        Canvas(512, 2, 10),
-        Canvas(640, 1, 12),
+        Canvas(512, 1, 10),
+        Canvas(512, 1, 10),
+        Canvas(512, 1, 10),
+        Canvas(640, 1, 8),
     )
     change: float = 0.5
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-4
     warmup: float = 0.03
     weight_decay: float = 0.02
     ema: float = 0.998

@@ -18,10 +18,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pocketsam.errors import PocketSamError, UsageError
 from pocketsam.files import make_folder, write_bytes
@@ -34,12 +33,12 @@ from pocketsam.models.checkpoint import (
 )
 from pocketsam.models.sam import Sam
 from pocketsam.models.training.answers import measure_clicks
-from pocketsam.models.training.photographs.photo import TrainingPhoto, draw_weights
+from pocketsam.models.training.photographs.batches import Batches
+from pocketsam.models.training.photographs.photo import TrainingPhoto
 from pocketsam.models.training.photographs.prepare import PhotoSet, load_photo_set
 from pocketsam.models.training.photographs.recipe import PhotoRecipe
 from pocketsam.models.training.photographs.replicas import Replicas, run_replicas
 from pocketsam.models.training.photographs.step import at_canvas, loss_of, parameter_groups
-from pocketsam.models.training.photographs.views import draw_view, stack_views
 from pocketsam.models.training.run import (
     Run,
     average_into,
@@ -56,32 +55,6 @@ LOG_EVERY, SAVE_EVERY, MEASURE_EVERY = 30.0, 600.0, 1200.0
 """Seconds of training."""
 _PAUSE = 120.0
 """Seconds; a step that took longer was paused."""
-
-
-class Batches(Dataset[list[Tensor]]):
-    """The views of each step, which follow from the seed, the step and the time.
-
-    Args:
-        photos: to draw from.
-        recipe: the training.
-        rank: number of the replica; each draws its own views.
-        share: ``[1]``, share of the time that is spent; shared with the trainer, who sets it.
-    """
-
-    def __init__(
-        self, photos: Sequence[TrainingPhoto], recipe: PhotoRecipe, rank: int, share: Tensor
-    ) -> None:
-        self.photos, self.recipe, self.rank, self.share = photos, recipe, rank, share
-        self.weights = draw_weights(photos, recipe.labelled)
-
-    def __getitem__(self, step: int) -> list[Tensor]:
-        """Returns the fields of ``View``, stacked over the views of a step."""
-        canvas = self.recipe.canvas(step + self.rank, self.share.item())
-        rng = np.random.default_rng((self.recipe.seed, step, self.rank))
-        chosen = rng.choice(len(self.photos), canvas.views, p=self.weights)
-        return stack_views(
-            [draw_view(self.photos[i], canvas.size, canvas.prompts, rng) for i in chosen]
-        )
 
 
 class _Every:
@@ -133,6 +106,9 @@ class Training:
         self._shown: dict[str, float] = {}
         torch.manual_seed(recipe.seed + 64 * self.step + replicas.rank)
         model.train()
+        for module in model.modules():  # a step sees too few photographs for statistics of its own
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
 
     def end(self, *_: object) -> None:
         """Ends the run after the current step; the state is saved."""

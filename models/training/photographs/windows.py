@@ -76,7 +76,7 @@ class Maps:
 
 
 def draw_window(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> Window:
-    """Returns the whole photograph in four of ten draws, otherwise a crop, nearly square.
+    """Returns the whole photograph in six of ten draws, otherwise a crop, nearly square.
 
     Args:
         shape: of the photograph, starts with (H, W).
@@ -85,11 +85,11 @@ def draw_window(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> 
     """
     height, width = shape[:2]
     mirrored = bool(rng.random() < 0.5)
-    if rng.random() < 0.4:
+    if rng.random() < 0.6:
         scale = size / max(height, width) * (1.0 if rng.random() < 0.5 else rng.uniform(0.6, 1.0))
         shown = (max(16, round(width * scale)), max(16, round(height * scale)))
         return Window((0, 0, width, height), *shown, mirrored)
-    side = rng.uniform(0.35, 1.0) * min(height, width)
+    side = rng.uniform(0.4, 1.0) * min(height, width)
     stretch = np.exp(rng.uniform(-0.2, 0.2))
     across, down = min(width, side * stretch), min(height, side / stretch)
     x0, y0 = rng.uniform(0, width - across), rng.uniform(0, height - down)

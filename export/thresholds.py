@@ -1,6 +1,6 @@
 """Finishes trained weights: chooses their thresholds of ``everything``, and writes the checkpoint.
 
-``python -m pocketsam.export.benchmarks.thresholds WEIGHTS PHOTOS --output FILE.safetensors``. PHOTOS is
+``python -m pocketsam.export.thresholds WEIGHTS PHOTOS --output FILE.safetensors``. PHOTOS is
 a folder that ``photographs.prepare`` wrote; only photographs that the weights were trained on count.
 SAM's thresholds suit SAM's scores. For others, the rule is: of all pairs that leave ``OBJECTS``
 masks on half of the photographs, the pair whose masks match best what people drew there.
