@@ -164,7 +164,7 @@ def test_every_page_is_reached():
 
 @pytest.fixture
 def work_folder(trained_bundle, tmp_path, monkeypatch):
-    """A directory that looks like a checkout after ``make demo`` and ``pocketsam demo``; the bundle is at a smaller canvas."""
+    """A directory that looks like a checkout after both demos; the bundle is at a smaller canvas."""
     from skimage import data
 
     for name in ("demo", "pocketsam-demo"):
