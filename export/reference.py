@@ -13,8 +13,8 @@ from pocketsam.export.target import Progress, Target
 from pocketsam.export.targets import open_converter
 from pocketsam.export.traced import TracedNetwork
 from pocketsam.export.verification.golden import Golden, make_golden
+from pocketsam.images import find_images, load_image
 from pocketsam.models.checkpoint import Loaded, load_model
-from pocketsam.runtime.image import find_images, load_image
 
 VERIFICATION_PHOTOS = ("astronaut", "chelsea", "rocket")
 """Square and landscape, all in scikit-image's own wheel: nothing is downloaded."""

@@ -8,70 +8,59 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from pocketsam.constants import IMAGE_SUFFIXES, PIXEL_MEAN, PIXEL_STD, resized_shape
+from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.errors import ImageError
+from pocketsam.images import list_folder, load_image
 
 SMALLEST_SIDE = 16
 """In pixels: one cell of the embedding. An image with a shorter side is refused."""
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Returns the paths of all image files below a folder, sorted.
+def check_folder(folder: Path) -> tuple[list[Path], list[str]]:
+    """Returns the images below a folder that can be used, and says why others cannot.
+
+    Returns:
+        As ``check_images``; images that Pillow cannot read by their suffix are among the skipped.
 
     Raises:
         ImageError: the folder is missing, or holds no image file.
     """
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise ImageError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
-    return found
+    found, unknown = list_folder(folder, deep=True)
+    good, skipped = check_images(found)
+    return good, unknown + skipped
 
 
 def check_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Returns the images that can be used, and says why others cannot.
 
     Returns:
-        (good, skipped): the paths of images that can be decoded and are large enough, and for every
-        other image a line that names it and says why.
+        (good, skipped): the paths of images that can be read and are large enough, and for every other
+        image a line that names it and says why.
     """
     good, skipped = [], []
     for path in paths:
         try:
-            with _open_image(path) as image:
-                if min(image.size) < SMALLEST_SIDE:
-                    raise ImageError(f"{path}: {image.width}x{image.height} pixels are too few")
-                image.load()
+            height, width, _ = load_image(path).shape
+            if min(height, width) < SMALLEST_SIDE:
+                raise ImageError(f"{path}: {width}x{height} pixels are too few")
             good.append(path)
         except ImageError as error:
             skipped.append(str(error))
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            skipped.append(f"{path}: cannot be read: {error}")
     return good, skipped
 
 
-def _open_image(path: Path) -> Image.Image:
-    """Returns a file opened with Pillow; Pillow's errors and warnings become ImageError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path)
-    except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path}: cannot be read: {error}") from None
-
-
 def load_rgb(path: Path) -> Image.Image:
-    """Returns an image file as RGB, rotated as its EXIF says.
+    """Returns an image file as RGB, as the runtime's ``load_image`` reads it.
 
     Raises:
         ImageError: the file cannot be read.
     """
-    with _open_image(path) as opened:
-        return ImageOps.exif_transpose(opened).convert("RGB")
+    return Image.fromarray(load_image(path))
 
 
 def load_pixels(path: Path, image_size: int) -> NDArray[np.uint8]:
@@ -100,11 +89,13 @@ def load_truth(path: Path, name: str, image: Image.Image) -> NDArray[np.int64]:
     Raises:
         ImageError: the file is missing or unreadable, is no label map, or has another size.
     """
-    with _open_image(path) as opened:
-        try:
-            labels = np.array(opened)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ImageError(f"{path}: cannot be read: {error}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                labels = np.array(opened)
+    except Exception as error:  # Pillow's plugins raise whatever damage makes their format raise
+        raise ImageError(f"{path}: cannot be read: {error}") from None
     if labels.ndim != 2 or labels.dtype.kind not in "iub":
         raise ImageError(f"{path}: a label map has one channel of whole numbers")
     if labels.shape != image.size[::-1]:

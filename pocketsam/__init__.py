@@ -27,8 +27,8 @@ if sys.maxsize < 2**32:
 
 if TYPE_CHECKING:
     from pocketsam.export import export, verify
+    from pocketsam.images import load_image
     from pocketsam.runtime.everything.generator import MaskGenerator
-    from pocketsam.runtime.image import load_image
     from pocketsam.runtime.rle import from_rle, to_rle
     from pocketsam.runtime.segmenter import Segmenter
 
@@ -39,7 +39,7 @@ _MODULES = {
     "MaskGenerator": "pocketsam.runtime.everything.generator",
     "Segmenter": "pocketsam.runtime.segmenter",
     "from_rle": "pocketsam.runtime.rle",
-    "load_image": "pocketsam.runtime.image",
+    "load_image": "pocketsam.images",
     "to_rle": "pocketsam.runtime.rle",
     "verify": "pocketsam.export",
 }

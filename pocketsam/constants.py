@@ -1,4 +1,4 @@
-"""Values that every room uses: preprocessing, prompt labels, the mask threshold, image suffixes.
+"""Values that every room uses: preprocessing, prompt labels, the mask threshold.
 
 Source: ``Sam``, ``PromptEncoder`` and ``ResizeLongestSide`` of
 https://github.com/facebookresearch/segment-anything; MobileSAM keeps all of them.
@@ -17,9 +17,6 @@ LABEL_PADDING = -2
 
 MASK_THRESHOLD = 0.0
 """Logits above it are the object."""
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""Of the files that count as images in a folder."""
 
 POINT_DISTANCES = (100, 200, 300, 400, 500)
 """Pixels between two points in an image whose longest side is 1024: the prompts of MobileSAM's paper

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from pocketsam.errors import ImageError, IntegrityError
 from pocketsam.files import make_folder, write_file
+from pocketsam.images import Pixels, StrPath, check_size
 from pocketsam.runtime.contract import IMAGE_EMBEDDINGS
-from pocketsam.runtime.image import Pixels, StrPath, check_pixels, check_size
+from pocketsam.runtime.image import check_pixels
 
 MAX_BYTES = 2**27
 """Of an embedding's file, unpacked: twice as much as the largest canvas, 4096 pixels, gives."""

@@ -1,139 +1,81 @@
-"""Reads images: files to RGB pixels, pixels to the encoder's input."""
+"""Turns pixels into the encoder's input."""
 
 import os
-import warnings
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from pocketsam.constants import IMAGE_SUFFIXES, PIXEL_MEAN, PIXEL_STD, resized_shape
+from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.errors import ImageError
+from pocketsam.images import Pixels, StrPath, check_size, load_image
 from pocketsam.runtime.contract import IMAGE, PIXEL_VALUES, RESIZED_SIZE
 
-Pixels = NDArray[np.uint8]
-"""``[H, W, 3]`` RGB."""
-StrPath = str | os.PathLike[str]
 ImageLike = Pixels | Image.Image | StrPath
 
-MAX_PIXELS = 100_000_000
-"""Images with more pixels are refused: their masks would not fit in a small device's memory."""
-MAX_SIDE = 100_000
-"""Images with a longer side are refused: so would the matrices that scale masks to it."""
-
-
-def find_images(path: StrPath) -> list[Path]:
-    """Returns the image files in a folder, sorted by name; of anything else, the path itself.
-
-    Raises:
-        ImageError: a folder without images, or one that cannot be read.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return [folder]
-    try:
-        found = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    except OSError as error:
-        raise ImageError(f"{folder}: {error.strerror}") from None
-    if not found:
-        raise ImageError(f"{folder}: a folder without images")
-    return found
-
-
-def load_image(source: StrPath | Image.Image) -> Pixels:
-    """Returns a file's (or a PIL image's) pixels as RGB, the way a viewer shows them.
-
-    EXIF rotation is applied. Grayscale, palette, CMYK and 16-bit images are converted (16 bits keep
-    their upper 8). Transparent pixels are laid over white. Of an animation, the first frame.
-
-    Returns:
-        ``[H, W, 3]`` uint8.
-
-    Raises:
-        ImageError: missing, not an image, truncated, too large (``check_size``), or of float pixels.
-    """
-    name = "image" if isinstance(source, Image.Image) else os.fspath(source)
-    try:
-        if isinstance(source, Image.Image):
-            return _to_rgb(source, name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS limits them
-            with Image.open(name) as image:
-                return _to_rgb(image, name)
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image that Pillow can read") from None
-    except Exception as error:  # Pillow's plugins raise whatever damage makes their format raise
-        raise ImageError(f"{name}: cannot be read: {error}") from None
-
-
-def _to_rgb(image: Image.Image, name: str) -> Pixels:
-    width, height = image.size
-    check_size(height, width, name)
-    if image.mode == "F":
-        raise ImageError(f"{name}: float pixels have no agreed range; convert to 8 or 16 bits first")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = _to_8_bits(image, name)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
-
-
-def check_size(height: int, width: int, name: str) -> None:
-    """Raises ImageError, with the name, unless an image of this size in pixels can be used."""
-    if height < 1 or width < 1:
-        raise ImageError(f"{name}: an image without pixels ({width}x{height})")
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width}x{height} pixels, more than {MAX_PIXELS:,}")
-    if max(width, height) > MAX_SIDE:
-        raise ImageError(f"{name}: {width}x{height} pixels, a side longer than {MAX_SIDE:,}")
-
-
-def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """Returns the upper 8 of 16 bits (Pillow itself clips); a transparent value becomes white."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"{name}: integer pixels outside 0..65535")
-    transparent = image.info.get("transparency")
-    return Image.fromarray(np.where(values == transparent, 255, values >> 8).astype(np.uint8))
+FORMATS = {"RGB": 3, "BGR": 3, "RGBA": 4, "BGRA": 4, "GRAY": 1}
+"""Orders of an array's channels, and how many there are; GRAY may be ``[H, W]``."""
 
 
 def as_pixels(image: ImageLike, image_format: str = "RGB") -> Pixels:
-    """Returns ``[H, W, 3]`` uint8 RGB.
+    """Returns ``[H, W, 3]`` uint8 RGB; transparent pixels of an array are laid over white.
 
     Args:
-        image: an array ``[H, W, 3]`` uint8, a PIL image or a path.
-        image_format: channel order of an array, RGB or BGR.
+        image: a uint8 array ``[H, W, C]``, a PIL image or a path.
+        image_format: the array's channels, one of ``FORMATS``.
 
     Raises:
         ImageError: the image cannot be read or used.
     """
-    if image_format not in ("RGB", "BGR"):
-        raise ImageError(f"image_format must be RGB or BGR, not {image_format!r}")
+    if image_format not in FORMATS:
+        raise ImageError(f"image_format must be one of {', '.join(FORMATS)}, not {image_format!r}")
     if isinstance(image, Image.Image | str | os.PathLike):
         return load_image(image)
-    pixels = check_pixels(image)
-    return pixels[..., ::-1] if image_format == "BGR" else pixels
+    if image_format == "RGB":
+        return check_pixels(image)
+    pixels = _check_uint8(image)
+    if image_format == "GRAY" and pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[2] != FORMATS[image_format] or 0 in pixels.shape:
+        wanted = f"[H, W, {FORMATS[image_format]}]"
+        raise ImageError(f"an image in {image_format} has the shape {wanted}, not {list(pixels.shape)}")
+    check_size(pixels.shape[0], pixels.shape[1], "image")
+    if image_format == "GRAY":
+        return np.repeat(pixels, 3, axis=2)
+    colours = pixels[..., 2::-1] if image_format.startswith("BGR") else pixels[..., :3]
+    if not image_format.endswith("A"):
+        return colours
+    return load_image(Image.fromarray(np.dstack([colours, pixels[..., 3]])))
+
+
+def _check_uint8(image: Any) -> NDArray[np.uint8]:
+    """Returns the array, or raises ImageError unless it is of uint8."""
+    if not isinstance(image, np.ndarray):
+        what = type(image).__name__
+        raise ImageError(f"image must be a uint8 array [H, W, 3], a PIL image or a path, not {what}")
+    if image.dtype != np.uint8:
+        fix = "convert it first"
+        if image.dtype.kind == "f":
+            fix += ", such as (image * 255).astype(numpy.uint8) if its values are in 0..1"
+        raise ImageError(f"image must be a uint8 array, not {image.dtype}; {fix}")
+    return image
 
 
 def check_pixels(image: Any) -> Pixels:
     """Returns the array, or raises ImageError unless it is ``[H, W, 3]`` uint8 and not empty."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        what = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ImageError(f"image must be a uint8 array [H, W, 3], a PIL image or a path, not {what}")
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ImageError(f"image must have the shape [H, W, 3], not {list(image.shape)}")
-    check_size(image.shape[0], image.shape[1], "image")
-    return image
+    pixels = _check_uint8(image)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        hints = {
+            (2, 0): "; say image_format='GRAY' for a grey image",
+            (3, 1): "; say image_format='GRAY' for a grey image",
+            (3, 4): "; say image_format='RGBA' or 'BGRA', or pass image[..., :3]",
+        }
+        hint = hints.get((pixels.ndim, pixels.shape[2] if pixels.ndim == 3 else 0), "")
+        raise ImageError(f"image must have the shape [H, W, 3], not {list(pixels.shape)}{hint}")
+    check_size(pixels.shape[0], pixels.shape[1], "image")
+    return pixels
 
 
 def preprocess(image: Pixels, image_size: int) -> NDArray[np.float32]:

@@ -12,13 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from pocketsam import constants
 from pocketsam.errors import PromptError
+from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime import contract, prompts
 from pocketsam.runtime.backends.networks import open_for_device, open_network
 from pocketsam.runtime.backends.ort import Arrays, Providers
 from pocketsam.runtime.backends.split_decoder import SplitDecoder, decode_above, open_split_decoder
 from pocketsam.runtime.bundle import DEFAULT_BUNDLE, NETWORKS
 from pocketsam.runtime.embedding import Embedding, as_array, hash_pixels, read_matching
-from pocketsam.runtime.image import ImageLike, Pixels, StrPath, as_pixels, encoder_feeds
+from pocketsam.runtime.image import ImageLike, as_pixels, encoder_feeds
 from pocketsam.runtime.manifest import Manifest
 from pocketsam.runtime.upscale import Upscaler
 

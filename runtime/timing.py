@@ -16,10 +16,10 @@ import numpy as np
 import onnxruntime as ort
 
 from pocketsam.errors import BundleError
+from pocketsam.images import Pixels
 from pocketsam.runtime.backends.networks import open_network
 from pocketsam.runtime.backends.ort import Providers, open_session
 from pocketsam.runtime.bundle import NETWORKS, Bundle
-from pocketsam.runtime.image import Pixels
 from pocketsam.runtime.segmenter import Segmenter
 
 GEMM_SIDE = 2048

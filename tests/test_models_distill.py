@@ -11,14 +11,15 @@ from safetensors.torch import save_file
 
 from pocketsam import terminal
 from pocketsam.errors import CheckpointError, ImageError, PocketSamError, UsageError
+from pocketsam.images import find_images, load_image
 from pocketsam.models.checkpoint import load_model
 from pocketsam.models.commands import COMMANDS
-from pocketsam.models.images import check_images, list_images, load_pixels, to_pixel_values
+from pocketsam.models.images import check_folder, load_pixels, to_pixel_values
 from pocketsam.models.sam import fill, seeded
 from pocketsam.models.training.distill import distill, freeze_others, new_student, random_prompts
 from pocketsam.models.training.recipe import MODES, Recipe
 from pocketsam.models.training.run import Run
-from pocketsam.runtime.image import load_image, preprocess
+from pocketsam.runtime.image import preprocess
 
 TINY = Recipe(
     image_size=64,
@@ -79,18 +80,21 @@ def test_bad_images_are_skipped_and_counted(folder, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     Image.new("RGB", (200, 3)).save(tmp_path / "thin.png")
     (tmp_path / "notes.txt").write_text("not an image at all")
-    good, skipped = check_images(list_images(tmp_path))
+    (tmp_path / "photo.heic").write_bytes(b"ftypheic")
+    (tmp_path / "._good.png").write_bytes(b"resource fork")
+    good, skipped = check_folder(tmp_path)
     assert [path.name for path in good] == ["good.png"]
     assert sorted(line.split(":")[0].rsplit("/", 1)[1] for line in skipped) == [
         "cut.png",
+        "photo.heic",
         "text.jpg",
         "thin.png",
     ]
     with pytest.raises(ImageError, match="no such folder"):
-        list_images(tmp_path / "none")
+        check_folder(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="no images"):
-        list_images(tmp_path / "empty")
+    with pytest.raises(ImageError, match="a folder without images"):
+        check_folder(tmp_path / "empty")
 
 
 def test_the_student_begins_with_the_teachers_decoder(teacher):
@@ -115,7 +119,7 @@ def test_each_mode_trains_its_modules_and_no_others(folder, teacher, cache, tmp_
     save_file(seeded(64, 2).state_dict(), tmp_path / "start.safetensors")
     start = str(tmp_path / "start.safetensors")
     recipe = replace(TINY, mode=mode)
-    images = list_images(folder)
+    images = find_images(folder)
     path = distill(images, teacher, tmp_path / "run", recipe, cache_folder=cache, start=start)
     assert path.stat().st_size < 25e6
     loaded = load_model(path, 64)
@@ -133,7 +137,7 @@ def test_each_mode_trains_its_modules_and_no_others(folder, teacher, cache, tmp_
 @pytest.mark.slow
 def test_decoupled_distillation_approaches_the_teacher(folder, teacher, cache, tmp_path):
     recipe = replace(TINY, steps=30, warmup=5, ema=0.8)
-    images = list_images(folder)
+    images = find_images(folder)
     path = distill(images, teacher, tmp_path / "run", recipe, cache_folder=cache)
     values = torch.stack([to_pixel_values(load_pixels(image, 64), 64) for image in images])
     with torch.inference_mode():
@@ -149,7 +153,7 @@ def test_decoupled_distillation_approaches_the_teacher(folder, teacher, cache, t
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(folder, teacher, cache, tmp_path, monkeypatch):
-    images = list_images(folder)
+    images = find_images(folder)
     recipe = replace(TINY, steps=2, accumulate=2)
     options = {"cache_folder": cache, "save_every": 1}
     undisturbed = distill(images, teacher, tmp_path / "undisturbed", recipe, **options)
@@ -170,7 +174,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(folder, teacher, cache, tmp_pat
 
 
 def test_what_does_not_fit_is_refused(folder, teacher, cache, tmp_path):
-    images = list_images(folder)
+    images = find_images(folder)
     Run(tmp_path / "run", {"steps": 1}).save({"step": 1})
     with pytest.raises(PocketSamError, match="another recipe"):
         distill(images, teacher, tmp_path / "run", TINY, cache_folder=cache)

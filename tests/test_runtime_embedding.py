@@ -8,9 +8,9 @@ from conftest import change_encoder, run_pocketsam
 from PIL import Image
 
 from pocketsam.errors import ImageError, IntegrityError, PromptError
+from pocketsam.images import load_image
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.embedding import read_embedding
-from pocketsam.runtime.image import load_image
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import os
 import struct
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from pocketsam import images as image_module
 from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
 from pocketsam.errors import ImageError
-from pocketsam.runtime import image as image_module
-from pocketsam.runtime.image import MAX_PIXELS, MAX_SIDE, check_pixels, load_image, preprocess
+from pocketsam.images import MAX_PIXELS, MAX_SIDE, find_images, list_folder, load_image
+from pocketsam.runtime.image import as_pixels, check_pixels, preprocess
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -306,7 +308,7 @@ def test_a_decompression_bomb_is_refused_before_it_unpacks(tmp_path, width, heig
 LIMITED = """
 import resource, sys
 from pocketsam.errors import ImageError
-from pocketsam.runtime.image import load_image
+from pocketsam.images import load_image
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2)
 for path in sys.argv[1:]:
@@ -441,3 +443,86 @@ def test_preprocess_of_any_pixels_equals_the_reference(height, width, size, seed
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
     assert np.array_equal(found, reference(image, size))
+
+
+def test_a_window_of_16_bits(tmp_path):
+    """A camera of 12 bits fills a sixteenth of the range."""
+    values = np.array([[0, 100, 2048, 4095, 4096]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png", window=(0, 4095))[0, :, 0].tolist() == [0, 6, 128, 255, 255]
+    assert load_image(tmp_path / "a.png", window=(100, 101))[0, :, 0].tolist() == [0, 0, 255, 255, 255]
+    with pytest.warns(UserWarning, match=r"16-bit pixels of at most 4096 .* window \(0, 4096\)"):
+        assert load_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 0, 8, 15, 16]
+    for wrong in ((5, 5), (9, 2), (0, float("nan"))):
+        with pytest.raises(ImageError, match="low < high"):
+            load_image(tmp_path / "a.png", window=wrong)
+    assert np.array_equal(load_image(Image.fromarray(RGB), window=(0, 9)), RGB)
+
+
+def test_arrays_of_every_format():
+    bgra = np.dstack([RGB[..., ::-1], np.full(RGB.shape[:2], 255, np.uint8)])
+    bgra[:5, :, 3] = 0
+    over_white = RGB.copy()
+    over_white[:5] = 255
+    grey = np.repeat(RGB[..., :1], 3, axis=2)
+    for image, kind, wanted in (
+        (RGB[..., ::-1], "BGR", RGB),
+        (bgra, "BGRA", over_white),
+        (bgra[..., [2, 1, 0, 3]], "RGBA", over_white),
+        (RGB[..., 0], "GRAY", grey),
+        (RGB[..., :1], "GRAY", grey),
+    ):
+        assert np.array_equal(as_pixels(image, kind), wanted), kind
+        if kind != "BGR":
+            with pytest.raises(ImageError, match=f"say image_format='.*{kind}'"):
+                as_pixels(image)
+    for image, kind, says in (
+        (RGB, "RGBA", r"RGBA has the shape \[H, W, 4\], not \[20, 30, 3\]"),
+        (RGB, "HSV", "one of RGB, BGR, RGBA, BGRA, GRAY, not 'HSV'"),
+        (RGB / 255, "RGB", r"not float64; .*\* 255\)\.astype"),
+        (RGB.astype(np.int64), "BGRA", "not int64; convert it first"),
+        (RGB[..., :2], "RGB", r"not \[20, 30, 2\]$"),
+        (np.zeros((0, 5, 4), np.uint8), "RGBA", "has the shape"),
+    ):
+        with pytest.raises(ImageError, match=says):
+            as_pixels(image, kind)
+
+
+def test_images_of_a_folder(tmp_path):
+    for name in ("b.png", "a.JFIF", "c.gif", "._b.png", ".hidden.png"):
+        Image.fromarray(RGB).save(tmp_path / name, "GIF")
+    (tmp_path / "x.png").mkdir()
+    (tmp_path / "d.heic").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("")
+    images, skipped = list_folder(tmp_path)
+    assert [path.name for path in images] == ["a.JFIF", "b.png", "c.gif"]
+    assert skipped == [
+        f"{tmp_path / 'd.heic'}: Pillow cannot read .heic here; convert it to .jpg or .png",
+        f"{tmp_path / 'x.png'}: not a file",
+    ]
+    assert find_images(tmp_path) == images
+    for path in images:
+        path.unlink()
+    with pytest.raises(ImageError, match=r"without images .*2 that cannot be read: .*heic"):
+        find_images(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="not a regular file"):
+        load_image(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="not a file"):
+        find_images(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize(("mode", "megabytes"), [("I;16", 1100), ("RGBA", 1300), ("P", 900)])
+def test_the_memory_of_a_large_picture(tmp_path, mode, megabytes):
+    """Eighty megapixels of 16-bit grey or of transparency, in a process of its own."""
+    options = {"transparency": 0} if mode == "P" else {}
+    Image.new(mode, (10_000, 8_000)).save(tmp_path / "a.png", compress_level=1, **options)
+    code = LIMITED.replace("100 * 2**20", f"{megabytes} * 2**20").replace("print(error)", "raise")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], check=False)
+    assert done.returncode == 0

@@ -81,7 +81,7 @@ def run_distill(args: argparse.Namespace) -> None:
     """Checks the options and the images, then trains."""
     with terminal.extra_needed("train"):
         from pocketsam.models.checkpoint import default_image_size, load_model
-        from pocketsam.models.images import check_images, list_images
+        from pocketsam.models.images import check_folder
         from pocketsam.models.training.distill import distill
         from pocketsam.models.training.recipe import Recipe, check_recipe
         from pocketsam.models.training.run import default_compute, flush_denormals
@@ -100,7 +100,7 @@ def run_distill(args: argparse.Namespace) -> None:
     )
     check_recipe(recipe, args.start, args.save_every)
     flush_denormals()
-    images, skipped = check_images(list_images(args.images))
+    images, skipped = check_folder(args.images)
     for line in skipped:
         terminal.say(f"skipped: {line}")
     terminal.say(f"{len(images)} images, {len(skipped)} skipped, canvas {recipe.image_size}")

@@ -106,9 +106,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     with terminal.extra_needed("export"):
         from pocketsam.models.checkpoint import default_image_size, load_model
         from pocketsam.models.evaluation import evaluate, examples
-        from pocketsam.models.images import check_images, list_images
+        from pocketsam.models.images import check_folder
     size = args.image_size or default_image_size(args.checkpoint)
-    paths, skipped = check_images(list_images(args.images)) if args.images else ([], [])
+    paths, skipped = check_folder(args.images) if args.images else ([], [])
     models = {evaluate.STUDENT: load_model(args.checkpoint, size)}
     if args.teacher:
         models[evaluate.TEACHER] = load_model(args.teacher, size)

@@ -6,10 +6,10 @@ from typing import Any, NotRequired, TypedDict
 
 from pocketsam import terminal
 from pocketsam.errors import UsageError
+from pocketsam.images import Pixels, StrPath, load_image
 from pocketsam.runtime.backends.networks import open_for_device
 from pocketsam.runtime.backends.ort import Providers, check_threads, provider_names
 from pocketsam.runtime.commands.options import add_bundle, add_device
-from pocketsam.runtime.image import Pixels, StrPath, load_image
 from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
 from pocketsam.runtime.segmenter import Segmenter
 from pocketsam.runtime.timing import (

@@ -9,6 +9,7 @@ from PIL import Image
 from pocketsam import terminal
 from pocketsam.errors import UsageError
 from pocketsam.files import make_folder, write_file
+from pocketsam.images import Pixels, find_images, load_image
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands.options import add_device
 from pocketsam.runtime.commands.overlay import draw_overlay
@@ -22,7 +23,6 @@ from pocketsam.runtime.compare.comparison import (
     compare,
 )
 from pocketsam.runtime.compare.fastsam import FastSam
-from pocketsam.runtime.image import Pixels, find_images, load_image
 from pocketsam.runtime.machine import describe_machine
 from pocketsam.runtime.segmenter import Segmenter
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pocketsam import terminal
 from pocketsam.files import make_folder, write_bytes
+from pocketsam.images import load_image
 from pocketsam.runtime.commands import results
 from pocketsam.runtime.commands.segment import find_objects
-from pocketsam.runtime.image import load_image
 from pocketsam.runtime.prompts import Point
 from pocketsam.runtime.segmenter import Segmenter
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pocketsam import terminal
 from pocketsam.errors import ImageError
+from pocketsam.images import Pixels, find_images, load_image
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands.options import (
     add_bundle,
@@ -13,7 +14,6 @@ from pocketsam.runtime.commands.options import (
     open_segmenter,
 )
 from pocketsam.runtime.embedding import hash_pixels, read_embedding
-from pocketsam.runtime.image import Pixels, find_images, load_image
 
 
 def add_embed(subparsers: terminal.Subparsers) -> None:

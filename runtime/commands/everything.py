@@ -7,6 +7,7 @@ from typing import Any
 
 from pocketsam import terminal
 from pocketsam.errors import PromptError, UsageError
+from pocketsam.images import find_images, load_image
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands import results
 from pocketsam.runtime.commands.options import (
@@ -17,7 +18,6 @@ from pocketsam.runtime.commands.options import (
 )
 from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.everything.grid import ORDERS, Parameters, make_parameters
-from pocketsam.runtime.image import find_images, load_image
 from pocketsam.runtime.segmenter import Segmenter
 from pocketsam.thresholds import Thresholds
 

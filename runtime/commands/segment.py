@@ -8,6 +8,7 @@ import numpy as np
 
 from pocketsam import terminal
 from pocketsam.errors import UsageError
+from pocketsam.images import load_image
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands import results
 from pocketsam.runtime.commands.options import (
@@ -17,7 +18,6 @@ from pocketsam.runtime.commands.options import (
     open_segmenter,
 )
 from pocketsam.runtime.commands.results import Found
-from pocketsam.runtime.image import load_image
 from pocketsam.runtime.prompts import Box, Point, is_ambiguous, read_prompt_file
 from pocketsam.runtime.segmenter import Segmenter
 

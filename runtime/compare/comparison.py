@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.constants import POINT_DISTANCES
+from pocketsam.images import Pixels
 from pocketsam.runtime.compare.fastsam import FastSam
-from pocketsam.runtime.image import Pixels
 from pocketsam.runtime.prompts import is_ambiguous
 from pocketsam.runtime.rle import mask_bounds, mask_iou
 from pocketsam.runtime.segmenter import Segmenter

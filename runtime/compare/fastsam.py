@@ -17,9 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from pocketsam.errors import BundleError, PromptError
+from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime.backends.ort import Providers, open_session, run_session
 from pocketsam.runtime.everything.candidates import box_areas, box_intersections
-from pocketsam.runtime.image import ImageLike, Pixels, StrPath, as_pixels
+from pocketsam.runtime.image import ImageLike, as_pixels
 from pocketsam.runtime.rle import mask_bounds, to_rle
 from pocketsam.runtime.upscale import resize_matrix
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PromptError
+from pocketsam.images import Pixels
 from pocketsam.runtime.everything.candidates import Accepted, MaskFilter, is_suppressed
 from pocketsam.runtime.everything.components import remove_small_regions
 from pocketsam.runtime.everything.grid import (
@@ -26,7 +27,7 @@ from pocketsam.runtime.everything.grid import (
     make_parameters,
 )
 from pocketsam.runtime.everything.search import Search
-from pocketsam.runtime.image import ImageLike, Pixels, as_pixels
+from pocketsam.runtime.image import ImageLike, as_pixels
 from pocketsam.runtime.rle import Box, compress, from_run_lengths, mask_bounds, run_lengths
 from pocketsam.runtime.segmenter import Segmenter
 

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 
 from pocketsam.constants import MASK_THRESHOLD
 from pocketsam.errors import BundleError, ImageError, IntegrityError, ParityError, PromptError
+from pocketsam.images import StrPath
 from pocketsam.runtime import contract as c
 from pocketsam.runtime import prompts
 from pocketsam.runtime.backends.networks import open_network
 from pocketsam.runtime.backends.ort import Network, Providers, check_threads
 from pocketsam.runtime.bundle import NETWORKS, Bundle, choose_bundles
 from pocketsam.runtime.embedding import as_array
-from pocketsam.runtime.image import StrPath, check_pixels, encoder_feeds
+from pocketsam.runtime.image import check_pixels, encoder_feeds
 from pocketsam.runtime.verification.metrics import mask_figures, score_figures, tensor_figures
 from pocketsam.runtime.verification.tolerance import Violation
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketsam import terminal
-from pocketsam.constants import IMAGE_SUFFIXES
 from pocketsam.errors import ImageError, PocketSamError, UsageError
 from pocketsam.files import make_folder, write_bytes
+from pocketsam.images import list_folder
 from pocketsam.models.images import check_images, load_rgb, load_truth, scaled
 from pocketsam.models.training.photographs.photo import TrainingPhoto, load_photo, nest, save_photo
 from pocketsam.models.training.photographs.regions import LEVELS, Edges, find_regions
@@ -100,13 +100,11 @@ def _find_in(folder: Path) -> tuple[list[Source], list[str]]:
     images = folder / "images" if (folder / "images").is_dir() else folder
     if not images.is_dir():
         raise ImageError(f"{images}: no such folder")
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ImageError(f"{images}: no images ({', '.join(IMAGE_SUFFIXES)})")
+    paths, unknown = list_folder(images)
     held_back = _held_back(folder, paths)
     maps = {path.stem: path for path in sorted((folder / "masks").glob("*.png"))}
     good, skipped = check_images(paths)
-    notes = [f"left out: {line}" for line in skipped]
+    notes = [f"left out: {line}" for line in unknown + skipped]
     sources = []
     for path in good:
         mine = [maps.pop(path.stem, None)]
