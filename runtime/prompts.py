@@ -1,5 +1,6 @@
 """Checks prompts in the original image's pixels, and turns them into the decoder's inputs."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -57,6 +58,22 @@ def _check_inside(
         raise PromptError(f"{name} ({x:g}, {y:g}) lies outside the image of {width}x{height} pixels")
 
 
+def _clipped(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Returns boxes ``[B, 2, 2]`` cut off at the edges of the image, as detectors' boxes need.
+
+    Raises:
+        PromptError: corners in the wrong order, or a box that the image has no part of.
+    """
+    if (boxes[:, 0] > boxes[:, 1]).any():
+        raise PromptError("box must be (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1")
+    height, width = size
+    outside = (boxes[:, 0] > (width, height)) | (boxes[:, 1] < 0)
+    if outside.any():
+        shown = ", ".join(f"{value:g}" for value in boxes[outside.any(axis=1)][0].ravel())
+        raise PromptError(f"box ({shown}) lies outside the image of {width}x{height} pixels")
+    return boxes.clip(0, (width, height))
+
+
 def assemble(
     point_coords: ArrayLike | None,
     point_labels: ArrayLike | None,
@@ -73,7 +90,7 @@ def assemble(
     Args:
         point_coords: ``[B, N, 2]`` (x, y) in pixels of the original image.
         point_labels: ``[B, N]``, each of ``LABELS``; a not-a-point (-1) may lie anywhere.
-        boxes: ``[B, 4]`` (x0, y0, x1, y1).
+        boxes: ``[B, 4]`` (x0, y0, x1, y1); what lies outside the image is cut off.
         original_size: (height, width).
         image_size: side of the canvas.
         batch: B if there are neither points nor boxes: a mask input alone, or no prompt at all.
@@ -98,12 +115,12 @@ def assemble(
             coords.append(np.zeros((batch, 1, 2)))
             labels.append(np.full((batch, 1), float(LABEL_NOT_A_POINT)))
     if boxes is not None:
+        with contextlib.suppress(ValueError):  # of a ragged list, which _array refuses by name
+            if np.shape(boxes)[1:] == (1, 4):  # `box[None, :]`, as the reference takes it
+                boxes = np.asarray(boxes)[:, 0]
         corners = _array("box", boxes, (batch, 4)).reshape(-1, 2, 2)
         batch = len(corners)
-        _check_inside("box corner", corners, np.ones(corners.shape[:2], bool), original_size)
-        if (corners[:, 0] > corners[:, 1]).any():
-            raise PromptError("box must be (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1")
-        coords.append(corners)
+        coords.append(_clipped(corners, original_size))
         labels.append(np.tile([float(LABEL_BOX_FIRST), float(LABEL_BOX_SECOND)], (batch, 1)))
     if not coords:
         batch = 1 if batch is None else batch

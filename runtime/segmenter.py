@@ -178,7 +178,7 @@ class Segmenter:
         Args:
             point_coords: ``[N, 2]`` (x, y) in pixels of the original image.
             point_labels: ``[N]``: 1 foreground, 0 background (2, 3: a box's corners; -1: not a point).
-            box: ``[4]`` (x0, y0, x1, y1).
+            box: ``[4]`` or ``[1, 4]`` (x0, y0, x1, y1); what lies outside the image is cut off.
             mask_input: ``[1, S/4, S/4]`` logits, usually of an earlier call.
             multimask_output: three masks for an ambiguous prompt, or the single one.
             return_logits: logits instead of booleans.

@@ -101,7 +101,7 @@ def test_a_padding_point_far_away_stays_finite(point):
         ([[[1e300, 1]]], [[1]], None),
         ([[[10**400, 1]]], [[1]], None),
         ([[[1, 1]]], [[1e300]], None),
-        (None, None, [[1, 1, 1e300, 2]]),
+        (None, None, [[1, 1, 10**400, 2]]),
         (None, None, np.array([[1, 1, 2 + 2j, 2]])),
     ],
     ids=["points", "integers", "labels", "boxes", "complex"],
@@ -166,14 +166,22 @@ def test_a_padding_point_may_lie_anywhere():
         ([[[451, 1]]], [[2]], None, None, "outside"),
         (None, None, [[5, 5, 4, 9]], None, "x0 <= x1"),
         (None, None, [[5, 5, 9, 4]], None, "y0 <= y1"),
-        (None, None, [[5, 5, 9, 301]], None, "box corner"),
+        (
+            None,
+            None,
+            [[5, 301, 9, 400]],
+            None,
+            r"box \(5, 301, 9, 400\) lies outside the image of 450x300",
+        ),
+        (None, None, [[1, 1, 2, 2], [-9, 5, -1, 9]], None, r"box \(-9, 5, -1, 9\) lies outside"),
+        (None, None, [[451, 5, 500, 9]], None, "outside"),
+        (None, None, [[5, -3, 9, -1]], None, "outside"),
+        (None, None, [[[5, 5, 9, 9], [5, 5, 9, 9]]], None, "box must have the shape"),
+        (None, None, [[[5, 5, 9, 9]], [5, 5]], None, "box is not an array of numbers"),
         (None, None, [5, 5, 9, 9], None, "box"),
         ([[[1, 1]]], [[1]], [[1, 1, 2, 2]] * 2, None, "box must hold 1 prompts"),
         ([[[1, 1]]], [[1]], None, 2, "point_coords must hold 2 prompts"),
         (None, None, [[1, 1, 2, 2]], 3, "box must hold 3 prompts"),
-        (None, None, [[5, -0.5, 9, 9]], None, r"box corner \(5, -0.5\) lies outside"),
-        (None, None, [[5, 5, 451, 9]], None, r"box corner \(451, 9\) lies outside"),
-        (None, None, [[-1, 5, 9, 9]], None, "box corner"),
         (None, None, [[5, 5, float("nan"), 9]], None, "box contains NaN"),
         (None, None, [[5, 5, 9]], None, r"box must have the shape \[4\] for each prompt, not \[3\]"),
         (None, None, [["a", 5, 9, 9]], None, "box is not an array of numbers"),
@@ -227,15 +235,16 @@ def test_any_points_are_either_used_or_refused(points, data):
 @settings(max_examples=100, deadline=None)
 @given(hnp.arrays(np.float64, (2, 4), elements=st.floats(-5, 500, width=32)))
 def test_any_boxes_are_either_used_or_refused(boxes):
-    corners = boxes.astype(np.float32).reshape(2, 2, 2)
-    inside = ((corners >= 0) & (corners <= (450, 300))).all()
+    corners = boxes.reshape(2, 2, 2)
+    inside = ((corners[:, 0] <= (450, 300)) & (corners[:, 1] >= 0)).all()
     good = inside and (corners[:, 0] <= corners[:, 1]).all()
     try:
-        assemble(None, None, boxes, SIZE, 256)
+        coords, _ = assemble(None, None, boxes, SIZE, 450)
     except PromptError:
         assert not good
     else:
         assert good
+        assert np.array_equal(coords, corners.clip(0, (450, 300)).astype(np.float32))
 
 
 BREAKS = {
@@ -248,8 +257,8 @@ BREAKS = {
     "label": lambda p, n, b, size: n.__setitem__((0, 0), 4),
     "nan label": lambda p, n, b, size: n.__setitem__((0, 0), np.nan),
     "reversed": lambda p, n, b, size: b.__setitem__((0, 0), b[0, 2] + 0.5),
-    "box right": lambda p, n, b, size: b.__setitem__((-1, 2), size[1] + 1),
-    "box below": lambda p, n, b, size: b.__setitem__((-1, 3), size[0] + 1),
+    "box right": lambda p, n, b, size: b.__setitem__((-1, [0, 2]), size[1] + 1),
+    "box above": lambda p, n, b, size: b.__setitem__((-1, [1, 3]), -1),
     "box nan": lambda p, n, b, size: b.__setitem__((0, 1), np.nan),
 }
 
@@ -439,3 +448,12 @@ def test_a_prompt_file_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
     with pytest.raises(PromptError, match=r"latin\.json"):
         read_prompt_file(tmp_path / "latin.json")
+
+
+def test_a_box_with_an_axis_more_and_a_box_that_leaves_the_image():
+    """As public notebooks pass boxes, and as detectors return them."""
+    wanted, _ = assemble(None, None, [[0, 10, 128, 80]], SIZE, 450)
+    for boxes in ([[-0.4, 10, 128, 80]], np.array([[[0, 10, 128, 80]]]), [[[-7, 10, 128, 80]]]):
+        assert np.array_equal(assemble(None, None, boxes, SIZE, 450)[0], wanted)
+    whole, _ = assemble(None, None, [[-50, -1, 9999, 301.5]], SIZE, 450)
+    assert whole.tolist() == [[[0, 0], [450, 300]]]
