@@ -1,13 +1,56 @@
 """Files and directories that are written whole or not at all: the one writer of every room."""
 
 import contextlib
+import ctypes
+import errno
 import os
 import shutil
-import tempfile
+import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pocketsam.errors import PocketSamError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows; there nothing is exported, and files are written without locks
+    fcntl = None  # type: ignore[assignment]
+
+
+def regular_size(path: Path) -> int:
+    """Returns the size in bytes of a regular file, or of one that a link leads to.
+
+    Raises:
+        OSError: it is missing, or something else: a pipe would wait for a writer, a device might never
+            end.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return status.st_size
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Returns the bytes of a regular file, see ``regular_size``.
+
+    Args:
+        path: the file.
+        limit: most bytes that it may have; the size is compared before anything is read.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, is too large, or changed meanwhile.
+    """
+    size = regular_size(path)
+    if size > limit:
+        raise OSError(errno.EFBIG, f"{size} bytes, more than {limit}", str(path))
+    with path.open("rb") as stream:
+        data = stream.read(size + 1)
+    if len(data) != size:
+        raise OSError(errno.EIO, "its size changed while it was read", str(path))
+    return data
 
 
 def make_folder(path: Path) -> None:
@@ -25,6 +68,9 @@ def make_folder(path: Path) -> None:
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a sibling and renames it once it is whole; the old file stays until then.
 
+    The sibling ``.NAME.partial.SUFFIX`` is locked, so that a second writer waits. A kill leaves it, and
+    whoever writes the file next takes it over.
+
     Args:
         path: the file; its folder exists.
         write: is given the sibling's path (with the same suffix) and fills it.
@@ -32,18 +78,47 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         PocketSamError: the file cannot be written.
     """
+    work = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        work = Path(name)
+        lock = _claim_file(work)
         try:
             write(work)
-            work.chmod(0o644)
             work.replace(path)
-        finally:
+        except BaseException:
             work.unlink(missing_ok=True)
+            raise
+        finally:
+            _unlock(lock)
     except OSError as error:
         raise PocketSamError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _claim_file(work: Path) -> int | None:
+    """Makes an empty file, once no other process writes it; returns the descriptor with its lock."""
+    while True:
+        lock = os.open(work, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(lock).st_mode):
+                raise OSError(errno.EINVAL, f"{work} is not a regular file; remove it")
+            if fcntl:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            is_ours = _has_name(lock, work)  # else another writer has finished meanwhile
+            if is_ours:
+                os.ftruncate(lock, 0)
+            if is_ours and fcntl:
+                return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)  # Windows renames no open file
+        if is_ours:
+            return None
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -77,7 +152,6 @@ def staged_directory(destination: Path) -> Iterator[Path]:
         _settle(claim, destination)
         work = claim / "new"
         work.mkdir()
-        work.chmod(0o755)
         yield work
         _sync(work)
         _swap(claim, destination)
@@ -85,19 +159,22 @@ def staged_directory(destination: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # what stays, the next run removes
             _settle(claim, destination)
             claim.rmdir()
-        os.close(lock)
+        _unlock(lock)
 
 
-def _lock(claim: Path, destination: Path) -> int:
+def _lock(claim: Path, destination: Path) -> int | None:
     """Makes a directory, or takes over a killed run's; returns the descriptor that holds its lock."""
-    import fcntl  # of POSIX; this module is imported where nothing is exported, too
-
+    busy = f"{destination}: another pocketsam is writing it; wait for it, or choose another place"
     while True:
         try:
             claim.mkdir()
             is_new = True
         except FileExistsError:
             is_new = False
+        if not fcntl:
+            if is_new:
+                return None
+            raise PocketSamError(f"{busy}; if none is, remove {claim}")
         try:
             lock = os.open(claim, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # another run has ended meanwhile
@@ -108,10 +185,7 @@ def _lock(claim: Path, destination: Path) -> int:
             if isinstance(error, BlockingIOError) or not is_new:
                 os.close(lock)
                 hint = "" if isinstance(error, BlockingIOError) else f"; if none is, remove {claim}"
-                raise PocketSamError(
-                    f"{destination}: another pocketsam is writing it; wait for it, or choose another "
-                    f"place{hint}"
-                ) from None
+                raise PocketSamError(f"{busy}{hint}") from None
         if _has_name(lock, claim):
             return lock
         os.close(lock)
@@ -141,15 +215,29 @@ def _settle(claim: Path, destination: Path) -> None:
 def _sync(directory: Path) -> None:
     """Data before name: a crash after the rename must not show a directory of empty files."""
     for path in (p for p in directory.rglob("*") if p.is_file()):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with path.open("rb+") as stream:  # Windows syncs no file that is open for reading only
+            os.fsync(stream.fileno())
 
 
 def _swap(claim: Path, destination: Path) -> None:
-    """``new`` takes the name; what was there is moved aside, and goes once the new one is in place."""
-    if destination.exists():
+    """``new`` takes the name; what was there goes once the new one is in place.
+
+    Linux and macOS exchange the two in one step. Elsewhere the old one is moved aside first, and a kill
+    between the two renames leaves it there, from where the next run brings it back.
+    """
+    if destination.exists() and not _exchange(claim / "new", destination):
         destination.rename(claim / "old")
-    (claim / "new").rename(destination)
+    if not destination.exists():
+        (claim / "new").rename(destination)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchanges two directories in one step; returns whether the system and its disk can."""
+    names = [os.fsencode(path) for path in (first, second)]
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # a C library without it
+        library = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return bool(library.renamex_np(*names, 2) == 0)  # RENAME_SWAP
+        at_cwd, exchange = -100, 2
+        return bool(library.renameat2(at_cwd, names[0], at_cwd, names[1], exchange) == 0)
+    return False

@@ -1,22 +1,31 @@
 """Reads a bundle: the manifest, and the files that it describes, each checked before it is used.
 
-A bundle comes from anywhere, so nothing in it is trusted: file names stay inside the directory, sizes
-and hashes must match, and a model may not refer to a file outside itself.
+A bundle comes from anywhere, so nothing in it is trusted: file names stay inside the directory, only
+regular files are opened (or links to them, as caches of models make), sizes and hashes must match, and
+a model may not refer to a file outside itself.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Collection
+import stat
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from pocketsam.errors import BundleError, IntegrityError
+from pocketsam.files import read_regular, regular_size
 from pocketsam.runtime.contract import check_contract
 from pocketsam.runtime.manifest import MANIFEST_NAME, Manifest
 from pocketsam.runtime.manifest_files import BundleFile
 
 NETWORKS = ("encoder", "decoder")
+MAX_MANIFEST = 2**24
+"""Bytes of ``manifest.json``; ours have some ten thousand."""
+MAX_FILE = 2**31
+"""Bytes of an encoder's, a decoder's or a golden file: no ONNX or TFLite file can be larger."""
+CHUNK = 2**20
 DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
 """The bundle in this package, made from the weights ``default``; see ``models/MODEL_CARD.md``."""
 
@@ -45,21 +54,24 @@ class Bundle:
             network: ``encoder``, ``decoder`` or ``golden``.
 
         Raises:
-            IntegrityError: the file is missing, a link, or is not the one that the manifest describes.
+            IntegrityError: the file is missing, no regular file, or not the one that the manifest
+                describes.
+            BundleError: it does not fit in memory.
         """
         entry = self._entry(network)
+        path = self.path / entry.file
         try:
-            path = self._inside(entry)
-            data = path.read_bytes()
+            self._check_size(path, regular_size(path), entry)
+            data = read_regular(path, MAX_FILE)
         except OSError as error:
-            raise IntegrityError(f"{self.path / entry.file}: {error.strerror}") from None
+            raise IntegrityError(f"{path}: {error.strerror}") from None
         except ValueError as error:  # a name that no file system takes
             raise IntegrityError(f"{self.path}: {network} file {entry.file!r}: {error}") from None
-        if len(data) != entry.bytes:
-            raise IntegrityError(f"{path}: {len(data)} bytes, the manifest says {entry.bytes}")
-        found = hashlib.sha256(data).hexdigest()
-        if found != entry.sha256:
-            raise IntegrityError(f"{path}: sha256 is {found}, the manifest says {entry.sha256}")
+        except MemoryError:
+            raise BundleError(
+                f"{path}: {entry.bytes} bytes do not fit in this machine's memory"
+            ) from None
+        self._check_hash(path, hashlib.sha256(data).hexdigest(), entry)
         # A tensor kept in another file names it under the key "location". No graph that pocketsam
         # writes contains the word, and any spelling of such a reference must.
         if self.manifest.target == "onnx" and network in NETWORKS and b"location" in data:
@@ -89,16 +101,14 @@ class Bundle:
             network: ``encoder`` or ``decoder``.
 
         Raises:
-            IntegrityError: the directory is missing, a link, or is not the one that the manifest
-                describes.
+            IntegrityError: the directory is missing, or is not the one that the manifest describes.
         """
         entry = self._entry(network)
-        path = self._inside(entry)
+        path = self.path / entry.file
         if not path.is_dir():
             raise IntegrityError(f"{path}: missing, or not a directory")
-        found, _ = hash_tree(path)
-        if found != entry.sha256:
-            raise IntegrityError(f"{path}: sha256 is {found}, the manifest says {entry.sha256}")
+        self._check_size(path, sum(size for _, size in _tree(path)), entry)
+        self._check_hash(path, hash_tree(path)[0], entry)
         return path
 
     def source(self, network: str) -> bytes | Path:
@@ -109,32 +119,45 @@ class Bundle:
     def _entry(self, name: str) -> BundleFile:
         return self.manifest.golden if name == "golden" else self.manifest.network(name)
 
-    def _inside(self, entry: BundleFile) -> Path:
-        path = self.path / entry.file
-        if path.is_symlink():
-            raise IntegrityError(f"{path}: a link, which leaves the bundle")
-        return path
+    def _check_size(self, path: Path, size: int, entry: BundleFile) -> None:
+        if size != entry.bytes:
+            raise IntegrityError(f"{path}: {size} bytes, the manifest says {entry.bytes}")
+
+    def _check_hash(self, path: Path, found: str, entry: BundleFile) -> None:
+        if found != entry.sha256:
+            raise IntegrityError(f"{path}: sha256 is {found}, the manifest says {entry.sha256}")
 
 
 def hash_tree(directory: Path) -> tuple[str, int]:
     """Returns a sha256 over the names, sizes and contents of a directory's files, and their total size.
 
     Raises:
-        IntegrityError: a link, or a file that cannot be read.
+        IntegrityError: a file that cannot be read, is not regular, or a link to a directory.
     """
-    digest, size = hashlib.sha256(), 0
+    digest, total = hashlib.sha256(), 0
     try:
-        for path in sorted(directory.rglob("*"), key=lambda p: p.relative_to(directory).as_posix()):
-            if path.is_symlink():
-                raise IntegrityError(f"{path}: a link; a bundle's files stand alone")
-            if path.is_file():
-                data = path.read_bytes()
-                name = path.relative_to(directory).as_posix()
-                digest.update(f"{name}\0{len(data)}\0".encode() + data)
-                size += len(data)
+        for path, size in _tree(directory):
+            digest.update(f"{path.relative_to(directory).as_posix()}\0{size}\0".encode())
+            with path.open("rb") as stream:
+                while chunk := stream.read(CHUNK):
+                    digest.update(chunk)
+            total += size
     except OSError as error:
         raise IntegrityError(f"{error.filename}: {error.strerror}") from None
-    return digest.hexdigest(), size
+    return digest.hexdigest(), total
+
+
+def _tree(directory: Path) -> Iterator[tuple[Path, int]]:
+    """Yields the files below a directory in the order of their names, and their sizes in bytes."""
+    try:
+        for path in sorted(directory.rglob("*"), key=lambda p: p.relative_to(directory).as_posix()):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                yield path, status.st_size
+            elif path.is_symlink() or not stat.S_ISDIR(status.st_mode):
+                raise IntegrityError(f"{path}: neither a regular file nor a directory")
+    except OSError as error:
+        raise IntegrityError(f"{error.filename}: {error.strerror}") from None
 
 
 def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
@@ -151,22 +174,27 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
 def _read_manifest(path: Path) -> bytes:
     manifest_path = path / MANIFEST_NAME
     try:
-        return manifest_path.read_bytes()
+        return read_regular(manifest_path, MAX_MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{path}: not a bundle (no {MANIFEST_NAME})") from None
-    except OSError as error:
-        raise BundleError(f"{manifest_path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a name that no file system takes
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"{manifest_path}: {reason}") from None
 
 
 def _parse_bundle(path: Path, data: bytes) -> Bundle:
     manifest_path = path / MANIFEST_NAME
     try:
-        value = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError, MemoryError) as error:
         raise IntegrityError(f"{manifest_path}: not JSON: {error}") from None
     manifest = Manifest.from_json(value, manifest_path)
     check_contract(manifest, manifest_path)
     return Bundle(path, manifest)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 INT8_CPU_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")

@@ -17,6 +17,7 @@ import pytest
 from conftest import SMALL, change_encoder, run_pocketsam
 from toy_target import TARGET
 
+from pocketsam import files
 from pocketsam.errors import (
     BundleError,
     CheckpointError,
@@ -245,7 +246,8 @@ def test_many_exports_to_the_same_place(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_swap_that_is_cut_short_loses_nothing(bundle, tmp_path, monkeypatch):
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_swap_that_is_cut_short_loses_nothing(bundle, tmp_path, monkeypatch, can_exchange):
     place = bundle_copy(bundle, tmp_path)
     rename = Path.rename
 
@@ -254,7 +256,15 @@ def test_a_swap_that_is_cut_short_loses_nothing(bundle, tmp_path, monkeypatch):
             raise OSError(errno.EACCES, "no")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", fails)
+    def swap(claim, destination):
+        if can_exchange:
+            raise OSError(errno.EACCES, "no")
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(Path, "rename", fails)
+        real_swap(claim, destination)
+
+    real_swap = files._swap
+    monkeypatch.setattr(files, "_swap", swap)
     with pytest.raises(BundleError, match="no"), writer.staged_bundle(place, force=True) as work:
         (work / MANIFEST_NAME).write_text("{}")
     assert contents(place) == contents(bundle)
