@@ -210,7 +210,7 @@ def test_a_base_install_segments_without_a_path(clean_python, tmp_path):
     done = run_clean(clean_python, script, "demo", "--output", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert names == {"photo.jpg", "mask.png", "overlay.png", "masks.json"}
+    assert names == {"photo.jpg", "mask.png", "overlay.jpg", "masks.json"}
     photo, mask = (load_image(tmp_path / "demo" / name) for name in ("photo.jpg", "mask.png"))
     again = [
         "segment",

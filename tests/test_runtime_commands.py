@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pycocotools import mask as coco
 
 from pocketsam.cli import main
 from pocketsam.runtime import Segmenter, from_rle, load_image
+from pocketsam.runtime.commands import results
 from pocketsam.runtime.manifest import MANIFEST_NAME
 
 
@@ -111,12 +113,12 @@ def test_segment_writes_what_the_suffix_says(bundle, photo, photo_file, tmp_path
     assert entry["bbox"] == coco.toBbox(entry["segmentation"]).tolist()
     assert entry["predicted_iou"] == pytest.approx(float(scores.max()))
     assert entry["point_coords"] == [[200, 120]]
-    for path in (outputs[1], outputs[2], outputs[4] / "overlay.png"):
+    for path in (outputs[1], outputs[2], outputs[4] / "overlay.jpg"):
         assert load_image(path).shape == photo.shape
     assert sorted(path.name for path in outputs[4].iterdir()) == [
         "mask.png",
         "masks.json",
-        "overlay.png",
+        "overlay.jpg",
     ]
     assert len(list(tmp_path.iterdir())) == len(outputs)
 
@@ -363,3 +365,85 @@ def test_a_bundle_where_the_image_should_be(command, bundle, tmp_path):
     name, *options = command
     done = call_pocketsam(name, bundle, *options, "--output", tmp_path / "out")
     fails(done, 2, "is a bundle; name an image after it")
+
+
+def test_outputs_are_checked_before_any_work(photo_file, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("worked")
+
+    monkeypatch.setattr(Segmenter, "set_image", never)
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(photo_file.read_bytes())
+    (tmp_path / "folder.json").mkdir()
+    Image.new("RGB", (17_000, 3)).save(tmp_path / "wide.png")
+    for image, output, code, says in (
+        (copy, copy, 2, "copy.png: is the image"),
+        (copy, copy / "out", 2, "is a file, not a directory"),
+        (copy, tmp_path / "folder.json", 2, "is a directory"),
+        (tmp_path / "wide.png", tmp_path / "x.webp", 2, ".webp holds sides of at most 16383 pixels"),
+        (copy, tmp_path / "none" / "x.png", 1, "there is no directory"),
+    ):
+        for command in (["segment", "--point", "1,1"], ["everything"]):
+            done = call_pocketsam(command[0], image, *command[1:], "--output", output)
+            fails(done, code, says)
+    assert copy.read_bytes() == photo_file.read_bytes()
+
+
+def folder_of(path, photo):
+    """Two photographs, a text with an image's name, a directory, and macOS' companion of a file."""
+    path.mkdir()
+    Image.fromarray(photo[:50, :60]).save(path / "a.png")
+    Image.fromarray(photo[60:110, :70]).save(path / "c.jpg")
+    (path / "b.png").write_text("text")
+    (path / "x.png").mkdir()
+    (path / "._a.png").write_bytes(b"fork")
+    return path
+
+
+QUICK = ("--points-per-side", 2, "--pred-iou-thresh", 0, "--stability-score-thresh", 0)
+
+
+def test_a_bad_file_does_not_end_the_run_of_a_folder(bundle, photo, tmp_path):
+    folder, out = folder_of(tmp_path / "photos", photo), tmp_path / "out"
+    for command, made in (
+        (["everything", bundle, folder, *QUICK], ["a/masks.json", "c/masks.json", "dataset.json"]),
+        (["embed", bundle, folder], ["a.npz", "c.npz"]),
+    ):
+        done = call_pocketsam(*command, "--output", out)
+        fails(done, 1, "b.png", "x.png", "2 images could not be used")
+        assert "2 images done, 2 skipped" in done.stdout
+        assert all((out / name).is_file() for name in made)
+        again = call_pocketsam(*command, "--output", out)
+        assert again.stdout.count("done before") == 2
+        assert again.returncode == 1
+
+
+def test_one_dataset_of_a_folder_as_coco_has_it(bundle, photo, tmp_path):
+    folder, out = folder_of(tmp_path / "photos", photo), tmp_path / "out"
+    call_pocketsam("everything", bundle, folder, *QUICK, "--output", out)
+    dataset = json.loads((out / "dataset.json").read_text(), parse_constant=pytest.fail)
+    assert [image["id"] for image in dataset["images"]] == [1, 2]
+    assert [Path(image["file_name"]).name for image in dataset["images"]] == ["a.png", "c.jpg"]
+    ids = [annotation["id"] for annotation in dataset["annotations"]]
+    assert ids == list(range(1, len(ids) + 1))
+    assert {annotation["image_id"] for annotation in dataset["annotations"]} == {1, 2}
+    for annotation in dataset["annotations"]:
+        assert annotation["bbox"] == coco.toBbox(annotation["segmentation"]).tolist()
+        assert annotation["area"] == coco.area(annotation["segmentation"]) > 0
+
+
+def test_what_changed_is_done_again(bundle, photo, tmp_path):
+    folder, out = folder_of(tmp_path / "photos", photo), tmp_path / "out"
+    command = ["everything", bundle, folder, *QUICK, "--output", out]
+    call_pocketsam(*command)
+    assert call_pocketsam(*command).stdout.count("done before") == 2
+    Image.fromarray(photo[20:70, :60]).save(folder / "a.png")
+    assert call_pocketsam(*command).stdout.count("done before") == 1
+    assert call_pocketsam(*command, "--box-nms-thresh", "0.6").stdout.count("done before") == 0
+    (out / "a" / "masks.json").write_text("{")
+    assert call_pocketsam(*command, "--box-nms-thresh", "0.6").stdout.count("done before") == 1
+
+
+def test_a_mask_without_pixels_and_a_stability_of_nan_are_no_json():
+    record = {"bbox": [3, 4, 0, 0], "area": 1, "stability_score": float("nan")}
+    assert results._coco_entry(record) == {"bbox": [3, 4, 1, 1], "area": 1, "stability_score": None}

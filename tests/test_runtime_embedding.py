@@ -130,13 +130,13 @@ def test_a_folder_is_resumed(bundle, photo, tmp_path):
         Image.fromarray(photo[:50, :60]).save(folder / name)
     command = ("embed", bundle, folder, "--output", tmp_path / "out")
     assert run_pocketsam(*command).stdout.count("wrote") == 2
-    (tmp_path / "out" / "b.png.npz").write_bytes(b"half")
+    (tmp_path / "out" / "b.npz").write_bytes(b"half")
     done = run_pocketsam(*command)
     assert "1/2 a.png: done before" in done.stdout
-    assert "2/2 wrote" in done.stdout
+    assert "2/2 b.png: wrote" in done.stdout
     picture = tmp_path / "mask.png"
     more = ("--point", "20,20", "--output", picture)
-    file = tmp_path / "out" / "a.png.npz"
+    file = tmp_path / "out" / "a.npz"
     done = run_pocketsam("segment", bundle, folder / "a.png", "--embedding", file, *more)
     assert done.returncode == 0, done.stderr
     assert load_image(picture).shape == (50, 60, 3)
@@ -154,11 +154,11 @@ def test_everything_of_a_folder_is_resumed(bundle, photo, tmp_path):
     loose = ("--points-per-side", 2, "--pred-iou-thresh", 0, "--stability-score-thresh", 0)
     command = ("everything", bundle, folder, "--output", tmp_path / "out", *loose)
     assert run_pocketsam(*command).returncode == 0
-    (tmp_path / "out" / "b.png" / "masks.json").unlink()
+    (tmp_path / "out" / "b" / "masks.json").unlink()
     done = run_pocketsam(*command)
     assert "1/2 a.png: done before" in done.stdout
     assert "2/2 b.png: " in done.stdout
-    dataset = json.loads((tmp_path / "out" / "b.png" / "masks.json").read_text())
+    dataset = json.loads((tmp_path / "out" / "b" / "masks.json").read_text())
     assert dataset["annotations"][0]["segmentation"]["size"] == [50, 60]
     areas = [annotation["area"] for annotation in dataset["annotations"]]
     assert areas == sorted(areas, reverse=True)

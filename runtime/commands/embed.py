@@ -5,13 +5,16 @@ from pathlib import Path
 
 from pocketsam import terminal
 from pocketsam.errors import ImageError
-from pocketsam.images import Pixels, find_images, load_image
+from pocketsam.images import Pixels
 from pocketsam.runtime.backends.ort import check_threads
+from pocketsam.runtime.commands.folders import run_folder
 from pocketsam.runtime.commands.options import (
     add_bundle,
     add_device,
+    add_window,
     check_is_no_bundle,
     open_segmenter,
+    read_image,
 )
 from pocketsam.runtime.embedding import hash_pixels, read_embedding
 
@@ -25,9 +28,14 @@ def add_embed(subparsers: terminal.Subparsers) -> None:
     )
     add_bundle(parser)
     add_device(parser)
+    add_window(parser)
     parser.add_argument("image", help="an image, or a folder; images done before are skipped")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="folder for NAME.npz of each image"
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for NAME.npz of each NAME.jpg",
     )
     parser.set_defaults(run=run_embed)
 
@@ -36,17 +44,22 @@ def run_embed(args: argparse.Namespace) -> None:
     """Runs the command."""
     check_threads(args.threads)
     check_is_no_bundle(args.image)
-    files = find_images(args.image)
     segmenter = open_segmenter(args)
-    for number, file in enumerate(files, start=1):
-        path = args.output / f"{file.name}.npz"
-        pixels = load_image(file)
+
+    def encode(file: Path, name: str) -> str:
+        path = args.output / f"{name}.npz"
+        pixels = read_image(args, file)
         if path.is_file() and _is_done(path, pixels, segmenter.encoder_sha256):
-            print(f"{number}/{len(files)} {file.name}: done before")
-            continue
+            return "done before"
         segmenter.set_image(pixels)
         segmenter.embedding().save(path)
-        print(f"{number}/{len(files)} wrote {path}")
+        return f"wrote {path}"
+
+    image = Path(args.image)
+    if image.is_dir():
+        run_folder(image, encode)
+    else:
+        print(encode(image, image.stem))
 
 
 def _is_done(path: Path, pixels: Pixels, encoder_sha256: str) -> bool:

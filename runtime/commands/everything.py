@@ -1,20 +1,24 @@
 """``pocketsam everything``: finds all objects of an image, or of each image of a folder."""
 
 import argparse
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pocketsam import terminal
 from pocketsam.errors import PromptError, UsageError
-from pocketsam.images import find_images, load_image
+from pocketsam.files import write_bytes
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands import results
+from pocketsam.runtime.commands.folders import run_folder
 from pocketsam.runtime.commands.options import (
     add_bundle,
     add_device,
+    add_window,
     check_is_no_bundle,
     open_segmenter,
+    read_image,
 )
 from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.everything.grid import ORDERS, Parameters, make_parameters
@@ -44,6 +48,8 @@ PARAMETERS: dict[str, tuple[type, str]] = {
 """The types and descriptions of the options that are parameters of ``MaskGenerator``."""
 
 
+DATASET = "dataset.json"
+"""COCO dataset of all images of a folder."""
 OF_BUNDLE = [field.name for field in fields(Thresholds)]
 """Parameters whose defaults a bundle's manifest gives."""
 
@@ -57,6 +63,7 @@ def add_everything(subparsers: terminal.Subparsers) -> None:
     )
     add_bundle(parser)
     add_device(parser)
+    add_window(parser)
     parser.add_argument("image", help="an image, or a folder; images done before are skipped")
     parser.add_argument(
         "--output",
@@ -64,7 +71,8 @@ def add_everything(subparsers: terminal.Subparsers) -> None:
         required=True,
         metavar="OUT",
         help="label map (.png), picture (.jpg, .webp), COCO dataset (.json), or a directory for all; "
-        "repeatable. For a folder of images: a directory, for a directory of each image",
+        "repeatable. For a folder of images: a directory, for a directory of each image and "
+        f"{DATASET} of them all",
     )
     defaults = {field.name: field.default for field in fields(Parameters)}
     for name, (type_, description) in PARAMETERS.items():
@@ -87,15 +95,15 @@ def run_everything(args: argparse.Namespace) -> None:
     check_threads(args.threads)
     check_is_no_bundle(args.image)
     chosen = _parameters(args)
-    outputs = [Path(name) for name in args.output]
     if Path(args.image).is_dir():
-        _run_folder(args, outputs, chosen)
+        _run_folder(args, chosen)
         return
-    writers = [(path, results.writer_for(path)) for path in outputs]
-    image = load_image(args.image)
+    planned = results.plan_outputs(args.output, args.image)
+    image = read_image(args, args.image)
+    results.check_sides(planned, image)
     segmenter = open_segmenter(args)
     made = _find(segmenter, args.image, image, chosen)
-    written = [file for path, write in writers for file in write(path, made)]
+    written = [file for path, write in planned for file in write(path, made)]
     if args.json:
         terminal.print_json(made.record)
         return
@@ -115,19 +123,47 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     return chosen
 
 
-def _run_folder(args: argparse.Namespace, outputs: list[Path], chosen: dict[str, Any]) -> None:
-    if len(outputs) > 1 or outputs[0].suffix or args.json:
+def _run_folder(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
+    """Searches each image of a folder, less those whose masks are there, and joins the datasets."""
+    output = Path(args.output[0])
+    if len(args.output) > 1 or output.suffix or args.json:
         raise UsageError("for a folder of images, --output is a single directory, without --json")
-    files = find_images(args.image)
+    results.plan_outputs(args.output, args.image)
     segmenter = open_segmenter(args)
-    for number, file in enumerate(files, start=1):
-        folder = outputs[0] / file.name
-        if (folder / results.LAST).is_file():
-            print(f"{number}/{len(files)} {file.name}: done before")
-            continue
-        made = _find(segmenter, str(file), load_image(file), chosen)
-        results.write_all(folder, made)
-        print(f"{number}/{len(files)} {file.name}: {len(made.found)} objects")
+
+    def search(file: Path, name: str) -> str:
+        image = read_image(args, file)
+        before = _read_record(output / name / results.LAST)
+        parameters = _shown(MaskGenerator(segmenter, **chosen).parameters)
+        if before.get("info") == results.Dataset.info(image, segmenter, parameters):
+            return "done before"
+        made = _find(segmenter, str(file), image, chosen)
+        results.write_all(output / name, made)
+        return f"{len(made.found)} objects"
+
+    try:
+        run_folder(Path(args.image), search)
+    finally:
+        found = [_read_record(path) for path in sorted(output.glob(f"*/{results.LAST}"))]
+        records = [record for record in found if record]
+        if records:
+            write_bytes(output / DATASET, json.dumps(results.join_datasets(records)).encode())
+            print(f"wrote {output / DATASET}")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Returns what an earlier run wrote; nothing if there is none, or if it is damaged."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record if {"info", "images", "annotations"} <= set(record) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _shown(parameters: Parameters) -> dict[str, Any]:
+    """Returns parameters as JSON holds them."""
+    values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
+    return {name: value for name, value in values.items() if name not in ("output_mode", "point_grids")}
 
 
 def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -> results.Dataset:
@@ -142,7 +178,8 @@ def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -
     records.sort(key=lambda record: -record["area"])
     if not records:
         terminal.say(f"{name}: no mask passed: {_hint(generator)}")
-    return results.Dataset(name, image, [results.Outlined(record) for record in records], segmenter)
+    found = [results.Outlined(record) for record in records]
+    return results.Dataset(name, image, found, segmenter, _shown(generator.parameters))
 
 
 def _hint(generator: MaskGenerator) -> str:

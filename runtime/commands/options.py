@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pocketsam import terminal
 from pocketsam.errors import UsageError
+from pocketsam.images import Pixels, StrPath, Window, load_image
 from pocketsam.runtime.bundle import DEFAULT_BUNDLE
 from pocketsam.runtime.manifest import MANIFEST_NAME
 from pocketsam.runtime.segmenter import Segmenter
@@ -37,6 +38,31 @@ def open_segmenter(args: argparse.Namespace) -> Segmenter:
     if not segmenter.manifest.model.trained:
         terminal.say("note: this bundle holds untrained weights; its masks mean nothing")
     return segmenter
+
+
+def add_window(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--window``."""
+    parser.add_argument(
+        "--window",
+        type=_parse_window,
+        metavar="LOW,HIGH",
+        help="of images with 16 bits: the values that become black and white (default: 0,65535)",
+    )
+
+
+def _parse_window(text: str) -> Window:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be two numbers, LOW,HIGH") from None
+    if not low < high:
+        raise argparse.ArgumentTypeError(f"{text!r}: LOW must be less than HIGH")
+    return low, high
+
+
+def read_image(args: argparse.Namespace, path: StrPath) -> Pixels:
+    """Returns an image's pixels through ``--window``; raises ImageError as ``load_image`` does."""
+    return load_image(path, window=args.window)
 
 
 def check_is_no_bundle(image: str) -> None:

@@ -1,8 +1,10 @@
 """Writes the objects that were found as a mask, a picture or JSON."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.errors import UsageError
+from pocketsam.errors import PocketSamError, UsageError
 from pocketsam.files import make_folder, write_file
+from pocketsam.images import Pixels
 from pocketsam.runtime.commands.overlay import draw_overlay, label_map
+from pocketsam.runtime.embedding import hash_pixels
 from pocketsam.runtime.everything.generator import MaskRecord
 from pocketsam.runtime.prompts import Box, Point
 from pocketsam.runtime.rle import from_rle, mask_box, to_rle
 from pocketsam.runtime.segmenter import Segmenter
 
 PICTURES = (".jpg", ".jpeg", ".webp")
+SIDES = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
+"""Pixels of the longest side that a format holds."""
 LAST = "masks.json"
 """The file that ``write_all`` writes last: where it is, all files are."""
 
@@ -90,25 +96,103 @@ class Results:
 
 @dataclass(frozen=True)
 class Dataset(Results):
-    """Results whose JSON is a COCO dataset of one image and one category."""
+    """Results whose JSON is a COCO dataset of one image and one category.
+
+    Attributes:
+        parameters: what the search was asked for, for the dataset's ``info``.
+    """
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """The content of a JSON file."""
+        """The content of a JSON file; masks without a pixel are left out."""
         height, width = self.image.shape[:2]
+        entries = [_coco_entry(item.entry) for item in self.found if item.entry["area"]]
         return {
-            "info": self.about,
+            "info": self.info(self.image, self.segmenter, self.parameters),
             "images": [{"id": 1, "file_name": self.name, "width": width, "height": height}],
-            "categories": [{"id": 1, "name": "object"}],
+            "categories": CATEGORIES,
             "annotations": [
-                {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, **item.entry}
-                for number, item in enumerate(self.found, start=1)
+                {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, **entry}
+                for number, entry in enumerate(entries, start=1)
             ],
         }
 
+    @staticmethod
+    def info(image: Pixels, segmenter: Segmenter, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns all that a dataset follows from: the same info means the same masks."""
+        manifest = segmenter.manifest
+        return {
+            "image_size": segmenter.image_size,
+            "checkpoint_sha256": manifest.model.checkpoint_sha256,
+            "encoder_sha256": manifest.encoder.sha256,
+            "decoder_sha256": manifest.decoder.sha256,
+            "image_sha256": hash_pixels(image),
+            "parameters": dict(parameters),
+        }
+
+
+def _coco_entry(entry: Any) -> dict[str, Any]:
+    """Returns a record of the generator as COCO wants it: the box counts its last row and column."""
+    x, y, width, height = entry["bbox"]
+    stability = entry["stability_score"]
+    stable = stability if math.isfinite(stability) else None
+    return {**entry, "bbox": [x, y, width + 1, height + 1], "stability_score": stable}
+
+
+def join_datasets(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns one COCO dataset for records of an image each."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, record in enumerate(records, start=1):
+        images.append({**record["images"][0], "id": number, "info": record["info"]})
+        for annotation in record["annotations"]:
+            annotations.append({**annotation, "id": len(annotations) + 1, "image_id": number})
+    return {"images": images, "categories": CATEGORIES, "annotations": annotations}
+
+
+CATEGORIES = [{"id": 1, "name": "object"}]
 
 Writer = Callable[[Path, Results], list[Path]]
 """Writes results to a path; returns the files that it wrote."""
+
+
+def plan_outputs(names: Sequence[str], image: str) -> list[tuple[Path, Writer]]:
+    """Returns the paths to write and their writers, before any work is done.
+
+    Args:
+        names: what ``--output`` said.
+        image: path of the image, which no output may replace.
+
+    Raises:
+        UsageError: an unknown suffix, or a path that nothing should be written to.
+        PocketSamError: a path that nothing can be written to.
+    """
+    planned = []
+    for path in map(Path, names):
+        planned.append((path, writer_for(path)))
+        if path.exists() and Path(image).exists() and path.samefile(image):
+            raise UsageError(f"{path}: is the image; choose another --output")
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise UsageError(f"{path}: {parent} is a file, not a directory")
+        if path.suffix and parent != path.absolute().parent:
+            raise PocketSamError(f"{path}: there is no directory {path.parent}")
+        if not os.access(parent, os.W_OK):
+            raise PocketSamError(f"{path}: {parent} may not be written to")
+        if path.is_dir() and path.suffix.lower() in (".png", ".json", *PICTURES):
+            raise UsageError(f"{path}: is a directory")
+    return planned
+
+
+def check_sides(planned: Sequence[tuple[Path, Writer]], image: Pixels) -> None:
+    """Raises UsageError if a format cannot hold a picture of an image's size."""
+    side = max(image.shape[:2])
+    for path, _ in planned:
+        limit = SIDES.get(path.suffix.lower(), side)
+        if side > limit:
+            raise UsageError(f"{path}: {path.suffix} holds sides of at most {limit} pixels, not {side}")
 
 
 def writer_for(path: Path) -> Writer:
@@ -156,9 +240,14 @@ def write_all(path: Path, results: Results) -> list[Path]:
     make_folder(path)
     return [
         *write_mask(path / "mask.png", results),
-        *write_overlay(path / "overlay.png", results),
+        *write_overlay(path / overlay_name(results.image), results),
         *write_json(path / LAST, results),
     ]
+
+
+def overlay_name(image: Pixels) -> str:
+    """Returns the name of the picture in a directory: a JPEG, unless the image is too large for one."""
+    return "overlay.jpg" if max(image.shape[:2]) <= SIDES[".jpg"] else "overlay.png"
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> list[Path]:

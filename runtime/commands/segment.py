@@ -1,21 +1,21 @@
 """``pocketsam segment``: cuts objects out of an image, as a mask, a picture or JSON."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pocketsam import terminal
 from pocketsam.errors import UsageError
-from pocketsam.images import load_image
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands import results
 from pocketsam.runtime.commands.options import (
     add_bundle,
     add_device,
+    add_window,
     check_is_no_bundle,
     open_segmenter,
+    read_image,
 )
 from pocketsam.runtime.commands.results import Found
 from pocketsam.runtime.prompts import Box, Point, is_ambiguous, read_prompt_file
@@ -32,6 +32,7 @@ def add_segment(subparsers: terminal.Subparsers) -> None:
     )
     add_bundle(parser)
     add_device(parser)
+    add_window(parser)
     parser.add_argument("image")
     parser.add_argument(
         "--point",
@@ -91,7 +92,7 @@ def run_segment(args: argparse.Namespace) -> None:
     """Runs the command; ``--json`` prints ``Results.record``."""
     check_threads(args.threads)
     check_is_no_bundle(args.image)
-    writers = [(Path(name), results.writer_for(Path(name))) for name in args.output]
+    planned = results.plan_outputs(args.output, args.image)
     points, boxes = list(args.point), list(args.box)
     if args.prompt_file:
         more_points, more_boxes = read_prompt_file(args.prompt_file)
@@ -101,7 +102,8 @@ def run_segment(args: argparse.Namespace) -> None:
     if points and len(boxes) > 1:
         raise UsageError("points and several boxes: it is not clear which box the points belong to")
 
-    image = load_image(args.image)
+    image = read_image(args, args.image)
+    results.check_sides(planned, image)
     segmenter = open_segmenter(args)
     if args.embedding:
         segmenter.set_embedding(args.embedding, image)
@@ -109,7 +111,7 @@ def run_segment(args: argparse.Namespace) -> None:
         segmenter.set_image(image)
     found = find_objects(segmenter, points, boxes)
     made = results.Results(args.image, image, found, segmenter)
-    written = [file for path, write in writers for file in write(path, made)]
+    written = [file for path, write in planned for file in write(path, made)]
     if args.json:
         terminal.print_json(made.record)
         return
