@@ -1,11 +1,15 @@
 """The command line's common ground: one error line, the exit codes, marks and colours."""
 
 import argparse
+import io
 import json
 import os
+import re
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pocketsam
@@ -15,6 +19,10 @@ Subparsers = Any  # argparse does not name the type of add_subparsers() in publi
 AddCommand = Callable[[Subparsers], None]
 
 _EXPORT = ("torch", "onnx", "onnxscript", "onnxsim", "safetensors", "skimage", "scipy")
+_QUIET = 30.0
+"""Seconds without a sign of life, where stderr is no terminal."""
+_shown = time.monotonic()
+"""When the last line of progress was printed there."""
 EXTRAS = {
     "export": _EXPORT,
     "coreml": (*_EXPORT, "coremltools", "sklearn"),
@@ -64,13 +72,16 @@ def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = Non
 
     An error of pocketsam becomes one line on stderr and its exit code; see ``pocketsam.errors``.
     """
+    prepare_streams()
     parser = build_parser(commands)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(join_negative(sys.argv[1:] if argv is None else argv))
     try:
         if "run" not in args:
             parser.print_help()
             return 0
-        args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: say(f"note: {message}")
+            args.run(args)
         sys.stdout.flush()
     except PocketSamError as error:
         print(f"pocketsam: error: {error}", file=sys.stderr)
@@ -78,10 +89,33 @@ def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = Non
     except KeyboardInterrupt:
         print("pocketsam: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        with suppress(OSError, AttributeError):  # what is left in the buffer has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # otherwise the reader of a pipe has left
+            say(f"pocketsam: error: {error}")
         return 1
     return 0
+
+
+def prepare_streams() -> None:
+    """Makes stdout and stderr take any text: characters that a terminal lacks become ``?``."""
+    if sys.stdout is None:
+        sys.stdout = io.StringIO()  # it was closed
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def join_negative(words: Sequence[str]) -> list[str]:
+    """Returns arguments in which ``--box -2,1,9,9`` is one word, so that it is no option called -2."""
+    joined: list[str] = []
+    for word in words:
+        if joined and re.fullmatch("--[a-z-]+", joined[-1]) and re.match(r"-\.?\d", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 @contextmanager
@@ -107,9 +141,14 @@ def say(text: str) -> None:
 
 
 def show_progress(text: str, last: bool) -> None:
-    """Prints a line of progress that rewrites itself; nothing where stderr is no terminal."""
+    """Prints progress: a line that rewrites itself, or where stderr is no terminal one every 30 s."""
+    global _shown
     if sys.stderr.isatty():
         print(f"\r{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+    elif time.monotonic() - _shown > _QUIET:
+        _shown = time.monotonic()
+        if not last:
+            say(text)
 
 
 def print_json(value: Any) -> None:

@@ -1,7 +1,17 @@
-"""Every number that an option takes: out of range, it is refused by its name, before any work."""
+"""The command line itself: numbers out of range, negative values, what stdout and stderr may be."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import call_pocketsam
+from PIL import Image
+
+from pocketsam import terminal
 
 IMAGES = ("nowhere.png", "--output", "out.png")
 DISTILL = ("distill", "nowhere", "--teacher", "seeded", "--output", "out")
@@ -74,3 +84,58 @@ def refused(*command):
     last = done.stderr.splitlines()[-1]
     assert name in last or name.replace("-", "_") in last
     assert str(value) in last
+
+
+def test_negative_numbers_are_values():
+    words = ["--box", "-2,10,100,90", "--point", "-.5,1", "-x", "--json", "photo.png", "-1"]
+    joined = ["--box=-2,10,100,90", "--point=-.5,1", "-x", "--json", "photo.png", "-1"]
+    assert terminal.join_negative(words) == joined
+
+
+def test_a_box_that_begins_left_of_the_image(photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    command = ["segment", tmp_path / "photo.png", "--output", tmp_path / "out.json"]
+    done = call_pocketsam(*command, "--box", "-2,10,100,90")
+    assert done.returncode == 0, done.stderr
+    box = json.loads((tmp_path / "out.json").read_text())["masks"][0]["boxes"]
+    assert box == [[-2, 10, 100, 90]]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-16"])
+def test_a_terminal_that_lacks_characters(encoding):
+    """✓ becomes a question mark; no verdict depends on it."""
+    for command in ("verify", "info"):
+        done = subprocess.run(
+            [sys.executable, "-m", "pocketsam", command],
+            capture_output=True,
+            check=False,
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+        )
+        assert done.returncode == 0, done.stderr
+        assert "int8-weights" in done.stdout.decode(encoding)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "pocketsam", "info", "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "pocketsam: error: [Errno 28] No space left on device\n"
+
+
+def test_no_stdout_at_all():
+    command = f"{shlex.quote(sys.executable)} -m pocketsam verify >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_progress_where_stderr_is_no_terminal(capsys, monkeypatch):
+    """A line every 30 s, and none of work that is done before that."""
+    now = [1000.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(terminal, "_shown", 1000.0)
+    for step, seconds in enumerate((1, 20, 10, 5, 31, 40)):
+        now[0] += seconds
+        terminal.show_progress(f"step {step}", last=step == 5)
+    assert capsys.readouterr().err == "step 2\nstep 4\n"
