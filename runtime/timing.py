@@ -15,6 +15,7 @@ from typing import TypedDict
 import numpy as np
 import onnxruntime as ort
 
+from pocketsam import terminal
 from pocketsam.errors import BundleError
 from pocketsam.images import Pixels
 from pocketsam.runtime.backends.networks import open_network
@@ -59,6 +60,8 @@ class LoadTimes(TypedDict):
 def time_interleaved(tasks: Mapping[str, Task], rounds: int, warmup: int) -> dict[str, list[float]]:
     """Runs every task once in each round; returns the seconds of each task in each round.
 
+    Shows its progress on stderr.
+
     Args:
         tasks: by name.
         rounds: number of timed rounds.
@@ -72,6 +75,8 @@ def time_interleaved(tasks: Mapping[str, Task], rounds: int, warmup: int) -> dic
             seconds = time.perf_counter() - start
             if number >= warmup:
                 times[name].append(seconds)
+        total = warmup + rounds
+        terminal.show_progress(f"round {number + 1} of {total}", last=number + 1 == total)
     return times
 
 

@@ -247,6 +247,8 @@ def print_bench(result: BenchResult) -> None:
             f"encoder time relative to {against['path']}{precision}: "
             f"{ratio['min']:.3f} (min), {ratio['p50']:.3f} (median)"
         )
+    image, click = (result["stages"][name]["p50"] for name in ("encoder", "decoder"))
+    print(f"one image takes {image:.2f} s, one click {click:.3f} s")
 
 
 def _print_settings(result: BenchResult) -> None:

@@ -1,22 +1,24 @@
 """Draws masks and prompts on a photograph, and label maps."""
 
+import colorsys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from pocketsam.constants import LABEL_BACKGROUND, LABEL_FOREGROUND
 
-COLOURS = (
-    (30, 144, 255),
-    (255, 127, 14),
-    (44, 160, 44),
-    (214, 39, 40),
-    (148, 103, 189),
-    (23, 190, 207),
-)
+MOST_NUMBERED = 60
+"""Masks in a picture that get numbers; more would hide it."""
 POINT_COLOURS = {LABEL_FOREGROUND: (60, 220, 60), LABEL_BACKGROUND: (230, 50, 50)}
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """Returns the colour of a mask: bright, and unlike those of the masks before it."""
+    hue = (0.58 + number * 0.618034) % 1  # steps of the golden ratio never come near an earlier hue
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 - 0.15 * (number % 2), 1 - 0.2 * (number % 3))
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_overlay(
@@ -24,6 +26,7 @@ def draw_overlay(
     masks: Iterable[NDArray[np.bool_]],
     points: Sequence[tuple[float, float, int]] = (),
     boxes: Sequence[tuple[float, float, float, float]] = (),
+    numbers: Sequence[tuple[float, float]] = (),
 ) -> Image.Image:
     """Returns the photograph with masks tinted and outlined, points as dots, boxes as frames.
 
@@ -34,10 +37,11 @@ def draw_overlay(
         masks: ``[H, W]`` bool each.
         points: (x, y, label) in pixels.
         boxes: (x0, y0, x1, y1) in pixels.
+        numbers: where each mask's number is written, (x, y) in pixels.
     """
     picture = image.copy()
     for number, mask in enumerate(masks):
-        colour = np.array(COLOURS[number % len(COLOURS)], np.uint8)
+        colour = np.array(colour_of(number), np.uint8)
         picture[mask] = (0.55 * picture[mask] + 0.45 * colour).astype(np.uint8)
         inside = mask.copy()
         inside[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
@@ -52,11 +56,17 @@ def draw_overlay(
             radius = 3 * unit
             around = (x - radius, y - radius, x + radius, y + radius)
             draw.ellipse(around, fill=POINT_COLOURS[label], outline="white", width=unit)
+    font = ImageFont.load_default(10 * unit)
+    for number, place in enumerate(numbers, start=1):
+        style = {"anchor": "mm", "stroke_width": unit, "stroke_fill": "black"}
+        draw.text(place, str(number), "white", font, **style)  # type: ignore[arg-type]
     return result
 
 
 def label_map(masks: Iterable[NDArray[np.bool_]], count: int, size: tuple[int, int]) -> Image.Image:
     """Returns a picture of a single mask in black and white, or of several as numbers 1, 2, … on 0.
+
+    Up to 255 masks, the numbers have a palette of colours for people to see.
 
     Args:
         masks: ``[H, W]`` bool each; where they overlap, the later one is on top.
@@ -66,4 +76,7 @@ def label_map(masks: Iterable[NDArray[np.bool_]], count: int, size: tuple[int, i
     labels = np.zeros(size, np.uint8 if count < 256 else np.uint16)
     for number, mask in enumerate(masks, start=1):
         labels[mask] = 255 if count == 1 else number
-    return Image.fromarray(labels)
+    picture = Image.fromarray(labels)
+    if 1 < count < 256:
+        picture.putpalette([0, 0, 0, *(value for n in range(255) for value in colour_of(n))])
+    return picture

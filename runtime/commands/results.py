@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pocketsam.errors import PocketSamError, UsageError
 from pocketsam.files import make_folder, write_file
 from pocketsam.images import Pixels
-from pocketsam.runtime.commands.overlay import draw_overlay, label_map
+from pocketsam.runtime.commands.overlay import MOST_NUMBERED, draw_overlay, label_map
 from pocketsam.runtime.embedding import hash_pixels
 from pocketsam.runtime.everything.generator import MaskRecord
 from pocketsam.runtime.prompts import Box, Point
@@ -39,6 +39,10 @@ class Found:
     score: float
 
     @property
+    def place(self) -> None:
+        """No number is drawn: the prompt shows which object is meant."""
+
+    @property
     def entry(self) -> dict[str, Any]:
         """The object in JSON; as in COCO: RLE, XYWH box, area in pixels."""
         return {
@@ -59,6 +63,12 @@ class Outlined:
     entry: MaskRecord
     points: Sequence[Point] = ()
     boxes: Sequence[Box] = ()
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Where the object's number is written: the click that found it, in pixels."""
+        x, y = self.entry["point_coords"][0]
+        return x, y
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -225,7 +235,10 @@ def write_overlay(path: Path, results: Results) -> list[Path]:
     """Writes the photograph with masks and prompts drawn on it; returns the file."""
     points = [point for item in results.found for point in item.points]
     boxes = [box for item in results.found for box in item.boxes]
-    picture = draw_overlay(results.image, (item.mask for item in results.found), points, boxes)
+    numbers = [place for item in results.found if (place := item.place)]
+    masks = (item.mask for item in results.found)
+    shown = numbers if len(numbers) <= MOST_NUMBERED else []
+    picture = draw_overlay(results.image, masks, points, boxes, shown)
     return _write(path, lambda work: picture.save(work, quality=92))
 
 
