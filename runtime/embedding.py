@@ -1,9 +1,6 @@
 """Embeddings in files, with hashes of the image and of the encoder that they belong to."""
 
 import hashlib
-import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketsam.archives import MAX_BYTES, read_npz
 from pocketsam.errors import ImageError, IntegrityError
-from pocketsam.files import make_folder, write_file
+from pocketsam.files import make_folder, read_regular, write_file
 from pocketsam.images import Pixels, StrPath, check_size
 from pocketsam.runtime.contract import IMAGE_EMBEDDINGS
 from pocketsam.runtime.image import check_pixels
-
-MAX_BYTES = 2**27
-"""Of an embedding's file, unpacked: twice as much as the largest canvas, 4096 pixels, gives."""
-DAMAGES = (
-    *(KeyError, ValueError, EOFError, TypeError, MemoryError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
-"""What NumPy and zipfile raise of a file that is damaged or something else."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +67,14 @@ def read_embedding(path: StrPath) -> Embedding:
         ImageError: the file cannot be read, or is something else.
     """
     try:
-        data = Path(path).read_bytes()  # of a damaged file, np.load would leave a file open
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            archive: Any = file
-            if sum(entry.file_size for entry in archive.zip.infolist()) > MAX_BYTES:
-                raise ImageError(
-                    f"{path}: not an embedding of pocketsam: unpacks to over {MAX_BYTES} bytes"
-                )
-            values, size = file[IMAGE_EMBEDDINGS], file["original_size"]
-            hashes = str(file["image_sha256"]), str(file["encoder_sha256"])
+        arrays = read_npz(read_regular(Path(path), 2 * MAX_BYTES))
+        values, size = arrays[IMAGE_EMBEDDINGS], arrays["original_size"]
+        image_sha256, encoder_sha256 = arrays["image_sha256"], arrays["encoder_sha256"]
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except DAMAGES as error:
+    except KeyError as error:
+        raise ImageError(f"{path}: not an embedding of pocketsam: it has no {error}") from None
+    except (ValueError, MemoryError) as error:
         raise ImageError(f"{path}: not an embedding of pocketsam: {error}") from None
     if values.dtype != np.float32 or values.ndim != 4 or not np.isfinite(values).all():
         raise ImageError(f"{path}: {IMAGE_EMBEDDINGS} is not a finite float32 [1, 256, n, n]")
@@ -96,7 +82,9 @@ def read_embedding(path: StrPath) -> Embedding:
         raise ImageError(f"{path}: original_size is not a height and a width in whole pixels")
     height, width = (int(side) for side in size)
     check_size(height, width, f"{path}: original_size")
-    return Embedding(values, (height, width), *hashes)
+    if any(text.shape or text.dtype.kind != "U" for text in (image_sha256, encoder_sha256)):
+        raise ImageError(f"{path}: image_sha256 or encoder_sha256 is not a text")
+    return Embedding(values, (height, width), str(image_sha256), str(encoder_sha256))
 
 
 def read_matching(

@@ -14,7 +14,6 @@ The manifest has the tolerances: of the difference from PyTorch, and, much narro
 from the files' own answer (``drift``), so that damage is found that a lossy precision would hide.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketsam.archives import read_npz
 from pocketsam.constants import MASK_THRESHOLD
 from pocketsam.errors import BundleError, ImageError, IntegrityError, ParityError, PromptError
 from pocketsam.images import StrPath
@@ -159,9 +159,8 @@ def check_networks(bundle: Bundle, encoder: Network, decoder: Network) -> list[G
 def _load(bundle: Bundle) -> Arrays:
     data = bundle.read("golden")
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as golden:
-            return dict(golden)
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen unrelated classes
+        return read_npz(data)
+    except (ValueError, MemoryError) as error:
         raise IntegrityError(f"{bundle.path}: damaged golden vectors: {error}") from None
 
 

@@ -1,0 +1,79 @@
+"""Reads ``.npz`` files of anybody: what they unpack to is known before it is unpacked.
+
+``numpy.load`` believes a header's shape, unpacks as much as there is, and raises a dozen classes.
+"""
+
+import io
+import math
+import zipfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_BYTES = 2**27
+"""Of all arrays together: twice what the largest canvas, 4096 pixels, gives."""
+MAX_ARRAYS = 256
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What NumPy writes."""
+KINDS = "biufU"
+"""Of dtypes: bool, integers, floats and text."""
+ENCRYPTED = 1
+
+
+def read_npz(data: bytes) -> dict[str, NDArray[Any]]:
+    """Returns the arrays of an ``.npz`` file by name.
+
+    Args:
+        data: the file's bytes.
+
+    Raises:
+        ValueError: another kind of file, a damaged one, or one that unpacks to over ``MAX_BYTES``.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return _read_entries(archive)
+    except ValueError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen unrelated classes
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def _read_entries(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
+    entries = archive.infolist()
+    if len(entries) > MAX_ARRAYS:
+        raise ValueError(f"holds {len(entries)} files, more than {MAX_ARRAYS}")
+    if sum(entry.file_size for entry in entries) > MAX_BYTES:
+        raise ValueError(f"unpacks to over {MAX_BYTES} bytes")
+    arrays: dict[str, NDArray[Any]] = {}
+    for entry in entries:
+        name = entry.filename.removesuffix(".npy")
+        if name == entry.filename or name in arrays:
+            raise ValueError(f"{entry.filename!r} is no array, or there twice")
+        if entry.flag_bits & ENCRYPTED or entry.compress_type not in METHODS:
+            raise ValueError(f"{entry.filename!r} is encrypted, or packed by an unknown method")
+        with archive.open(entry) as stream:  # read() without a size would unpack whatever there is
+            arrays[name] = _parse(stream.read(entry.file_size), name)
+    return arrays
+
+
+def _parse(data: bytes, name: str) -> NDArray[Any]:
+    """Returns the array of an ``.npy`` file, once its header agrees with its size."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"{name}: a format of NumPy that is not known here, {version}")
+    shape, is_fortran, dtype = readers[version](stream)
+    if dtype.kind not in KINDS or any(size < 0 for size in shape):
+        raise ValueError(f"{name}: {dtype} of shape {list(shape)}, no plain array")
+    start = stream.tell()
+    if math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError(f"{name}: {dtype} of shape {list(shape)} in {len(data) - start} bytes")
+    flat = (
+        np.frombuffer(data, dtype, math.prod(shape), start) if math.prod(shape) else np.empty(0, dtype)
+    )
+    return flat.reshape(shape, order="F" if is_fortran else "C").copy()
