@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +91,41 @@ def test_a_disk_that_is_too_small_is_noticed_at_once(tmp_path):
     with pytest.raises(PocketSamError, match=str(tmp_path)):
         open_cache(tmp_path, size=11_264, names=names)
     assert not (tmp_path / module.DATA_NAME).exists()
+
+
+@pytest.mark.parametrize("name", [module.DATA_NAME, module.SUMS_NAME, module.KEY_NAME])
+@pytest.mark.parametrize("kept", [None, 0, 0.5])
+def test_what_was_cut_or_deleted_is_computed_again(tmp_path, name, kept):
+    cache = open_cache(tmp_path)
+    for number in range(5):
+        cache.put(number, embedding(number))
+    del cache
+    path = tmp_path / name
+    data = path.read_bytes()
+    path.unlink()
+    if kept is not None:
+        path.write_bytes(data[: int(kept * len(data))])
+    again = open_cache(tmp_path)
+    left = 2 if kept == 0.5 and name != module.KEY_NAME else 0
+    assert again.missing() == list(range(left, 5))
+    again.fill(
+        lambda x: embedding(int(x[0, 0, 0, 0]))[None], lambda n: torch.full((3, 64, 64), float(n))
+    )
+    assert all(torch.equal(again.get(i), embedding(i).half().float()) for i in range(5))
+
+
+def test_a_damaged_record_is_computed_by_the_next_run(tmp_path):
+    cache = open_cache(tmp_path)
+    cache.put(1, embedding(1))
+    np.memmap(tmp_path / module.DATA_NAME, np.uint8, "r+")[cache.bytes_per_image + 5] ^= 1
+    with pytest.raises(PocketSamError, match="start again"):
+        cache.get(1)
+    assert 1 in open_cache(tmp_path).missing()
+
+
+def test_a_worker_gets_no_copy_of_the_data(tmp_path):
+    cache = open_cache(tmp_path)
+    cache.put(2, embedding(2))
+    data = pickle.dumps(cache)
+    assert len(data) < 2000
+    assert torch.equal(pickle.loads(data).get(2), cache.get(2))

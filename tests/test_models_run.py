@@ -1,11 +1,13 @@
 import json
 import resource
+import types
 
 import pytest
 import torch
 from conftest import run_python
 
 from pocketsam.errors import PocketSamError
+from pocketsam.models.training import run as module
 from pocketsam.models.training.run import Run, average_into, check_finite, learning_rate
 
 
@@ -45,6 +47,7 @@ def test_a_full_disk_keeps_the_last_state(tmp_path):
     Run(tmp_path, {}).save({"step": 1})
     code = f"""
 import pathlib, torch
+from pocketsam.models.training import run as module
 from pocketsam.models.training.run import Run
 Run(pathlib.Path({str(tmp_path)!r}), {{}}).save({{"step": 2, "weights": torch.zeros(3_000_000)}})
 """
@@ -74,3 +77,19 @@ def test_a_loss_that_is_no_number(tmp_path):
     check_finite(torch.tensor(1.0), tmp_path, 3)
     with pytest.raises(PocketSamError, match=r"nan at step 3"):
         check_finite(torch.tensor(float("nan")), tmp_path, 3)
+
+
+def test_some_numbers_may_grow(tmp_path):
+    Run(tmp_path, {"steps": 3, "batch": 2}).save({"step": 3})
+    assert Run(tmp_path, {"steps": 5, "batch": 2}, may_grow=("steps",)).resume()["step"] == 3
+    for steps, batch, says in ((2, 2, "steps was 3"), (5, 4, "batch was 2")):
+        with pytest.raises(PocketSamError, match=says):
+            Run(tmp_path, {"steps": steps, "batch": batch}, may_grow=("steps",)).resume()
+
+
+def test_a_build_without_onednn_has_no_bfloat16(monkeypatch):
+    """As torch for Apple Silicon: the operator is not there."""
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(module.torch.ops, "mkldnn", types.SimpleNamespace(), raising=False)
+    assert module.has_bfloat16() is False
+    assert module.default_compute() == "fp32"

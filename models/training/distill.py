@@ -6,6 +6,7 @@ is frozen in the first and trained in the second. *Finetune*: the decoder alone 
 encoder that was distilled before.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -69,6 +70,14 @@ class _Examples(Dataset[tuple[Tensor, Tensor]]):
         size = self.recipe.image_size
         pixel_values = to_pixel_values(load_pixels(self.paths[number], size), size)
         return pixel_values, self.cache.get(number)
+
+
+def names_of(images: Sequence[Path]) -> list[str]:
+    """Returns a name and size for each image, the same wherever their folder lies."""
+    root = os.path.commonpath([path.resolve().parent for path in images])
+    return [
+        f"{path.resolve().relative_to(root).as_posix()}, {path.stat().st_size} bytes" for path in images
+    ]
 
 
 def new_student(teacher: Sam, start: str | None, image_size: int) -> Sam:
@@ -175,14 +184,15 @@ def distill(
         CheckpointError: ``start`` is no MobileSAM.
     """
     check_recipe(recipe, start, save_every)
-    run = Run(folder, {**asdict(recipe), "teacher": teacher.sha256, "start": start})
+    about = {**asdict(recipe), "teacher": teacher.sha256, "start": start}
+    run = Run(folder, about, may_grow=("steps",))
     run.resume()  # refuses the folder of another run before anything is computed
     compute: Any = COMPUTE[recipe.compute]
     fabric = Fabric(precision=compute)
     fabric.launch()
     frozen = teacher.model.to(fabric.device).requires_grad_(False)
-    size, names = recipe.image_size, [str(path) for path in images]
-    cache = EmbeddingCache(cache_folder or folder / "cache", teacher.sha256, size, names)
+    size = recipe.image_size
+    cache = EmbeddingCache(cache_folder or folder / "cache", teacher.sha256, size, names_of(images))
     cache.fill(
         lambda x: frozen.encode(x.to(fabric.device)),
         lambda number: to_pixel_values(load_pixels(images[number], size), size),

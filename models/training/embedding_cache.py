@@ -2,9 +2,11 @@
 
 A record is an image's embedding in float16, 2·256·(S/16)² bytes: 2,097,152 at 1024 and 524,288 at 512.
 ``cache.json`` names the teacher, the size and the images; ``checksums.bin`` holds the CRC32 of each
-record, written after the record, and 0 for a record that is missing.
+record, written after the record, and 0 for a record that is missing. Where a file was cut or deleted,
+what is left is checked, and the rest is computed again.
 """
 
+import contextlib
 import json
 import os
 import zlib
@@ -47,45 +49,85 @@ class EmbeddingCache:
         }
         cells = image_size // 16
         self.shape = (len(images), EMBED_DIM, cells, cells)
-        self._check_key()
+        is_whole = self._check_key()
+        is_whole &= self._make(DATA_NAME, self.bytes_per_image * len(images))
+        is_whole &= self._make(SUMS_NAME, 4 * len(images))
+        self._open()
+        if not is_whole:
+            self._drop_damaged()
+
+    def _open(self) -> None:
+        """Maps the files into memory."""
+        data, sums = self.folder / DATA_NAME, self.folder / SUMS_NAME
         try:
-            self._data: NDArray[np.float16] = self._map(DATA_NAME, np.float16, self.shape)
-            self._sums: NDArray[np.uint32] = self._map(SUMS_NAME, np.uint32, self.shape[:1])
+            self._data: NDArray[np.float16] = np.memmap(data, np.float16, "r+", shape=self.shape)
+            self._sums: NDArray[np.uint32] = np.memmap(sums, np.uint32, "r+", shape=self.shape[:1])
         except OSError as error:
-            raise PocketSamError(f"{folder}: {error.strerror}") from None
+            raise PocketSamError(f"{self.folder}: {error.strerror}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a worker process needs; it maps the files itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("_data", "_sums")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes over what ``__getstate__`` returned."""
+        vars(self).update(state)
+        self._open()
 
     @property
     def bytes_per_image(self) -> int:
         """Returns the size of a record, without its checksum."""
         return 2 * int(np.prod(self.shape[1:]))
 
-    def _check_key(self) -> None:
-        """Writes ``cache.json``, or compares it with this cache's teacher, size and images."""
+    def _check_key(self) -> bool:
+        """Compares ``cache.json`` with this cache's teacher, size and images; writes it if need be.
+
+        Returns:
+            Whether it was there. Where it is damaged, nobody knows whose the records are.
+        """
         path = self.folder / KEY_NAME
+        found: Any = None
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            with contextlib.suppress(ValueError):
+                found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
             for name, value in self._key.items():
                 if found.get(name) != value:
                     raise PocketSamError(
                         f"{self.folder}: a cache of another {name}; choose another folder"
                     )
-            return
+            return True
         make_folder(self.folder)
+        (self.folder / SUMS_NAME).unlink(missing_ok=True)
         write_bytes(path, json.dumps(self._key).encode())
+        return False
 
-    def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Maps a file; makes it at its full size first, so that a disk too small fails at once."""
-        path, size = self.folder / name, int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if not path.exists() or path.stat().st_size != size:
-            with path.open("wb") as file:
-                try:
-                    if hasattr(os, "posix_fallocate"):  # not on macOS
-                        os.posix_fallocate(file.fileno(), 0, size)
-                    file.truncate(size)
-                except OSError:
-                    path.unlink()
-                    raise
-        return np.memmap(path, dtype, "r+", shape=shape)
+    def _make(self, name: str, size: int) -> bool:
+        """Gives a file its full size, so that a disk too small fails at once.
+
+        Returns:
+            Whether it had it. What a shorter file holds is kept.
+        """
+        path = self.folder / name
+        if path.exists() and path.stat().st_size == size:
+            return True
+        is_new = not path.exists()
+        try:
+            with path.open("ab") as file:
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    os.posix_fallocate(file.fileno(), 0, size)
+                file.truncate(size)
+        except OSError as error:
+            if is_new:
+                path.unlink(missing_ok=True)
+            raise PocketSamError(f"{self.folder}: {error.strerror}") from None
+        return False
+
+    def _drop_damaged(self) -> None:
+        """Marks the records as missing that are not what their checksums say."""
+        for number in np.flatnonzero(self._sums):
+            if self._sums[number] != _checksum(self._data[number]):
+                self._sums[number] = 0
 
     def missing(self) -> list[int]:
         """Returns the numbers of the records that are missing, in order."""
@@ -113,7 +155,11 @@ class EmbeddingCache:
         """
         record = np.array(self._data[number])
         if self._sums[number] != _checksum(record):
-            raise PocketSamError(f"{self.folder / DATA_NAME}: record {number} is missing or damaged")
+            self._sums[number] = 0
+            raise PocketSamError(
+                f"{self.folder / DATA_NAME}: record {number} is missing or damaged; start again to "
+                "compute it again"
+            )
         return torch.from_numpy(record).float()
 
     def fill(

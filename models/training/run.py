@@ -4,7 +4,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,15 @@ class Run:
     Args:
         folder: made if it does not exist.
         recipe: what the run does, as JSON's types; it is saved, and compared when the run resumes.
+        may_grow: names of numbers in it that may be larger when the run resumes.
 
     Raises:
         PocketSamError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, recipe: Mapping[str, Any], may_grow: Sequence[str] = ()) -> None:
         make_folder(folder)
-        self.folder, self.recipe = folder, dict(recipe)
+        self.folder, self.recipe, self._may_grow = folder, dict(recipe), may_grow
         self._started: tuple[float, int] | None = None
 
     def resume(self) -> dict[str, Any]:
@@ -46,6 +47,9 @@ class Run:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         before = state["recipe"]
         changed = [name for name in before | self.recipe if before.get(name) != self.recipe.get(name)]
+        for name in self._may_grow:
+            if name in changed and before[name] < self.recipe[name]:
+                changed.remove(name)
         if changed:
             names = ", ".join(f"{name} was {before.get(name)!r}" for name in changed)
             raise PocketSamError(f"{self.folder}: holds a run of another recipe: {names}")
@@ -75,7 +79,12 @@ class Run:
 
 def has_bfloat16() -> bool:
     """Returns whether this machine computes in bfloat16; others emulate it, slower than float32."""
-    return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if torch.cuda.is_available():
+        return True
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a build without oneDNN, as on Apple Silicon
+        return False
 
 
 def default_compute() -> str:
