@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -14,9 +14,9 @@ from pocketsam import constants
 from pocketsam.errors import PromptError
 from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime import contract, prompts
-from pocketsam.runtime.backends.networks import open_for_device, open_network
+from pocketsam.runtime.backends.networks import finite, open_for_device, open_network
 from pocketsam.runtime.backends.ort import Arrays, Providers
-from pocketsam.runtime.backends.split_decoder import SplitDecoder, decode_above, open_split_decoder
+from pocketsam.runtime.backends.split_decoder import decode_above, open_split_decoder
 from pocketsam.runtime.bundle import DEFAULT_BUNDLE, NETWORKS
 from pocketsam.runtime.embedding import Embedding, as_array, hash_pixels, read_matching
 from pocketsam.runtime.image import ImageLike, as_pixels, encoder_feeds
@@ -81,9 +81,10 @@ class Segmenter:
         self.encoder_sha256: str = bundle.manifest.encoder.sha256
         self._inputs = bundle.inputs("encoder")
         self._encoder, self._decoder = (
-            open_network(bundle, network, providers, threads) for network in NETWORKS
+            finite(open_network(bundle, network, providers, threads), f"{bundle.path}: {network}")
+            for network in NETWORKS
         )
-        self._open_split_decoder = partial(open_split_decoder, bundle, providers, threads)
+        self._split_decoder = cache(partial(open_split_decoder, bundle, providers, threads))
         self._image: _ImageState | None = None
 
     @property
@@ -105,8 +106,8 @@ class Segmenter:
         """Encodes an image; until the next call, prompts refer to it.
 
         Args:
-            image: ``[H, W, 3]`` uint8, or a PIL image or a path (see ``load_image``).
-            image_format: channel order of an array, RGB or BGR.
+            image: a uint8 array ``[H, W, C]``, or a PIL image or a path (see ``load_image``).
+            image_format: channels of an array: RGB, BGR, RGBA, BGRA or GRAY.
 
         Raises:
             ImageError: the image cannot be read or used. The image set before stays set.
@@ -270,11 +271,7 @@ class Segmenter:
             PromptError: a prompt that cannot be used, or no image is set.
         """
         batches = self._decoder_feeds(point_coords, point_labels)
-        return decode_above(batches, self._decoder, self._split_decoder, min_score)
-
-    @cached_property
-    def _split_decoder(self) -> SplitDecoder | None:
-        return self._open_split_decoder()
+        return decode_above(batches, self._decoder, self._split_decoder(), min_score)
 
     def _decoder_feeds(
         self,
