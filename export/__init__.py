@@ -15,6 +15,7 @@ from pocketsam.errors import UsageError
 from pocketsam.terminal import extra_needed
 
 if TYPE_CHECKING:
+    from pocketsam.export.reference import Reference
     from pocketsam.export.verification.report import Report
     from pocketsam.runtime.verification.golden import GoldenResult
     from pocketsam.runtime.verification.tolerance import Grade
@@ -54,14 +55,15 @@ def export(
     If the files do not compute what the checkpoint computes, ``output`` is left as it was.
 
     Args:
-        checkpoint: a ``.pt``, ``.pth`` or ``.safetensors`` file; ``default``: this package's trained
-            weights; ``seeded``: untrained ones.
+        checkpoint: a ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` or ``.safetensors`` file; ``mobile_sam``,
+            ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``: the official weights, downloaded once;
+            ``default``: this package's trained weights; ``seeded``: untrained ones.
         output: the bundle's directory.
         target: ``onnx``, ``coreml`` or ``tflite``.
         precision: one that the target has, such as ``fp32``, ``fp16``, ``int8``.
         also: further precisions in the same bundle; the runtime takes what suits the device.
-        image_size: side of the canvas in pixels, a multiple of 64; None: what the checkpoint was
-            trained at (512 for ``default``, 1024 for others).
+        image_size: side of the canvas in pixels, a multiple of 64; None: what the checkpoint says that
+            it was trained at (512 for ``default``), else 1024.
         images: files or folders to verify on; empty: three of scikit-image's photographs.
         calibration: files or folders that ranges are measured on; empty: three more of scikit-image's.
         verify: False skips parity; the manifest then says that the bundle is unverified.
@@ -86,6 +88,7 @@ def export(
             precision that is lossy and not accepted.
         ParityError: the files do not compute what the checkpoint computes.
         CheckpointError, ConversionError, BundleError, ImageError: what could not be read or written.
+        DownloadError: official weights that are not here yet cannot be had.
         MissingExtraError: an optional dependency is not installed.
 
     Example:
@@ -93,7 +96,6 @@ def export(
         >>> report = export("default", "bundle", image_size=256)
     """
     from pocketsam.export.targets import check_options, check_size, find_target, open_converter
-    from pocketsam.runtime.manifest import IMAGE_SIZES
 
     chosen = find_target(target)
     options = check_options(
@@ -109,18 +111,15 @@ def export(
     )
     with extra_needed("export"):
         from pocketsam.export.pipeline import write_bundle
-        from pocketsam.export.reference import Reference
         from pocketsam.export.verification.judgement import check_accepted
-        from pocketsam.models.checkpoint import default_image_size
     for name in (precision, *also):
         check_accepted(chosen, name, accept)
     open_converter(chosen)
-    source, say = os.fspath(checkpoint), progress or _ignore
-    size = default_image_size(source) if image_size is None else image_size
-    if type(size) is not int or size not in IMAGE_SIZES:
-        raise UsageError(f"image_size is {size!r}; it must be a multiple of 64, from 64 to 4096")
+    say = progress or _ignore
     photos, measured = ([os.fspath(path) for path in paths] for paths in (images, calibration))
-    reference = Reference(source, size, images=photos, calibration=measured, progress=say)
+    reference = _open_reference(
+        os.fspath(checkpoint), image_size, images=photos, calibration=measured, progress=say
+    )
     loaded = reference.loaded
     weights = sum(weight.numel() for weight in loaded.model.image_encoder.parameters())
     check_size(chosen, (precision, *also), loaded.architecture, weights)
@@ -204,6 +203,49 @@ def check_anywhere(
     with extra_needed("coreml"):
         from pocketsam.export.artefact import open_networks
     return check_golden(bundle, precision=precision, open_networks=open_networks)
+
+
+def _open_reference(
+    source: str, image_size: int | None, *, progress: Progress, **photos: list[str]
+) -> "Reference":
+    """Returns a loaded checkpoint, and says what was done to it and whether the canvas suits it."""
+    with extra_needed("export"):
+        from pocketsam.export.reference import Reference
+        from pocketsam.models.checkpoint import read_settings
+    from pocketsam.runtime.manifest import IMAGE_SIZES
+
+    if image_size is not None and (type(image_size) is not int or image_size not in IMAGE_SIZES):
+        raise UsageError(f"image_size is {image_size!r}; it must be a multiple of 64, from 64 to 4096")
+    _fetch_official(source, progress)
+    settings = read_settings(source)
+    size = settings.image_size if image_size is None else image_size
+    if size not in IMAGE_SIZES:
+        raise UsageError(f"{source}: is for a canvas of {size} pixels; give an image_size, a multiple of 64")
+    reference = Reference(source, size, progress=progress, **photos)
+    name = reference.loaded.name
+    if reference.loaded.note:
+        progress(f"{name}: {reference.loaded.note}")
+    if settings.is_known and size != settings.image_size:
+        progress(
+            f"{name} is for a canvas of {settings.image_size} pixels; at {size} masks may be worse"
+        )
+    return reference
+
+
+def _fetch_official(name: str, say: Progress) -> None:
+    """Downloads an official checkpoint that is not here yet, with a line for each tenth of it."""
+    from pocketsam.models.download import CHECKPOINTS, cache_folder, cached
+
+    tenths = -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal tenths
+        if 10 * done // total > tenths:
+            tenths = 10 * done // total
+            say(f"downloading {name} to {cache_folder()}: {tenths}0 % of {total / 1e6:.0f} MB")
+
+    if name in CHECKPOINTS:
+        cached(name, progress=report)
 
 
 def _ignore(line: str) -> None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pocketsam.export.verification.report import Report
 
 CHECKPOINT_HELP = (
-    ".pt or .safetensors file; `default`: the trained weights in this package; `seeded`: untrained"
+    f".pt, .pth, .ckpt, .bin or .safetensors file; {', '.join(CHECKPOINTS)}: official weights, "
+    "downloaded once; `default`: the trained weights in this package; `seeded`: untrained"
 )
 
 
@@ -47,7 +48,7 @@ def add_export(subparsers: terminal.Subparsers) -> None:
         type=terminal.parse_image_size,
         metavar="S",
         help="side of the canvas, a multiple of 64; cost falls with its square (default: what the "
-        "checkpoint was trained at, 512 for `default`, 1024 for others)",
+        "checkpoint says that it was trained at, 512 for `default`; else 1024)",
     )
     _add_judgement(parser)
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")

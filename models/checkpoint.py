@@ -3,9 +3,7 @@
 import hashlib
 import io
 import os
-import pickle
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,11 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from pocketsam.errors import CheckpointError
-from pocketsam.files import write_bytes
-from pocketsam.models.sam import Sam, architecture_of, build, seeded
+from pocketsam.files import read_regular, regular_size, write_bytes
+from pocketsam.models.download import CHECKPOINTS, cached
+from pocketsam.models.image_encoder_vit import PATCH
+from pocketsam.models.sam import POSITIONS, Sam, architecture_of, build, fit, grid_of, seeded
+from pocketsam.models.unwrap import is_archive, read_torch, unwrap
 from pocketsam.thresholds import Thresholds
 
 SEEDED = "seeded"
@@ -30,6 +31,10 @@ DEFAULT_FILE = Path(__file__).parent / "mobile_sam_512.safetensors"
 DEFAULT_IMAGE_SIZE = 512
 """Side of the canvas, in pixels, that ``default`` was trained at."""
 
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+LARGEST = 16 << 30
+"""Bytes of the largest file that is read: SAM ViT-H with its optimizer's state."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -38,10 +43,12 @@ class Settings:
     Attributes:
         image_size: side of the canvas, in pixels, that it was trained at.
         thresholds: of ``everything``.
+        is_known: whether the file says its canvas; otherwise it is SAM's.
     """
 
     image_size: int = 1024
     thresholds: Thresholds = field(default_factory=Thresholds)
+    is_known: bool = field(default=False, compare=False)
 
     def to_metadata(self) -> dict[str, str]:
         """Returns the metadata that ``read_settings`` understands."""
@@ -52,35 +59,67 @@ class Settings:
 def read_settings(source: str | os.PathLike[str]) -> Settings:
     """Returns what a checkpoint works best with: SAM's values unless its file says others.
 
+    A ``.safetensors`` file may say it in its metadata. The position tables of SAM's own encoders have
+    the size of the canvas that they were trained at, whatever the format.
+
     Args:
-        source: as for ``load_model``; only the head of a file is read.
+        source: as for ``load_model``; an official checkpoint is downloaded if it is not there.
 
     Raises:
-        CheckpointError: a ``.safetensors`` file cannot be read, or its metadata makes no sense.
+        CheckpointError: the file cannot be read, or its metadata makes no sense.
+        DownloadError: an official checkpoint cannot be had.
     """
-    path = _path_of(source)
-    if path.suffix.lower() != ".safetensors":
+    if _is_seeded(os.fspath(source)):
         return Settings()
+    path = _path_of(source)
+    _check_kind(path)
+    if path.suffix.lower() in TORCH_SUFFIXES:
+        found = unwrap(str(path), _map_torch(path))
+        table = found.state.get(POSITIONS)
+        return _settings_of(None if table is None else table.shape)
     try:
-        path.open("rb").close()  # its errors say more than the library's
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+            tables = [key for key in file.keys() if key.endswith(POSITIONS)]  # noqa: SIM118
+            shape = file.get_slice(tables[0]).get_shape() if tables else None
+    except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(path, error) from None
+    usual = _settings_of(shape)
     thresholds = {name: metadata.get(name, value) for name, value in vars(Thresholds()).items()}
     try:
         return Settings(
-            int(metadata.get("image_size", Settings.image_size)),
+            int(metadata.get("image_size", usual.image_size)),
             Thresholds(**{name: float(value) for name, value in thresholds.items()}),
+            is_known=usual.is_known or "image_size" in metadata,
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: its metadata makes no sense: {error}") from None
 
 
+def _settings_of(shape: Sequence[int] | None) -> Settings:
+    """Returns what the shape of the position table says, if there is one."""
+    grid = grid_of(shape)
+    if grid is None:
+        return Settings()
+    return Settings(image_size=-(-grid * PATCH // 64) * 64, is_known=True)
+
+
+def _is_seeded(name: str) -> bool:
+    return name == SEEDED or name.startswith(f"{SEEDED}:")
+
+
 def _path_of(source: str | os.PathLike[str]) -> Path:
-    """Returns the path of a checkpoint's file; raises CheckpointError where ``default`` has none."""
-    if os.fspath(source) != DEFAULT:
-        return Path(source)
+    """Returns the path of a checkpoint's file; an official one is downloaded if it is not there.
+
+    Raises:
+        CheckpointError: ``default`` has no file here.
+        DownloadError: an official checkpoint cannot be had.
+    """
+    name = os.fspath(source)
+    if name in CHECKPOINTS:
+        return cached(name)
+    if name != DEFAULT:
+        return Path(name)
     if not DEFAULT_FILE.exists():
         raise CheckpointError(
             f"`{DEFAULT}` is models/{DEFAULT_FILE.name} of a clone of pocketsam, and an installed "
@@ -105,6 +144,7 @@ class Loaded:
         sha256: of the file, in hexadecimal digits; for seeded weights, of the tensors.
         trained: False for seeded weights.
         settings: what it works best with.
+        note: what was unwrapped, renamed and ignored, in one line; "" for nothing.
     """
 
     model: Sam
@@ -113,32 +153,43 @@ class Loaded:
     sha256: str
     trained: bool
     settings: Settings = field(default_factory=Settings)
+    note: str = ""
 
 
 def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded:
     """Returns the network that a checkpoint holds: MobileSAM, SAM, or this project's teacher.
 
     Args:
-        source: a ``.pt``/``.pth`` or ``.safetensors`` file with the official key names; ``default``,
-            the weights in this package; or ``seeded``, ``seeded:N``. Weights in float16 become float32.
+        source: a ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` or ``.safetensors`` file, which may also be a
+            training state (see ``unwrap``); ``default``, the weights in this package; ``seeded``,
+            ``seeded:N``; or a name in ``download.CHECKPOINTS``, which is downloaded once. Weights of
+            other floating-point types become float32.
         image_size: side of the canvas in pixels, a multiple of 64.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, or could run code; its keys or shapes do not
-            fit the network, or it holds NaN.
+        CheckpointError: the file is missing, unreadable, or could run code; its keys, shapes or types
+            do not fit the network, or it holds NaN.
+        DownloadError: an official checkpoint cannot be had.
         ValueError: ``image_size`` is not a positive multiple of 64.
     """
     name = os.fspath(source)
-    if name == SEEDED or name.startswith(f"{SEEDED}:"):
+    if _is_seeded(name):
         return _load_seeded(name, image_size)
     settings = read_settings(name)
-    name = str(_path_of(name))
-    state, digest = _read(name)
-    architecture = architecture_of(state)
-    model = build(architecture, image_size)
-    _check_state(f"{name}: does not fit {architecture}", state, model.state_dict())
-    model.load_state_dict({key: tensor.to(torch.float32) for key, tensor in state.items()})
-    return Loaded(model.eval(), architecture, Path(name).name, digest, True, settings)
+    path = _path_of(name)
+    content, digest = _read(path)
+    found = unwrap(str(path), content)
+    architecture = architecture_of(found.state)
+    table = found.state.get(POSITIONS)
+    grid = None if table is None else grid_of(table.shape)
+    with torch.device("meta"):  # no memory before the shapes are known to fit
+        wanted = build(architecture, image_size, grid).state_dict()
+    message = f"{path}: does not fit {architecture}"
+    state, note = fit(message, found.state, wanted, found.extra)
+    model = build(architecture, image_size, grid)
+    model.load_state_dict(model.state_dict() | state)
+    notes = "; ".join(line for line in (found.note, note) if line)
+    return Loaded(model.eval(), architecture, path.name, digest, True, settings, notes)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], settings: Settings) -> None:
@@ -168,67 +219,50 @@ def _load_seeded(name: str, image_size: int) -> Loaded:
     return Loaded(model, "mobile_sam", f"{SEEDED}:{number}", digest.hexdigest(), trained=False)
 
 
-def _read(name: str) -> tuple[dict[str, Tensor], str]:
-    """Returns a file's state dict and sha256, both of the bytes of a single read.
+def _read(path: Path) -> tuple[Any, str]:
+    """Returns what a file holds and its sha256, both of the bytes of a single read.
 
     A file that is replaced meanwhile cannot give the weights of one and the hash of the other.
     """
+    suffix = path.suffix.lower()
     try:
-        data = Path(name).read_bytes()
-    except OSError as error:
-        raise _unreadable(name, error) from None
-    return _parse(name, data), hashlib.sha256(data).hexdigest()
-
-
-def _unreadable(name: str | Path, error: OSError | SafetensorError) -> CheckpointError:
-    """Returns the error for a file that cannot be read, or not as safetensors."""
-    if isinstance(error, OSError):
-        reason = error.strerror or str(error)
-        return CheckpointError(f"{name}: {reason}")
-    return CheckpointError(f"{name}: damaged safetensors file: {error}")
-
-
-def _parse(name: str, data: bytes) -> dict[str, Tensor]:
-    """Returns the state dict in a file's bytes."""
-    suffix = Path(name).suffix.lower()
-    try:
+        data = read_regular(path, LARGEST)
         if suffix == ".safetensors":
-            return load_safetensors(data)
-        if suffix in (".pt", ".pth"):
-            return _parse_torch(name, data)
-    except SafetensorError as error:
-        raise _unreadable(name, error) from None
-    raise CheckpointError(f"{name}: unknown suffix {suffix!r}; known are .pt, .pth, .safetensors")
+            content = load_safetensors(data)
+        else:
+            is_archive(str(path), io.BytesIO(data))
+            content = read_torch(str(path), io.BytesIO(data))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
+    return content, hashlib.sha256(data).hexdigest()
 
 
-def _parse_torch(name: str, data: bytes) -> dict[str, Tensor]:
+def _check_kind(path: Path) -> None:
+    """Raises CheckpointError for anything but a regular file with a suffix that is known."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of old pickles, then refuses them
-            state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = "it holds more than tensors, and loading it could run code"
-        if "Weights only load failed" not in str(error):
-            reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{name}: refused: {reason}") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, IndexError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {reason}") from None
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise CheckpointError(f"{name}: not a flat dictionary of tensors by name")
-    return state
+        regular_size(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    known = (*TORCH_SUFFIXES, ".safetensors")
+    if path.suffix.lower() not in known:
+        raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(known)}")
 
 
-def _check_state(message: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Raises one CheckpointError that lists every missing, unexpected, misshapen or non-finite key."""
-    problems = [f"missing: {key}" for key in wanted if key not in state]
-    problems += [f"unexpected: {key}" for key in state if key not in wanted]
-    for key in wanted.keys() & state.keys():
-        found, want = state[key], wanted[key]
-        if found.shape != want.shape:
-            problems.append(f"shape of {key}: {list(found.shape)}, not {list(want.shape)}")
-        elif not found.isfinite().all():
-            problems.append(f"NaN or infinity in {key}")
-    if problems:
-        listed = "\n  ".join(sorted(problems))
-        raise CheckpointError(f"{message} ({len(problems)} keys):\n  {listed}")
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """Returns the error for a file that cannot be read, or not as safetensors."""
+    if isinstance(error, SafetensorError):
+        return CheckpointError(f"{path}: damaged safetensors file: {error}")
+    reason = error.strerror if isinstance(error, OSError) else None
+    if isinstance(error, FileNotFoundError) and not path.suffix:
+        reason = f"{reason}, and not one of the names {', '.join((DEFAULT, SEEDED, *CHECKPOINTS))}"
+    return CheckpointError(f"{str(path).replace(chr(0), '?')}: {reason or error}")
+
+
+def _map_torch(path: Path) -> Any:
+    """Returns what a torch file holds; of the usual format, only what is looked at is read."""
+    try:
+        with path.open("rb") as file:
+            mappable = is_archive(str(path), file)
+        return read_torch(str(path), str(path)) if mappable else _read(path)[0]
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -111,6 +112,45 @@ def download(
     except OSError as error:  # from the disk; errors of the network are DownloadErrors by now
         raise DownloadError(f"{error.filename or path}: {error.strerror or error}") from None
     return path
+
+
+def cache_folder() -> Path:
+    """Returns the directory where official checkpoints are kept; it need not exist.
+
+    ``POCKETSAM_CACHE``, or else the place that the system has for such files: ``pocketsam`` in
+    ``XDG_CACHE_HOME`` or ``~/.cache``, ``~/Library/Caches`` on macOS, ``LOCALAPPDATA`` on Windows.
+    """
+    own = os.environ.get("POCKETSAM_CACHE")
+    if own:
+        return Path(own)
+    if sys.platform == "win32":
+        usual = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        usual = Path.home() / "Library" / "Caches"
+    else:
+        usual = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        usual = usual if usual.is_absolute() else Path.home() / ".cache"
+    return usual / "pocketsam"
+
+
+def cached(name: str, progress: Progress | None = None) -> Path:
+    """Returns the path of an official checkpoint in ``cache_folder``; downloads it if it is not there.
+
+    Args:
+        name: a key of ``CHECKPOINTS``.
+        progress: as for ``download``.
+
+    Raises:
+        DownloadError: as for ``download``.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DownloadError(
+            f"{folder}: {error.strerror}; POCKETSAM_CACHE chooses another place for downloads"
+        ) from None
+    return download(name, folder, progress=progress)
 
 
 def _fetch(address: str, part: Path, size: int, progress: Progress | None, timeout: float) -> None:

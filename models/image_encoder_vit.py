@@ -1,8 +1,8 @@
 """SAM's image encoder (Kirillov et al. 2023, arXiv:2304.02643), the teacher of MobileSAM.
 
 It is a plain ViT with attention in windows, after ViTDet (Li et al. 2022, arXiv:2203.16527).
-Tensors are ``[B, H, W, C]`` between blocks. The weights belong to a grid of 64x64 patches (1024
-pixels); at other sizes the position embeddings are interpolated.
+Tensors are ``[B, H, W, C]`` between blocks. The official weights belong to a grid of 64x64 patches
+(1024 pixels); at other sizes the position embeddings are interpolated.
 """
 
 import torch
@@ -127,9 +127,21 @@ class ImageEncoderViT(nn.Module):
         )
         self.neck = neck(channels, embed_dim)
 
+    def resize_grid(self, grid: int) -> None:
+        """Gives the position tables of another canvas, ``grid × grid`` patches, filled with zeros.
+
+        For checkpoints that were trained at another canvas than 1024 pixels.
+        """
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, self.pos_embed.shape[-1]))
+        for block in self.blocks:
+            if isinstance(block, Block) and not block.window:
+                for name in ("rel_pos_h", "rel_pos_w"):
+                    table = torch.zeros(2 * grid - 1, block.attn.head_dim)
+                    setattr(block.attn, name, nn.Parameter(table))
+
     def _positions(self, side: int) -> Tensor:
         """Returns the position embeddings ``[1, side, side, C]``."""
-        if side == GRID:
+        if side == self.pos_embed.shape[1]:
             return self.pos_embed
         table = self.pos_embed.permute(0, 3, 1, 2)
         return F.interpolate(table, (side, side), mode="bicubic", antialias=True).permute(0, 2, 3, 1)

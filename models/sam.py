@@ -5,11 +5,13 @@ https://github.com/ChaoningZhang/MobileSAM; ``build_sam_vit_b``, ``_l`` and ``_h
 https://github.com/facebookresearch/segment-anything.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from pocketsam.errors import CheckpointError
 from pocketsam.models.hed_encoder import TeacherEncoder
 from pocketsam.models.image_encoder_vit import ImageEncoderViT
 from pocketsam.models.mask_decoder import MaskDecoder
@@ -19,6 +21,9 @@ from pocketsam.models.transformer import TwoWayTransformer
 
 EMBED_DIM = 256
 """Channels of the image embedding."""
+
+POSITIONS = "image_encoder.pos_embed"
+"""Name of the position table ``[1, S/16, S/16, C]`` of SAM's own encoders."""
 
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "mobile_sam": lambda: TinyViT(
@@ -35,6 +40,25 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "sam_vit_h": lambda: ImageEncoderViT(1280, 32, 16, (7, 15, 23, 31), EMBED_DIM),
 }
 """Makers of image encoders by the name of the architecture; ``hed_teacher`` is this project's own."""
+
+LUGGAGE = re.compile(
+    r"layers\.\d+\.blocks\.\d+\.attn\.(ab|attention_bias_idxs)$"  # tables that TinyViT computes
+    r"|(^|[._])(loss(es)?|criterion|metrics?)([._]|$)"
+    r"|\.(total_ops|total_params)$"  # thop's counters
+)
+"""Names inside the network that it does without."""
+
+UNUSED = re.compile(r"image_encoder\.(head|norm_head)\.(weight|bias)$|\.num_batches_tracked$")
+"""Names of the network that no output depends on, and that a file may lack."""
+
+STEM = "image_encoder.patch_embed.seq.0.c.weight"
+LITE_MEDSAM = (
+    "LiteMedSAM, whose encoder starts without strides: the side of its embedding is a quarter of the "
+    "canvas, MobileSAM's a sixteenth"
+)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_LINES = 16
+"""Lines of an error that list names."""
 
 
 class Sam(nn.Module):
@@ -94,28 +118,129 @@ class Sam(nn.Module):
         return self.mask_decoder(image_embeddings, pe, sparse, dense, padding_mask)
 
 
-def build(architecture: str = "mobile_sam", image_size: int = 1024) -> Sam:
+def build(architecture: str = "mobile_sam", image_size: int = 1024, grid: int | None = None) -> Sam:
     """Returns a network with PyTorch's initial weights, in training mode.
 
     Args:
         architecture: a key of ``ARCHITECTURES``.
         image_size: side of the canvas in pixels, a multiple of 64.
+        grid: side, in patches, of the canvas that the position tables of SAM's own encoders are for;
+            None: 64, which is 1024 pixels.
 
     Raises:
         KeyError: the architecture is unknown.
         ValueError: ``image_size`` is not a positive multiple of 64.
     """
-    return Sam(ARCHITECTURES[architecture](), image_size)
+    model = Sam(ARCHITECTURES[architecture](), image_size)
+    if grid is not None and isinstance(model.image_encoder, ImageEncoderViT):
+        model.image_encoder.resize_grid(grid)
+    return model
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> str:
     """Returns the key of ``ARCHITECTURES`` that a state dict belongs to; ``mobile_sam`` in doubt."""
     if any(key.startswith("image_encoder.vgg.") for key in state):
         return "hed_teacher"
-    position = state.get("image_encoder.pos_embed")
-    if position is None:
-        return "mobile_sam"
+    position = state.get(POSITIONS)
+    if position is None or position.ndim != 4:
+        return "mobile_sam" if position is None else "sam_vit_b"
     return {1280: "sam_vit_h", 1024: "sam_vit_l"}.get(position.shape[-1], "sam_vit_b")
+
+
+def grid_of(shape: Sequence[int] | None) -> int | None:
+    """Returns the side, in patches, of the canvas that position tables are for: S of ``[1, S, S, C]``.
+
+    None for other shapes, and for more than a canvas of 4096 pixels has.
+    """
+    if shape is None or len(shape) != 4 or shape[1] != shape[2] or not 1 <= shape[1] <= 256:
+        return None
+    return shape[1]
+
+
+def fit(
+    message: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], extra: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], str]:
+    """Returns the state to load, and a line about what the file lacks and what was left out.
+
+    Args:
+        message: how the error starts.
+        found: a file's tensors by official name.
+        wanted: the network's, which may be on the device ``meta``: only their shapes are read.
+        extra: other names of the file, listed where it does not fit.
+
+    Returns:
+        Tensors in float32 (counters as they are) by the names of ``wanted``, less those in ``UNUSED``
+        that the file lacks; and the line, "" where there is nothing to say.
+
+    Raises:
+        CheckpointError: names are missing or unexpected, shapes or dtypes differ, values are NaN,
+            infinite or beyond float32; in at most 20 lines.
+    """
+    state: dict[str, Tensor] = {}
+    left_out = [key for key in found if key not in wanted and LUGGAGE.search(key)]
+    lacking = [
+        key
+        for key, want in wanted.items()
+        if UNUSED.search(key) and (key not in found or found[key].shape != want.shape)
+    ]
+    stem = found.get(STEM)
+    if stem is not None and tuple(stem.shape) == (32, 3, 1, 1):
+        raise CheckpointError(f"{message}: it is {LITE_MEDSAM}")
+    problems = [f"missing: {key}" for key in wanted if key not in found and key not in lacking]
+    problems += [f"unexpected: {key}" for key in found if key not in wanted and key not in left_out]
+    for key in wanted.keys() & found.keys() - set(lacking):
+        problem = _problem_of(found[key], wanted[key])
+        if problem:
+            problems.append(problem.format(key=key))
+        else:
+            state[key] = found[key].detach().to(wanted[key].dtype)
+    if problems:
+        problems += [f"unexpected: {key}" for key in extra]
+        raise CheckpointError(_list_problems(message, problems))
+    said = [f"{len(left_out)} tables and buffers ignored"] if left_out else []
+    parts = sorted({key.split(".")[1] if "head" in key else "num_batches_tracked" for key in lacking})
+    said += [f"without {' and '.join(parts)}, which nothing needs"] if parts else []
+    return state, "; ".join(said)
+
+
+def _problem_of(found: Tensor, want: Tensor) -> str | None:
+    """Returns what is wrong with a tensor, ``{key}`` for its name; no data are read before they fit."""
+    if found.is_nested or found.layout != torch.strided or found.is_quantized:
+        kind = "quantized" if found.is_quantized else "sparse or nested"
+        return f"{{key}} is {kind}; save its dense float values"
+    if found.shape != want.shape:
+        return f"shape of {{key}}: {list(found.shape)}, not {list(want.shape)}"
+    if found.is_meta:
+        return "{key} has no data (device meta)"
+    dtypes = FLOATS if want.is_floating_point() else (*FLOATS, torch.int64, torch.int32)
+    if found.dtype not in dtypes:
+        return f"dtype of {{key}}: {found.dtype}, not a floating-point type that float32 can hold"
+    if found.untyped_storage().nbytes() < found.numel() * found.element_size():
+        return "{key} repeats fewer values than it has (expanded); save it contiguous"
+    if not found.isfinite().all():
+        return "NaN or infinity in {key}"
+    if not found.to(want.dtype).isfinite().all():
+        return "value beyond float32's range in {key}"
+    return None
+
+
+def _list_problems(message: str, problems: list[str]) -> str:
+    """Returns an error of a line for each problem, up to ``MOST_LINES``; whole parts take one."""
+    lines = sorted(problems)
+    if len(lines) > MOST_LINES:
+        for kind in ("missing", "unexpected"):
+            for root in ("image_encoder", "prompt_encoder", "mask_decoder"):
+                start = f"{kind}: {root}."
+                of_part = [line for line in lines if line.startswith(start)]
+                if len(of_part) > 3:
+                    lines = [line for line in lines if line not in of_part]
+                    names = ", ".join(line.removeprefix(f"{kind}: {root}.") for line in of_part[:2])
+                    lines.append(f"{kind}: {len(of_part)} names in {root}, such as {names}")
+        lines.sort()
+    if len(lines) > MOST_LINES:
+        lines = [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES} more"]
+    listed = "\n  ".join(f"{line:.200}" for line in lines)
+    return f"{message} ({len(problems)} keys):\n  {listed}"
 
 
 def seeded(image_size: int = 1024, seed: int = 0, architecture: str = "mobile_sam") -> Sam:

@@ -1,7 +1,6 @@
 import hashlib
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,15 +50,14 @@ def test_weights_and_hash_are_of_the_same_read(tmp_path, monkeypatch, state, suf
     save(state, path)
     save(seeded(64, seed=4).state_dict(), other)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    read_bytes = Path.read_bytes
+    read_regular = checkpoint.read_regular
 
-    def read_and_replace(self):
-        data = read_bytes(self)
-        if other.exists():
-            other.replace(path)
+    def read_and_replace(*args):
+        data = read_regular(*args)
+        other.replace(path)
         return data
 
-    monkeypatch.setattr(Path, "read_bytes", read_and_replace)
+    monkeypatch.setattr(checkpoint, "read_regular", read_and_replace)
     loaded = load_model(path, 64)
     assert not other.exists()
     assert loaded.sha256 == digest
@@ -153,12 +151,15 @@ def test_a_missing_file_and_a_directory_are_named(tmp_path):
 
 
 def test_something_other_than_tensors_is_refused(tmp_path):
-    torch.save({"epoch": 3, "model": {"a": torch.zeros(1)}}, tmp_path / "training.pt")
-    with pytest.raises(CheckpointError, match="not a flat dictionary"):
-        load_model(tmp_path / "training.pt", 64)
-    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
-    with pytest.raises(CheckpointError, match="not a flat dictionary"):
-        load_model(tmp_path / "tensor.pt", 64)
+    for content, message in (
+        ({"epoch": 3, "model": {"a": torch.zeros(1)}}, "holds 1 tensors .model.a., none of SAM's"),
+        (torch.zeros(3), "holds 1 tensors"),
+        ({"epoch": 3}, "holds no tensors by name, but dict"),
+        ([1, 2], "holds no tensors by name, but list"),
+    ):
+        torch.save(content, tmp_path / "training.pt")
+        with pytest.raises(CheckpointError, match=rf"training\.pt: {message}"):
+            load_model(tmp_path / "training.pt", 64)
 
 
 def test_seeded_names(state):

@@ -1,0 +1,300 @@
+"""Opens torch's files without running anything, and finds SAM's weights in them; the rules are tables.
+
+People save a network inside a training state, behind a prefix, beside its optimizer. Names are
+flattened to ``a.b.c``, and what stands before ``image_encoder.``, ``prompt_encoder.`` and
+``mask_decoder.`` is the wrapping, whoever put it there.
+"""
+
+import io
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from pocketsam.constants import PIXEL_MEAN, PIXEL_STD
+from pocketsam.errors import CheckpointError
+
+ROOTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Segments of a name that torch's wrappers of modules add: compile, DDP, FSDP, recomputation."""
+
+FORMS = (
+    ("Lightning checkpoint", re.compile(r"pytorch-lightning_version")),
+    ("checkpoint of micro-sam", re.compile(r"model_state\.sam\.")),
+    ("training checkpoint", re.compile(r"(optim|epoch|iter|step)")),
+)
+"""What a wrapped file is called, by a name that it holds; the first that fits."""
+
+AVERAGES = {"ema", "averaged", "swa"}
+"""Words in the prefix of averaged weights, which are taken before the others."""
+
+USUAL = ("", "state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
+"""Prefixes in the order in which they are taken where a file holds several networks."""
+
+OPTIMIZERS = re.compile(r"(^|\.)(optim|exp_avg|grad)")
+"""Names of an optimizer's tensors, which may end in a weight's name."""
+
+FOREIGN = (
+    (
+        r"(^|\.)mask_decoder\.(hf_token|hf_mlp|compress_vit_feat)\.",
+        "HQ-SAM, whose decoder also reads features from inside the encoder, which bundles do not hold; "
+        "export the network that it was made from, such as mobile_sam",
+    ),
+    (
+        r"(^|[._])lora_|(^|\.)w_[ab](\.|_\d|_linear)|linear_[ab]_[qkv]\.",
+        "LoRA matrices beside the weights; merge them into the weights and save again",
+    ),
+    (
+        r"(?i)(^|[._])adapters?([._]|$)",
+        "adapters, layers that SAM does not have; only SAM's own layers can be exported",
+    ),
+    (
+        r"(^|\.)(sam_mask_decoder|memory_attention|memory_encoder)\.",
+        "SAM 2, another network; known are MobileSAM and SAM",
+    ),
+    (
+        r"(^|\.)(vision_encoder|shared_image_embedding)\.",
+        "SAM with the names of transformers; known are those of segment-anything, as in its own .pth",
+    ),
+    (
+        r"(^|\.)mask_decoder\.final_output_upscaling_layers\.",
+        "EfficientSAM, another network; known are MobileSAM and SAM",
+    ),
+    (
+        r"(^|\.)image_encoder\.backbone\.",
+        "EfficientViT-SAM, another encoder; known are TinyViT and SAM's ViT-B, ViT-L and ViT-H",
+    ),
+)
+"""(pattern of a name, what the file is): networks that are not supported, refused by name."""
+
+LUGGAGE_TYPES = (
+    *("argparse", "pathlib", "datetime", "enum", "numpy", "omegaconf", "yacs", "easydict", "addict"),
+    *("ml_collections", "lightning", "lightning_fabric", "pytorch_lightning", "torchmetrics"),
+)
+"""Packages whose objects people save beside weights; an empty object takes the place of each."""
+DEFAULT_DICT = "collections.defaultdict"
+PLAIN_TYPES = {f"builtins.{name}" for name in ("dict", "list", "set", "tuple", "int", "float", "str")}
+
+OLD_FORMAT = b"\xfc\x9cF\xf9 j\xa8P\x19"
+"""torch's magic number, at the head of files older than its archives."""
+_DEPTH = 8
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """The weights of a file.
+
+    Attributes:
+        state: tensors by official name; and whatever else stands at their level inside the network.
+        extra: names of other tensors beside the network, none of an optimizer's.
+        note: what was done to find them, in one line; "" where nothing was.
+    """
+
+    state: dict[str, Tensor]
+    extra: tuple[str, ...]
+    note: str
+
+
+def unwrap(name: str, content: object) -> Unwrapped:
+    """Returns the network's tensors under their official names.
+
+    Args:
+        name: of the file, for errors.
+        content: what the file holds: dictionaries, however nested.
+
+    Raises:
+        CheckpointError: it holds no network, several, a network that is not supported, or a tensor
+            under something other than a name.
+    """
+    tensors = dict(_flatten(name, content))
+    networks: dict[str, dict[str, Tensor]] = {}
+    others = {key: value for key, value in tensors.items() if not OPTIMIZERS.search(key)}
+    for pattern, what in FOREIGN:
+        if any(re.search(pattern, key) for key in others):
+            raise CheckpointError(f"{name}: holds {what}")
+    for key, tensor in others.items():
+        prefix, inner = _split(key)
+        if inner:
+            networks.setdefault(prefix, {})[inner] = tensor
+    if not networks:
+        raise CheckpointError(f"{name}: {_describe_stranger(tensors, content)}")
+    prefix = _choose(name, networks)
+    chosen = networks[prefix]
+    extra = tuple(key for key in others if _split(key)[0] != prefix or not _split(key)[1])
+    return Unwrapped(chosen, extra, _describe(prefix, content, tensors, extra))
+
+
+def _flatten(name: str, content: object) -> Iterator[tuple[str, Tensor]]:
+    """Gives (``a.b.c``, tensor) for each tensor in nested dictionaries and lists."""
+    seen: set[int] = set()  # a pickle can hold a dictionary in itself, or one a million times
+
+    def walk(value: object, path: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, Tensor):
+            if value.is_nested:  # it has no shape
+                raise CheckpointError(f"{name}: {path} is a nested tensor; save its dense values")
+            yield path, value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen and depth < _DEPTH:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            for key, item in items:
+                is_name = isinstance(key, str) or not isinstance(value, Mapping)
+                if isinstance(item, Tensor) and not is_name and not OPTIMIZERS.search(path):
+                    raise CheckpointError(f"{name}: a tensor has the key {key!r:.40}, which is no name")
+                yield from walk(item, f"{path}.{key!s:.200}" if path else f"{key!s:.200}", depth + 1)
+
+    yield from walk(content, "", 0)
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Returns (prefix, official name), or (key, "") for a tensor outside SAM's three parts."""
+    segments = key.split(".")
+    for number, segment in enumerate(segments):
+        if segment in ROOTS:
+            inner = [segment for segment in segments[number:] if segment not in WRAPPERS]
+            return ".".join(segments[:number]), ".".join(inner)
+    return key, ""
+
+
+def _choose(name: str, networks: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Returns the prefix of the network to take."""
+    whole = [p for p, found in networks.items() if {k.split(".")[0] for k in found} == set(ROOTS)]
+    if len(whole) < 2:
+        return whole[0] if whole else max(networks, key=lambda prefix: len(networks[prefix]))
+    averaged = [p for p in whole if AVERAGES & set(re.split(r"[._]", p.lower()))]
+    if len(averaged) == 1:
+        return averaged[0]
+    for usual in USUAL:
+        if usual in whole:
+            return usual
+    listed = " and ".join(f"{prefix}." for prefix in sorted(whole)[:4])
+    raise CheckpointError(
+        f"{name}: holds {len(whole)} networks, under {listed}; save one of them alone"
+    )
+
+
+def _describe(
+    prefix: str, content: object, tensors: Mapping[str, Tensor], extra: tuple[str, ...]
+) -> str:
+    """Returns one line about what was removed and ignored."""
+    parts = []
+    if prefix:
+        names = [str(key) for key in content] if isinstance(content, Mapping) else []
+        heads = "\n".join([f"{prefix}.", *names])
+        form = next((form for form, pattern in FORMS if pattern.search(heads)), "wrapped checkpoint")
+        if AVERAGES & set(re.split(r"[._]", prefix.lower())):
+            form += " with averaged weights"
+        parts.append(f"{form}: prefix {prefix}. removed")
+    optimizers = sum(bool(OPTIMIZERS.search(key)) for key in tensors)
+    if optimizers:
+        parts.append(f"{optimizers} optimizer entries ignored")
+    if extra:
+        more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+        parts.append(f"{', '.join(extra[:3])}{more} ignored")
+    for statistic, usual in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
+        own = [tensors[key].flatten().tolist() for key in extra if key.endswith(statistic)]
+        if any(
+            len(v) != 3 or max(abs(a - b) for a, b in zip(v, usual, strict=True)) > 0.5 for v in own
+        ):
+            parts.append(f"its {statistic} is not SAM's, which a bundle normalises with")
+    return "; ".join(parts)
+
+
+def _describe_stranger(tensors: Mapping[str, Tensor], content: object) -> str:
+    """Returns what a file without SAM's three parts seems to be."""
+    if any(re.search(r"(^|\.)(patch_embed|neck)\.", key) for key in tensors):
+        return (
+            "holds an image encoder alone (patch_embed, neck); a checkpoint has prompt_encoder and "
+            "mask_decoder as well, and names with the part in front: image_encoder.neck.0.weight"
+        )
+    if not tensors:
+        return f"holds no tensors by name, but {type(content).__name__}; save model.state_dict()"
+    listed = ", ".join(sorted(tensors)[:3])
+    return (
+        f"holds {len(tensors)} tensors ({listed:.150}), none of SAM's: their names start with "
+        "image_encoder., prompt_encoder. or mask_decoder."
+    )
+
+
+def read_torch(name: str, source: str | io.BytesIO) -> Any:
+    """Returns what a file of ``torch.save`` holds, on the CPU; nothing in it runs.
+
+    Args:
+        name: of the file, for errors.
+        source: the bytes of one; or the path of an archive, of which only what is looked at is read.
+
+    Raises:
+        CheckpointError: it is damaged, or holds objects that are neither tensors nor luggage.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of old pickles, then refuses them
+            with torch.serialization.safe_globals(_stand_ins(source)):
+                mmap = isinstance(source, str)
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0] if str(error) else "damaged pickle"
+        if "Weights only load failed" in reason:
+            reason = "it holds more than tensors, and loading it could run code"
+        raise CheckpointError(
+            f"{name}: refused: {reason:.200}; save model.state_dict() alone"
+        ) from None
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {reason:.200}") from None
+
+
+def is_archive(name: str, file: BinaryIO) -> bool:
+    """Returns whether a torch file is an archive, or has the format before archives.
+
+    Raises:
+        CheckpointError: it is neither, or an archive that unpacks to more than its size.
+    """
+    head, size = file.read(32), file.seek(0, os.SEEK_END)
+    if not head.startswith(b"PK"):
+        if OLD_FORMAT not in head:
+            raise CheckpointError(f"{name}: not a torch checkpoint, or truncated")
+        return False
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {error}") from None
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError(f"{name}: a TorchScript program; save model.state_dict() instead")
+    held = sum(entry.file_size for entry in entries)
+    if held > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{name}: refused: its {size} bytes unpack to {held}; torch writes checkpoints uncompressed"
+        )
+    return True
+
+
+def _stand_ins(source: str | io.BytesIO) -> list[Any]:
+    """Returns (empty object, name) for each type in an archive that is only luggage."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(source)
+    except Exception:  # another format, or damaged: torch.load says so
+        names = []
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    known = [name for name in names if name.split(".")[0] in LUGGAGE_TYPES or name in PLAIN_TYPES]
+    dictionaries: list[Any] = [(lambda *_: {}, name) for name in names if name == DEFAULT_DICT]
+    return dictionaries + [(_Luggage, name) for name in known]
+
+
+class _Luggage:
+    """Takes whatever a pickle gives to an object, and stays empty."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> "_Luggage":
+        return super().__new__(cls)
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
