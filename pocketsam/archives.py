@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 MAX_BYTES = 2**27
 """Of all arrays together: twice what the largest canvas, 4096 pixels, gives."""
 MAX_ARRAYS = 256
+_FORMAT: Any = np.lib.format  # its functions have no types
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """What NumPy writes."""
 KINDS = "biufU"
@@ -60,11 +61,8 @@ def _read_entries(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
 def _parse(data: bytes, name: str) -> NDArray[Any]:
     """Returns the array of an ``.npy`` file, once its header agrees with its size."""
     stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
+    version = _FORMAT.read_magic(stream)
+    readers = {(1, 0): _FORMAT.read_array_header_1_0, (2, 0): _FORMAT.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"{name}: a format of NumPy that is not known here, {version}")
     shape, is_fortran, dtype = readers[version](stream)

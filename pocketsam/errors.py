@@ -22,6 +22,11 @@ a malformed value) exit with 2 as well.
 from typing import Any
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its class where it has none (MemoryError)."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class PocketSamError(Exception):
     """Base of every error that pocketsam raises on purpose."""
 

@@ -5,11 +5,14 @@ prompts where that has 1. S is the image size (the side of the square canvas), N
 a prompt, (H, W) the size of the original image.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pocketsam import constants
-from pocketsam.errors import IntegrityError
+from pocketsam.errors import BundleError, IntegrityError
 
 if TYPE_CHECKING:
     from pocketsam.runtime.manifest import Manifest
@@ -79,3 +82,37 @@ def check_contract(manifest: "Manifest", where: Path) -> None:
             raise IntegrityError(
                 f"{where}: {key} is {found}, but the runtime and its files want {wanted}"
             )
+
+
+def check_outputs(outputs: Mapping[str, Any], side: int, batch: int, name: str) -> None:
+    """Raises BundleError unless a network's outputs have the shapes above, in float32.
+
+    Args:
+        outputs: arrays by name, or ``OrtValue``s on a GPU.
+        side: of the canvas, S.
+        batch: B, the number of prompts.
+        name: of the network, for the error.
+    """
+    cells, low = side // 16, side // 4
+    shapes = {
+        IMAGE_EMBEDDINGS: (1, 256, cells, cells),
+        IOU_PREDICTIONS: (batch, 4),
+        LOW_RES_MASKS: (batch, 4, low, low),
+    }
+    for key, value in outputs.items():
+        is_array = isinstance(value, np.ndarray)
+        shape = tuple(value.shape if is_array else value.shape())
+        dtype = str(value.dtype) if is_array else value.data_type()
+        is_float32 = dtype in ("float32", "tensor(float)")
+        if key in shapes and not (is_float32 and shape == shapes[key]):
+            raise BundleError(
+                f"{name}: {key} is {dtype} {list(shape)}, but must be float32 {list(shapes[key])}; "
+                "export the bundle again"
+            )
+
+
+def check_finite(outputs: Mapping[str, Any], name: str) -> None:
+    """Raises BundleError if an output in numpy's memory holds NaN or infinity."""
+    for key, value in outputs.items():
+        if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+            raise BundleError(f"{name}: {key} has values that are no finite numbers; verify the bundle")

@@ -187,9 +187,9 @@ def test_clicks_of_ones_own_in_adaptive_order(segmenter, photo):
 def test_masks_of_promising_clicks_only(segmenter, photo, min_score, is_split, monkeypatch):
     """The split decoder answers as the whole one does."""
     if is_split:
-        assert segmenter._split_decoder
+        assert segmenter._split_decoder()
     else:  # as for a bundle without the tensors to split at
-        monkeypatch.setitem(segmenter.__dict__, "_split_decoder", None)
+        monkeypatch.setattr(segmenter, "_split_decoder", lambda: None)
     segmenter.set_image(photo)
     points = point_grid(4)[:, None] * photo.shape[1::-1]
     labels = np.ones((16, 1))

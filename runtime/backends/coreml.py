@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pocketsam.errors import BundleError, ProviderError
+from pocketsam.errors import BundleError, ProviderError, first_line
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import Arrays, Network, Providers
 from pocketsam.terminal import extra_needed
@@ -46,7 +46,7 @@ def open_coreml(path: Path, name: str, providers: Providers = "cpu") -> Network:
     try:
         model = ct.models.MLModel(str(path), compute_units=units)
     except Exception as error:  # coremltools raises a dozen unrelated classes
-        raise BundleError(f"{name}: Core ML cannot load it: {str(error).splitlines()[0]}") from None
+        raise BundleError(f"{name}: Core ML cannot load it: {first_line(error)}") from None
     inputs = {entry.name for entry in model.get_spec().description.input}
 
     def call(feeds: Arrays) -> Arrays:

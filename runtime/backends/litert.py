@@ -1,10 +1,11 @@
 """TFLite files through LiteRT: ai-edge-litert, the runtime of Android, here on the CPU (XNNPACK)."""
 
+import threading
 from typing import Any
 
 import numpy as np
 
-from pocketsam.errors import BundleError, ProviderError
+from pocketsam.errors import BundleError, ProviderError, first_line
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import Arrays, Providers, check_threads
 from pocketsam.runtime.machine import count_cores
@@ -27,6 +28,7 @@ class TfliteNetwork:
 
     def __init__(self, runner: Any, name: str) -> None:
         self._runner, self._name = runner, name
+        self._turn = threading.Lock()  # an interpreter has one set of tensors, whichever thread asks
         self.shapes: dict[str, tuple[int, ...]] = {
             key: tuple(map(int, detail["shape"])) for key, detail in runner.get_input_details().items()
         }
@@ -43,9 +45,10 @@ class TfliteNetwork:
             if key in feeds
         }
         try:
-            found: Arrays = self._runner(**used)
+            with self._turn:
+                found: Arrays = self._runner(**used)
         except Exception as error:
-            raise BundleError(f"{self._name}: LiteRT failed: {_first_line(error)}") from None
+            raise BundleError(f"{self._name}: LiteRT failed: {first_line(error)}") from None
         return {key: _transposed(key, array, (0, 3, 1, 2)) for key, array in found.items()}
 
 
@@ -75,12 +78,8 @@ def open_tflite(
         interpreter = Interpreter(model_content=data, num_threads=count)
         return TfliteNetwork(interpreter.get_signature_runner(SIGNATURE), name)
     except Exception as error:  # LiteRT raises ValueError and RuntimeError alike
-        raise BundleError(f"{name}: LiteRT cannot load it: {_first_line(error)}") from None
+        raise BundleError(f"{name}: LiteRT cannot load it: {first_line(error)}") from None
 
 
 def _transposed(name: str, array: Any, axes: tuple[int, ...]) -> Any:
     return array.transpose(axes) if name in CHANNELS_LAST and array.ndim == 4 else array
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -73,6 +73,7 @@ def open_network(
     """Returns ``encoder`` or ``decoder`` of a bundle as a callable, after checking the file's hash.
 
     The decoder takes B prompts of N points whatever the file's shapes are; see ``prompt_by_prompt``.
+    A call raises BundleError for outputs of other shapes or types than ``contract`` says.
 
     Raises:
         BundleError, IntegrityError: the file cannot be used, or not on this machine.
@@ -86,9 +87,29 @@ def open_network(
     backend = BACKENDS[target]
     max_points = bundle.max_points if backend.is_static else 0
     source = bundle.locate(network) if backend.is_directory else bundle.read(network)
-    opened = backend.open(source, name, network, providers, threads)
+    opened = _checked(backend.open(source, name, network, providers, threads), bundle.image_size, name)
     is_single = backend.is_static and network == "decoder"
     return prompt_by_prompt(opened, max_points) if is_single else opened
+
+
+def _checked(network: Network, side: int, name: str) -> Network:
+    def call(feeds: Arrays) -> Arrays:
+        outputs = network(feeds)
+        c.check_outputs(outputs, side, len(feeds.get(c.POINT_LABELS, [0])), name)
+        return outputs
+
+    return call
+
+
+def finite(network: Network, name: str) -> Network:
+    """Returns a network that raises BundleError instead of returning NaN or infinity."""
+
+    def call(feeds: Arrays) -> Arrays:
+        outputs = network(feeds)
+        c.check_finite(outputs, name)
+        return outputs
+
+    return call
 
 
 def pad_points(feeds: Arrays, max_points: int) -> Arrays:

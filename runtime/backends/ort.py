@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from pocketsam.errors import BundleError, ProviderError, UsageError
+from pocketsam.errors import BundleError, ProviderError, UsageError, first_line
 from pocketsam.runtime import contract as c
 
 Providers = str | Sequence[str]
@@ -143,7 +143,7 @@ def run_session(
     try:
         results: list[Any] = session.run(list(outputs), feeds)
     except Exception as error:  # onnxruntime raises a dozen unrelated classes
-        raise BundleError(f"{name}: onnxruntime failed: {str(error).splitlines()[0]}") from None
+        raise BundleError(f"{name}: onnxruntime failed: {first_line(error)}") from None
     return results
 
 
@@ -181,7 +181,7 @@ def run_bound(
             value if key in kept else value.numpy() for key, value in zip(outputs, values, strict=True)
         ]
     except Exception as error:  # as above
-        raise BundleError(f"{name}: onnxruntime failed: {str(error).splitlines()[0]}") from None
+        raise BundleError(f"{name}: onnxruntime failed: {first_line(error)}") from None
 
 
 class Recorded:
@@ -245,8 +245,7 @@ def open_session(
     try:
         session = ort.InferenceSession(model, options, providers=chosen)
     except Exception as error:  # onnxruntime raises a dozen unrelated classes
-        reason = str(error).splitlines()[0]
-        raise BundleError(f"{name}: onnxruntime cannot load it: {reason}") from None
+        raise BundleError(f"{name}: onnxruntime cannot load it: {first_line(error)}") from None
     if session.get_providers()[0] != chosen[0][0]:  # onnxruntime falls back silently
         raise ProviderError(f"provider {chosen[0][0]} is installed but does not start on this machine")
     return session

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from pocketsam.errors import BundleError, PocketSamError, first_line
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import (
     Arrays,
@@ -27,6 +28,9 @@ class SplitDecoder:
         name: used in error messages.
         providers, threads: as for ``open_network``.
 
+    Attributes:
+        name: as given.
+
     Raises:
         ModuleNotFoundError: protobuf is not installed.
         BundleError: onnxruntime cannot load a part of the file.
@@ -41,7 +45,7 @@ class SplitDecoder:
         def session(*arguments: Any) -> ort.InferenceSession:
             return open_session(subgraph.extract(*arguments), name, providers, threads)
 
-        self._name = name
+        self.name = name
         until_scores = subgraph.extract(model, (c.IOU_PREDICTIONS, *c.SPLIT_TENSORS))
         self._shared = session(until_scores, subgraph.frontier(until_scores, self.SHARED))
         start = self._shared.get_outputs()
@@ -51,8 +55,13 @@ class SplitDecoder:
 
     def _run(self, session: ort.InferenceSession, feeds: Arrays) -> Arrays:
         outputs = [tensor.name for tensor in session.get_outputs()]
-        used = {tensor.name: feeds[tensor.name] for tensor in session.get_inputs()}
-        return dict(zip(outputs, run_session(session, self._name, outputs, used), strict=True))
+        names = [tensor.name for tensor in session.get_inputs()]
+        if absent := set(names).difference(feeds):
+            raise BundleError(
+                f"{self.name}: wants inputs that no decoder has: {', '.join(sorted(absent))}"
+            )
+        used = {name: feeds[name] for name in names}
+        return dict(zip(outputs, run_session(session, self.name, outputs, used), strict=True))
 
     def share(self, feeds: Arrays) -> Arrays:
         """Returns the tensors that all prompts share, from the decoder's inputs ``SHARED``."""
@@ -82,12 +91,17 @@ def open_split_decoder(
     has_tensors = set(c.SPLIT_TENSORS).issubset(bundle.manifest.decoder.intermediates)
     if not has_tensors or bundle.manifest.target != "onnx" or asks_for_gpu(providers):
         return None
+    name = f"{bundle.path}: decoder"
     try:
-        return SplitDecoder(bundle.read("decoder"), f"{bundle.path}: decoder", providers, threads)
+        return SplitDecoder(bundle.read("decoder"), name, providers, threads)
     except ModuleNotFoundError as error:
         if error.name not in ("google", "google.protobuf"):
             raise
         return None  # an onnxruntime that came without protobuf
+    except PocketSamError:
+        raise
+    except Exception as error:  # of a graph that is none; protobuf has classes of its own
+        raise BundleError(f"{name}: cannot be split: {first_line(error)}") from None
 
 
 def decode_above(
@@ -96,6 +110,8 @@ def decode_above(
     """Returns the scores of prompts, and the masks of those that score above a threshold.
 
     ``Segmenter.predict_above`` describes the three arrays.
+
+    Raises BundleError for outputs of other shapes or types than ``contract`` says, and for NaN.
 
     Args:
         batches: the decoder's inputs, without mask inputs.
@@ -111,16 +127,25 @@ def decode_above(
             outputs = split.scores(shared, feeds)
         else:
             outputs = decoder(feeds)
+        side = 4 * feeds[c.MASK_INPUT].shape[-1]
+        found = {c.IOU_PREDICTIONS: outputs[c.IOU_PREDICTIONS]}
+        _check(found, side, len(feeds[c.POINT_LABELS]), split)
         scores.append(outputs[c.IOU_PREDICTIONS][:, 1:])
         good = np.flatnonzero((scores[-1].astype(np.float64) > min_score).any(axis=1))
         kept.append(done + good)
         done += len(scores[-1])
-        side = feeds[c.MASK_INPUT].shape[-1]
         if not len(good):
-            masks = np.zeros((0, 4, side, side), np.float32)
+            masks = np.zeros((0, 4, side // 4, side // 4), np.float32)
         elif split:
             masks = split.masks({name: outputs[name][good] for name in c.SPLIT_TENSORS})
         else:
             masks = outputs[c.LOW_RES_MASKS][good]
+        _check({c.LOW_RES_MASKS: masks}, side, len(good), split)
         low_res.append(masks[:, 1:])
     return np.concatenate(scores), np.concatenate(kept), np.concatenate(low_res)
+
+
+def _check(outputs: Arrays, side: int, batch: int, split: SplitDecoder | None) -> None:
+    name = split.name if split else "decoder"
+    c.check_outputs(outputs, side, batch, name)
+    c.check_finite(outputs, name)
