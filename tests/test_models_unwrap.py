@@ -1,12 +1,7 @@
-"""Checkpoints as people bring them: wrapped, renamed, with luggage, from the family; and damaged ones."""
+"""Checkpoints as people bring them: wrapped, renamed, with luggage, from the family."""
 
 import argparse
-import io
 import pathlib
-import pickle
-import resource
-import struct
-import zipfile
 from collections import OrderedDict, defaultdict
 
 import numpy as np
@@ -17,7 +12,7 @@ from safetensors.torch import save_file
 from pocketsam.errors import CheckpointError
 from pocketsam.models.checkpoint import load_model, read_settings
 from pocketsam.models.image_encoder_vit import ImageEncoderViT
-from pocketsam.models.sam import ARCHITECTURES, Sam, build, fill, seeded
+from pocketsam.models.sam import ARCHITECTURES, Sam, fill, seeded
 
 TINY = "image_encoder.layers.1.blocks.0.attn."
 
@@ -67,7 +62,9 @@ WRAPPED = {
     "lightning": lambda d: {"state_dict": prefixed("model.", d), "pytorch-lightning_version": "2.4.0"},
     "ddp": lambda d: prefixed("module.", d),
     "compiled": lambda d: prefixed("_orig_mod.", d),
-    "compiled inside": lambda d: {k.replace("encoder.", "encoder._orig_mod.", 1): v for k, v in d.items()},
+    "compiled inside": lambda d: {
+        k.replace("encoder.", "encoder._orig_mod.", 1): v for k, v in d.items()
+    },
     "ddp and compiled": lambda d: {"net": prefixed("module._orig_mod.", d), "optimizer": ADAM},
     "nested": lambda d: {"checkpoint": {"weights": {"sam": d}}},
     "by part": lambda d: {
@@ -182,8 +179,8 @@ def test_another_normalisation_is_said(state, tmp_path):
 
 
 def test_micro_sam(state, tmp_path):
-    """Its trainer's file, by ``micro_sam/util.py`` and torch_em's trainer: ``model_state`` with the prefix
-    ``sam.``, its own decoder's weights beside it; what it publishes has no prefix.
+    """By its ``util.py``: ``model_state`` with the prefix ``sam.`` in what its trainer writes, without
+    it in what it publishes; the weights of its own decoder beside it.
     """
     training = {
         "iteration": 100,
@@ -236,3 +233,50 @@ def test_a_canvas_that_is_no_multiple_of_64_is_rounded_up(tmp_path):
     tables = {"image_encoder.pos_embed": torch.zeros(1, 14, 14, 768)}
     torch.save(tables, tmp_path / "sam.pt")
     assert read_settings(tmp_path / "sam.pt").image_size == 256
+
+
+STRANGERS = {
+    "mask_decoder.hf_token.weight": "HQ-SAM",
+    "image_encoder.blocks.0.attn.qkv.linear_a_q.weight": "LoRA",
+    "image_encoder.blocks.0.Adapter.channel.0.weight": "adapters",
+    "sam_mask_decoder.iou_token.weight": "SAM 2",
+    "vision_encoder.patch_embed.projection.weight": "the names of transformers",
+    "image_encoder.backbone.input_stem.op_list.0.conv.weight": "EfficientViT-SAM",
+    "mask_decoder.final_output_upscaling_layers.0.weight": "EfficientSAM",
+}
+
+
+@pytest.mark.parametrize("key", STRANGERS)
+def test_relatives_with_another_network_are_refused_by_name(key, state, tmp_path):
+    """Light HQ-SAM's names: ``mask_decoder_hq.py`` of SysCV/sam-hq. The others' as I know them."""
+    (line,) = refuse({"model": state | {key: torch.zeros(1)}}, tmp_path, "mine.pt: holds ")
+    assert STRANGERS[key] in line
+
+
+def test_lite_medsam_is_refused_by_name(state, tmp_path):
+    """Its ``tiny_vit_sam.py`` starts with two 1 × 1 convolutions of stride 1."""
+    stem = {
+        f"image_encoder.patch_embed.seq.{i}.c.weight": torch.zeros(32 * i or 32, 3, 1, 1)
+        for i in (0, 2)
+    }
+    (line,) = refuse(state | stem, tmp_path, "it is LiteMedSAM")
+    assert "a quarter of the canvas" in line
+
+
+def test_an_encoder_alone(state, tmp_path):
+    head = "image_encoder."
+    encoder = {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}
+    (line,) = refuse(encoder, tmp_path, "holds an image encoder alone")
+    assert "image_encoder.neck.0.weight" in line
+
+
+def test_a_misfit_takes_at_most_20_lines(state, tmp_path):
+    lines = refuse(
+        {f"image_encoder.x.{i}": torch.zeros(1) for i in range(3000)}, tmp_path, "does not fit"
+    )
+    assert lines[0].endswith(" keys):")
+    assert any("missing:" in line and "names in mask_decoder, such as " in line for line in lines)
+    assert any("unexpected: 3000 names in image_encoder" in line for line in lines)
+    shapes = {key: value[None] for key, value in state.items()}
+    lines = refuse(shapes, tmp_path, "does not fit")
+    assert lines[-1].startswith("  and ")
