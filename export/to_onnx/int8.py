@@ -188,7 +188,7 @@ def search(
     best = quantize(model, chosen)
     miou = measure(encoder_of(best))
     say(f"int8: all {len(layers)} linear layers: mIoU {miou:.4f}")
-    if miou < min_miou:
+    if not miou >= min_miou:  # NaN reaches nothing
         rows = sweep(model, layers, measure, say)
         useful = [(r, x) for r, x in zip(rows, layers, strict=True) if r["seconds_saved"] > 0]
         useful.sort(key=lambda pair: pair[0]["miou_lost"] / pair[0]["seconds_saved"])
@@ -252,7 +252,7 @@ def quantize_encoder(
     best, report = search(model, measure, min_miou, say)
     report["speedup"] = speedup(model, best, calibration[0].feeds)
     say(f"int8: mIoU {report['miou']:.4f}, {report['speedup']:.2f} times as fast as float32 here")
-    if report["speedup"] < min_speedup:
+    if not report["speedup"] >= min_speedup:
         raise ConversionError(
             f"int8 is {report['speedup']:.2f} times as fast as float32 on this machine, and at least "
             f"{min_speedup:g} was asked for (--min-speedup); nothing was written"

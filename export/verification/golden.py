@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketsam import constants
+from pocketsam.errors import ParityError
 from pocketsam.export.cases import Case, DecoderCase, Photo, all_encoder_feeds
 from pocketsam.export.target import Arrays
 from pocketsam.export.traced import Decoder, Encoder, run_outputs
@@ -80,11 +81,16 @@ class Golden:
         Returns:
             The tolerance; where files that passed parity exceed it on thinned masks, that much with
             some room, so that a device is compared with what left.
+
+        Raises:
+            ParityError: an answer holds NaN or infinity, which no room would cover.
         """
         found = [
             golden.compare({key: self.arrays[f"{name}_{key}"] for key in answer}, dict(answer))
             for name, answer in answers.items()
         ]
+        if not np.isfinite([list(one.values()) for one in found]).all():
+            raise ParityError("the files' answers to the golden prompts are no finite numbers")
         wide = {
             "error": max(tolerance.error, 1.2 * max(one["error"] for one in found)),
             "snr_db": min(tolerance.snr_db, min(one["snr_db"] for one in found) - 1),

@@ -59,7 +59,7 @@ class Row:
         for key, value in figures.items():
             old = self.figures.get(key)
             if key in HIGHEST or key in LOWEST:
-                if old is None or (value > old if key in HIGHEST else value < old):
+                if old is None or (_is_worse(key, value, old) and not np.isnan(old)):
                     self.figures[key], self.cases[key] = value, case
             elif key != "scale":
                 self.figures[key] = value if old is None else old + value
@@ -79,6 +79,11 @@ class Row:
     def violations(self, tolerance: Tolerance) -> list[Violation]:
         """Returns the figures that are outside a tolerance."""
         return tolerance.violations(self.summary())
+
+
+def _is_worse(key: str, value: float, old: float) -> bool:
+    """Returns whether a figure is worse than another; NaN is worse than any."""
+    return not (value <= old if key in HIGHEST else value >= old)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,10 @@
-"""How far two tensors, two sets of scores, or two sets of masks are apart."""
+"""How far two tensors, two sets of scores, or two sets of masks are apart.
 
+A figure that cannot be computed, of values so large that their squares overflow, is NaN, and NaN is
+outside of any tolerance.
+"""
+
+import math
 from typing import Any
 
 import numpy as np
@@ -29,7 +34,11 @@ def tensor_figures(expected: NDArray[Any], found: NDArray[Any]) -> dict[str, flo
             "cosine": -1.0,
             "snr_db": -worst,
         }
-    reference, other = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    with np.errstate(all="ignore"):
+        return _finite_figures(expected.astype(np.float64).ravel(), found.astype(np.float64).ravel())
+
+
+def _finite_figures(reference: NDArray[np.float64], other: NDArray[np.float64]) -> dict[str, float]:
     difference = np.abs(reference - other)
     scale = float(reference.std()) or 1.0
     signal, noise = float(reference @ reference), float(difference @ difference)
@@ -41,7 +50,7 @@ def tensor_figures(expected: NDArray[Any], found: NDArray[Any]) -> dict[str, flo
         "max_abs": float(difference.max(initial=0)),
         "mean_abs": float(difference.mean()) if difference.size else 0.0,
         "scale": scale,
-        "error": float(difference.max(initial=0)) / scale,
+        "error": float(difference.max(initial=0)) / scale if np.isfinite(scale) else math.nan,
         "cosine": float(reference @ other / norms) if norms else float(noise == 0),
         "snr_db": min(float(ratio), SNR_CEILING_DB),
     }
