@@ -177,7 +177,8 @@ def run_export(args: argparse.Namespace) -> None:
     _print_exported(args, report)
     for inside in choose_bundles(args.output)[1:]:
         terminal.say(f"also {inside.manifest.precision}: {inside.manifest.grade or 'not verified'}")
-    terminal.say(f"wrote {args.output}")
+    next_step = TARGETS[args.target].next_step.format(path=args.output)
+    terminal.say(f"wrote {args.output}; next: {next_step}")
 
 
 def _print_exported(args: argparse.Namespace, report: "Report | None") -> None:

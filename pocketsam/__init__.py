@@ -2,7 +2,7 @@
 
     >>> from pocketsam import Segmenter, export, verify
     >>> export("default", "bundle")            # needs the extra [export]
-    >>> segmenter = Segmenter("bundle")        # numpy, onnxruntime, Pillow
+    >>> segmenter = Segmenter("bundle")        # numpy, onnxruntime, Pillow; Segmenter(): our own bundle
     >>> segmenter.set_image("photo.jpg")
     >>> masks, scores, low_res_masks = segmenter.predict([[220, 120]], [1])
 
@@ -28,16 +28,27 @@ if sys.maxsize < 2**32:
 if TYPE_CHECKING:
     from pocketsam.export import export, verify
     from pocketsam.images import load_image
+    from pocketsam.runtime.commands.overlay import draw_overlay
     from pocketsam.runtime.everything.generator import MaskGenerator
     from pocketsam.runtime.rle import from_rle, to_rle
     from pocketsam.runtime.segmenter import Segmenter
 
 __version__ = "0.1.0"
-__all__ = ["MaskGenerator", "Segmenter", "export", "from_rle", "load_image", "to_rle", "verify"]
+__all__ = [
+    "MaskGenerator",
+    "Segmenter",
+    "draw_overlay",
+    "export",
+    "from_rle",
+    "load_image",
+    "to_rle",
+    "verify",
+]
 
 _MODULES = {
     "MaskGenerator": "pocketsam.runtime.everything.generator",
     "Segmenter": "pocketsam.runtime.segmenter",
+    "draw_overlay": "pocketsam.runtime.commands.overlay",
     "from_rle": "pocketsam.runtime.rle",
     "load_image": "pocketsam.images",
     "to_rle": "pocketsam.runtime.rle",

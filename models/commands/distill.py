@@ -117,6 +117,7 @@ def run_distill(args: argparse.Namespace) -> None:
         progress=_show_progress,
     )
     print(student)
+    terminal.say(f"the student is trained; next: pocketsam export {student} --output BUNDLE")
 
 
 def _show_progress(what: str, done: int, total: int) -> None:
