@@ -37,7 +37,8 @@ help: ## use: list the targets
 	@for group in use measure develop; do echo "to $$group:"; \
 		awk -F ':.*## '$$group': ' "/^[a-z0-9-]+:.*## $$group: /"'{printf "  make %-17s %s\n", $$1, $$2}' \
 		$(MAKEFILE_LIST); done
-	@echo "variables: CHECKPOINT=FILE (default: our weights), IMAGE_SIZE=512, PRECISION=fp16 or ALL=1 of export-*;"
+	@echo "variables: CHECKPOINT=FILE or mobile_sam (default: our weights)," \
+		"IMAGE_SIZE=512, PRECISION=fp16 or ALL=1 of export-*;"
 	@echo "  PHOTOS='FOLDER ...' and HOURS=8 of weights; PYTHON=, PYTHON312= where the right one is not found"
 
 install: .venv/installed ## use: make .venv with everything, at the pinned versions
@@ -83,10 +84,12 @@ docs: .venv/docs ## develop: build the pages and the API reference into build/do
 		--no-build-isolation --editable '.[docs]'
 	@touch $@
 
-demo: install ## use: export, verify and segment a photograph with it
-	$(BIN)/python -m pocketsam export default --target onnx --precision fp32 --output demo/bundle --force
+demo: install ## use: export, verify and segment a photograph with it; better masks with CHECKPOINT=mobile_sam
+	$(BIN)/python -m pocketsam export '$(CHECKPOINT)' --target onnx --precision fp32 --output demo/bundle --force
 	$(BIN)/python -c "from skimage import data, io; io.imsave('demo/photo.png', data.astronaut())"
 	$(RUN) segment demo/bundle demo/photo.png --point 225,110 --output demo
+	@test '$(CHECKPOINT)' != default || echo "for better masks: make demo CHECKPOINT=mobile_sam" \
+		"(downloads MobileSAM's own weights once, 41 MB)"
 
 export-coreml: install ## use: Core ML, verified: fp16, PRECISION=, or with ALL=1 every precision (minutes each)
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions coreml --output build $(CHOICE)

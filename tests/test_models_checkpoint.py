@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pocketsam.errors import CheckpointError
+from pocketsam.errors import BundleError, CheckpointError, UsageError
+from pocketsam.export import export
 from pocketsam.models import checkpoint
 from pocketsam.models.checkpoint import (
     Settings,
@@ -228,3 +229,28 @@ def test_an_installation_without_the_weights_says_where_they_are(tmp_path, monke
     for read in (read_settings, load_model):
         with pytest.raises(CheckpointError, match=r"models/mobile_sam_512\.safetensors of a clone"):
             read("default")
+
+
+def test_export_says_what_was_unwrapped_and_when_the_canvas_differs(tmp_path, state, pictures):
+    """Up to the place of the bundle, which is taken: no conversion."""
+    (tmp_path / "bundle").write_bytes(b"")
+
+    def lines(name, **how):
+        said = []
+        with pytest.raises(BundleError, match="bundle"):
+            export(tmp_path / name, tmp_path / "bundle", images=pictures, progress=said.append, **how)
+        return said[1:]
+
+    save_checkpoint(tmp_path / "mine.safetensors", state, Settings(128))
+    torch.save({"model": state}, tmp_path / "mine.pt")
+    assert lines("mine.safetensors") == []
+    assert lines("mine.safetensors", image_size=64) == [
+        "mine.safetensors is for a canvas of 128 pixels; at 64 masks may be worse"
+    ]
+    assert lines("mine.pt", image_size=64) == ["mine.pt: wrapped checkpoint: prefix model. removed"]
+
+
+def test_a_canvas_in_the_metadata_that_no_bundle_has(tmp_path, state):
+    save_checkpoint(tmp_path / "mine.safetensors", state, Settings(1000))
+    with pytest.raises(UsageError, match=r"mine\.safetensors: is for a canvas of 1000 pixels"):
+        export(tmp_path / "mine.safetensors", tmp_path / "bundle")

@@ -1,21 +1,28 @@
 """The downloader against a real server on this machine, with the faults that servers have."""
 
 import contextlib
+import dataclasses
 import hashlib
+import io
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from conftest import run_pocketsam
+import torch
+from conftest import call_pocketsam, run_pocketsam
 
-from pocketsam.errors import DownloadError
+from pocketsam.errors import BundleError, DownloadError
+from pocketsam.export import export
 from pocketsam.models import download as module
-from pocketsam.models.download import CHECKPOINTS, RemoteFile, download
+from pocketsam.models.checkpoint import load_model, read_settings
+from pocketsam.models.download import CHECKPOINTS, RemoteFile, cache_folder, cached, download
+from pocketsam.models.sam import seeded
 
 PAYLOAD = np.random.default_rng(0).bytes(700_001)
 
@@ -317,3 +324,95 @@ def test_the_command(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("pocketsam: error: http://127.0.0.1:9/: cannot be reached")
     assert run_pocketsam("download", "nothing").returncode == 2
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("POCKETSAM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_cache_is_where_the_system_keeps_such_files(monkeypatch, tmp_path):
+    monkeypatch.delenv("POCKETSAM_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg/pocketsam"
+    for absent in ("", "relative"):  # the specification says that a relative path is no path
+        monkeypatch.setenv("XDG_CACHE_HOME", absent)
+        assert cache_folder() == tmp_path / ".cache/pocketsam"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache_folder() == tmp_path / "Library/Caches/pocketsam"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert cache_folder() == tmp_path / "local/pocketsam"
+    monkeypatch.setenv("POCKETSAM_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+
+
+def test_a_checkpoint_is_downloaded_once(server, cache):
+    assert cached("test") == cache / "weights.pt"
+    assert cached("test").read_bytes() == PAYLOAD
+    assert len(server.requests) == 1
+
+
+def test_a_cached_download_resumes(server, cache):
+    server.modes = ["cut"]
+    with pytest.raises(DownloadError, match="run it again"):
+        cached("test")
+    assert cached("test").read_bytes() == PAYLOAD
+    assert server.requests[-1]["Range"] == "bytes=300000-"
+
+
+def test_a_cache_that_cannot_be_made(server, cache):
+    cache.write_bytes(b"a file")
+    with pytest.raises(DownloadError, match=r"cache: File exists; POCKETSAM_CACHE chooses another"):
+        cached("test")
+
+
+@pytest.fixture
+def named(server, monkeypatch, cache):
+    """Serves seeded weights under the name ``mobile_sam``."""
+    data = io.BytesIO()
+    torch.save(seeded(64, seed=3).state_dict(), data)
+    monkeypatch.setitem(globals(), "PAYLOAD", data.getvalue())
+    size, digest = len(PAYLOAD), hashlib.sha256(PAYLOAD).hexdigest()
+    entry = RemoteFile(CHECKPOINTS["test"].url, "mobile_sam.pt", size, digest)
+    monkeypatch.setitem(CHECKPOINTS, "mobile_sam", entry)
+    return server
+
+
+def test_a_name_loads(named, cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mobile_sam").mkdir()  # a bundle, as README names it
+    loaded = load_model("mobile_sam", 64)
+    assert (loaded.name, loaded.architecture, loaded.note) == ("mobile_sam.pt", "mobile_sam", "")
+    assert loaded.sha256 == CHECKPOINTS["mobile_sam"].sha256
+    assert read_settings("mobile_sam").image_size == 1024
+    assert len(named.requests) == 1
+
+
+def test_export_takes_names(named, cache, tmp_path, pictures):
+    """Up to the place of the bundle, which is taken: no conversion, which has tests of its own."""
+    lines = []
+    (tmp_path / "bundle").write_bytes(b"")
+    with pytest.raises(BundleError, match="bundle"):
+        export("mobile_sam", tmp_path / "bundle", image_size=64, images=pictures, progress=lines.append)
+    progress = [line for line in lines if line.startswith(f"downloading mobile_sam to {cache}: ")]
+    assert progress[-1].endswith(f"100 % of {len(PAYLOAD) / 1e6:.0f} MB")
+    assert len(progress) <= 11
+    assert lines[len(progress) :] == ["loading mobile_sam"]
+    assert len(named.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["mobile_sam", "sam_vit_b"])
+def test_a_name_without_a_network_is_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("POCKETSAM_CACHE", str(tmp_path / "cache"))
+    entry = dataclasses.replace(CHECKPOINTS[name], url="http://127.0.0.1:9/weights.pt")
+    monkeypatch.setitem(CHECKPOINTS, name, entry)
+    done = call_pocketsam("export", name, "--output", tmp_path / "bundle")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"pocketsam: error: http://127\.0\.0\.1.* cannot be reached .*Offline\?", line)
+    assert not (tmp_path / "bundle").exists()
