@@ -266,11 +266,40 @@ def test_an_image_smaller_than_its_crops(segmenter):
         ({"points_per_side": None, "point_grids": [np.full((1, 2), 2.0)]}, "must lie in 0..1"),
         ({"points_per_side": None, "point_grids": []}, "point_grids has 0 grids"),
         ({"crop_n_points_downscale_factor": 64, "crop_n_layers": 1}, "has no points"),
+        *(
+            ({name: value}, f"{name} must be a number, not")
+            for name in ("pred_iou_thresh", "stability_score_offset", "box_nms_thresh", "time_budget")
+            for value in ("x", [0.5], True, 1j, 10**400, np.array([0.1, 0.2]), np.array(0.5))
+        ),
+        *(({"points_per_side": value}, "points_per_side must be") for value in ("x", [2], True, 2**70)),
+        *(({"order": value}, "order must be grid") for value in (None, [], np.zeros(2), 3)),
+        *(
+            ({"points_per_side": None, "point_grids": grids}, message)
+            for grids, message in (
+                ([[[0.1, 0.2], [0.3]]], r"point_grids\[0\] must be an array of numbers"),
+                ([np.array([["a", "b"]])], r"point_grids\[0\] must be an array of numbers"),
+                ([np.full((1, 2), 0.5j)], r"point_grids\[0\] must be an array of numbers"),
+                ([None], r"point_grids\[0\] must be an array of numbers"),
+                ([np.full((2, 2), np.nan)], "must lie in 0..1"),
+                (5, "point_grids must be a list of grids"),
+                (np.array(0.5), "point_grids must be a list of grids"),
+                ("ab", "point_grids has 2 grids"),
+                ({0: [[0.5, 0.5]]}, "point_grids must be a list of grids"),
+            )
+        ),
     ],
 )
 def test_wrong_parameters(wrong, message):
     with pytest.raises(PromptError, match=message):
         Parameters(**wrong)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert Parameters(pred_iou_thresh=np.float32(0.5), time_budget=np.int64(3)).pred_iou_thresh == 0.5
+    assert Parameters(points_per_side=None, point_grids=np.full((1, 1, 2), 0.5)).grids()[0].shape == (
+        1,
+        2,
+    )
 
 
 def test_a_misspelt_parameter_lists_the_valid_names(segmenter):

@@ -1,10 +1,12 @@
 """Where the mask generator clicks: its parameters, the grids of points, the crops of an image."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, TypedDict, Unpack
+from numbers import Real
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,18 +99,21 @@ class Parameters:
         self._whole("min_mask_region_area", 0, 2**31)
         ratios = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh")
         for name in (*ratios, "crop_overlap_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= self._number(name) <= 1:
                 raise PromptError(f"{name} must lie in 0..1, not {getattr(self, name)}")
-        if not 0 <= self.stability_score_offset < math.inf:
+        if not 0 <= self._number("stability_score_offset") < math.inf:
             raise PromptError(f"stability_score_offset must be >= 0, not {self.stability_score_offset}")
         for name, known in (("output_mode", OUTPUT_MODES), ("order", ORDERS)):
-            if getattr(self, name) not in known:
-                raise PromptError(f"{name} must be {', '.join(known)}, not {getattr(self, name)!r}")
-        if self.time_budget is not None and not self.time_budget >= 0:
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise PromptError(f"{name} must be {', '.join(known)}, not {_shown(value)}")
+        if self.time_budget is not None and not self._number("time_budget") >= 0:
             raise PromptError(f"time_budget must be seconds >= 0, not {self.time_budget}")
         self._check_grids()
 
     def _check_grids(self) -> None:
+        if isinstance(self.point_grids, np.ndarray) and not self.point_grids.ndim:
+            raise PromptError("point_grids must be a list of grids, not a number")
         for number, grid in enumerate(self.grids()):
             if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
                 raise PromptError(f"point_grids[{number}] must be [N, 2], not {list(grid.shape)}")
@@ -118,17 +123,29 @@ class Parameters:
     def _whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
         if type(value) is not int or not low <= value <= high:
-            raise PromptError(f"{name} must be a whole number from {low} to {high}, not {value}")
+            whole = f"a whole number from {low} to {high}"
+            raise PromptError(f"{name} must be {whole}, not {_shown(value)}")
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        if isinstance(value, Real) and not isinstance(value, bool):  # NumPy's numbers are of Real
+            with contextlib.suppress(OverflowError):  # an int beyond all floats
+                return float(value)
+        raise PromptError(f"{name} must be a number, not {_shown(value)}")
 
     def grids(self) -> list[NDArray[np.float64]]:
         """Returns, for each layer of crops, the clicks ``[N, 2]`` (x, y) in 0..1, row by row."""
         if self.point_grids is not None:
+            if not isinstance(self.point_grids, Sequence | np.ndarray):
+                raise PromptError(
+                    f"point_grids must be a list of grids, not {_shown(self.point_grids)}"
+                )
             if len(self.point_grids) != self.crop_n_layers + 1:
                 raise PromptError(
                     f"point_grids has {len(self.point_grids)} grids; crop_n_layers "
                     f"{self.crop_n_layers} needs {self.crop_n_layers + 1}"
                 )
-            return [np.asarray(grid, np.float64) for grid in self.point_grids]
+            return [_as_grid(number, grid) for number, grid in enumerate(self.point_grids)]
         assert self.points_per_side is not None
         factor = self.crop_n_points_downscale_factor
         sides = [int(self.points_per_side / factor**layer) for layer in range(self.crop_n_layers + 1)]
@@ -137,6 +154,21 @@ class Parameters:
                 "crop_n_points_downscale_factor is so large that the last layer has no points"
             )
         return [point_grid(side) for side in sides]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _as_grid(number: int, grid: Any) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(grid)
+        if array.dtype.kind in "iuf":
+            return array.astype(np.float64)
+    except (TypeError, ValueError):  # rows of several lengths
+        pass
+    raise PromptError(f"point_grids[{number}] must be an array of numbers [N, 2], not {_shown(grid)}")
 
 
 def make_parameters(**options: Unpack[ParameterOptions]) -> Parameters:
