@@ -17,6 +17,7 @@ from typing import NoReturn
 from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.files import read_regular, regular_size
 from pocketsam.runtime.contract import check_contract
+from pocketsam.runtime.json_fields import check_json
 from pocketsam.runtime.manifest import MANIFEST_NAME, Manifest
 from pocketsam.runtime.manifest_files import BundleFile
 
@@ -188,6 +189,7 @@ def _parse_bundle(path: Path, data: bytes) -> Bundle:
         value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError, MemoryError) as error:
         raise IntegrityError(f"{manifest_path}: not JSON: {error}") from None
+    check_json(value, manifest_path)
     manifest = Manifest.from_json(value, manifest_path)
     check_contract(manifest, manifest_path)
     return Bundle(path, manifest)

@@ -12,6 +12,32 @@ Json = dict[str, Any]
 T = TypeVar("T")
 
 
+MAX_DEPTH = 50
+MAX_NUMBER = 2**63
+
+
+def check_json(value: object, where: Path) -> None:
+    """Raises IntegrityError for JSON that is nested too deep, or has a number that is no size.
+
+    Args:
+        value: what ``json.loads`` returned.
+        where: path of the file.
+    """
+    waiting: list[tuple[object, str, int]] = [(value, "", 0)]
+    while waiting:
+        inner, key, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise IntegrityError(f"{where}: {key[:60]}…: nested more than {MAX_DEPTH} levels deep")
+        if isinstance(inner, dict):
+            waiting += [
+                (entry, f"{key}.{name}".lstrip("."), depth + 1) for name, entry in inner.items()
+            ]
+        elif isinstance(inner, list):
+            waiting += [(entry, f"{key}[{i}]", depth + 1) for i, entry in enumerate(inner)]
+        elif isinstance(inner, int | float) and not abs(inner) <= MAX_NUMBER:
+            raise IntegrityError(f"{where}: {key} is beyond ±2**63")
+
+
 def is_plain(name: str) -> bool:
     """Returns whether a name means something in a directory, and nothing outside."""
     return name not in ("", "..") and Path(name).name == name
@@ -41,6 +67,19 @@ class Fields:
     def unread(self) -> Json:
         """Returns the fields that nothing has read."""
         return {key: value for key, value in self._value.items() if key not in self._read}
+
+    def whole(self, key: str, low: int, high: int) -> int:
+        """Returns a whole number in a range."""
+        value = self.required(key, int)
+        if not low <= value <= high:
+            raise IntegrityError(
+                f"{self._where}: {self._prefix}{key} is {value}, not from {low} to {high}"
+            )
+        return value
+
+    def optional_whole(self, key: str, low: int, high: int) -> int | None:
+        """Returns a whole number in a range, None if it is missing or null."""
+        return None if self.get(key) is None else self.whole(key, low, high)
 
     def required(self, key: str, kind: type[T]) -> T:
         """Returns a field of a type."""

@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 
-from pocketsam.runtime.json_fields import Fields, Json
+from pocketsam.runtime.json_fields import MAX_NUMBER, Fields, Json
 from pocketsam.runtime.verification.tolerance import Tolerance
+
+MAX_POINTS = 2**16
+"""Largest number of points per prompt that a manifest may ask to pad to."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,9 @@ class NetworkFile(BundleFile):
             **_read_file(fields),
             inputs=tuple(map(TensorInfo.from_json, fields.objects("inputs"))),
             outputs=tuple(map(TensorInfo.from_json, fields.objects("outputs"))),
-            macs=fields.optional("macs", int),
+            macs=fields.optional_whole("macs", 0, MAX_NUMBER),
             intermediates=fields.texts("stages"),
-            max_points=fields.optional("points", int),
+            max_points=fields.optional_whole("points", 1, MAX_POINTS),
             signature=fields.optional("signature", str),
             details=fields.unread(),
         )
@@ -136,7 +139,7 @@ def _read_file(fields: Fields) -> Json:
     return {
         "file": fields.plain_name("file", fields.required("file", str)),
         "sha256": fields.required("sha256", str),
-        "bytes": fields.required("bytes", int),
+        "bytes": fields.whole("bytes", 0, MAX_NUMBER),
     }
 
 

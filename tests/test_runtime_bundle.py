@@ -232,6 +232,40 @@ def test_a_directory_of_links_and_of_pipes(fake):
         (package / "x").unlink()
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400, str(-(2**64))])
+@pytest.mark.parametrize(
+    "key", ["parity", "encoder.details", "decoder.bytes", "golden.tolerance.error"]
+)
+def test_numbers_beyond_all_sizes(fake, number, key):
+    """Also where nothing but ``info`` reads them."""
+    text = {
+        "parity": '"passed": true',
+        "encoder.details": '"opset": 20',
+        "decoder.bytes": f'"bytes": {len("bytes of the decoder")}',
+        "golden.tolerance.error": '"error": 0.1',
+    }[key]
+    old = (fake / MANIFEST_NAME).read_text()
+    assert text in old
+    (fake / MANIFEST_NAME).write_text(old.replace(text, text.rpartition(" ")[0] + " " + number))
+    with pytest.raises(IntegrityError, match=r"is beyond ±2\*\*63|not JSON"):
+        open_bundle(fake)
+
+
+def test_parity_nested_too_deep(fake):
+    deep = "[" * 200 + "]" * 200
+    text = (fake / MANIFEST_NAME).read_text()
+    (fake / MANIFEST_NAME).write_text(text.replace('"passed": true', f'"passed": {deep}'))
+    with pytest.raises(IntegrityError, match="nested more than 50 levels"):
+        open_bundle(fake)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**40])
+def test_points_without_end(fake, value):
+    edit(fake, decoder={"points": value})
+    with pytest.raises(IntegrityError, match=rf"decoder\.points is {value}, not from 1 to 65536"):
+        open_bundle(fake)
+
+
 def test_a_number_that_json_does_not_know(fake):
     text = (fake / MANIFEST_NAME).read_text()
     (fake / MANIFEST_NAME).write_text(text.replace('"passed": true', '"passed": NaN'))
