@@ -3,10 +3,11 @@
 import hashlib
 import io
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,7 @@ from pocketsam.files import read_regular, regular_size, write_bytes
 from pocketsam.models.download import CHECKPOINTS, cached
 from pocketsam.models.image_encoder_vit import PATCH
 from pocketsam.models.sam import POSITIONS, Sam, architecture_of, build, fit, grid_of, seeded
-from pocketsam.models.unwrap import is_archive, read_torch, unwrap
+from pocketsam.models.unwrap import read_torch, unwrap
 from pocketsam.thresholds import Thresholds
 
 SEEDED = "seeded"
@@ -34,6 +35,10 @@ DEFAULT_IMAGE_SIZE = 512
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 LARGEST = 16 << 30
 """Bytes of the largest file that is read: SAM ViT-H with its optimizer's state."""
+
+
+OLD_FORMAT = b"\xfc\x9cF\xf9 j\xa8P\x19"
+"""torch's magic number, at the head of files older than its archives."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def read_settings(source: str | os.PathLike[str]) -> Settings:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            tables = [key for key in file.keys() if key.endswith(POSITIONS)]  # noqa: SIM118
+            tables = [key for key in file.keys() if key.endswith("_encoder.pos_embed")]  # noqa: SIM118
             shape = file.get_slice(tables[0]).get_shape() if tables else None
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(path, error) from None
@@ -230,7 +235,7 @@ def _read(path: Path) -> tuple[Any, str]:
         if suffix == ".safetensors":
             content = load_safetensors(data)
         else:
-            is_archive(str(path), io.BytesIO(data))
+            _is_archive(str(path), io.BytesIO(data))
             content = read_torch(str(path), io.BytesIO(data))
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(path, error) from None
@@ -262,7 +267,29 @@ def _map_torch(path: Path) -> Any:
     """Returns what a torch file holds; of the usual format, only what is looked at is read."""
     try:
         with path.open("rb") as file:
-            mappable = is_archive(str(path), file)
+            mappable = _is_archive(str(path), file)
         return read_torch(str(path), str(path)) if mappable else _read(path)[0]
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
+
+
+def _is_archive(name: str, file: BinaryIO) -> bool:
+    """Returns whether a torch file is an archive; refuses one that unpacks to more than its size."""
+    head, size = file.read(32), file.seek(0, os.SEEK_END)
+    if not head.startswith(b"PK"):
+        if OLD_FORMAT not in head:
+            raise CheckpointError(f"{name}: not a torch checkpoint, or truncated")
+        return False
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {error}") from None
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError(f"{name}: a TorchScript program; save model.state_dict() instead")
+    held = sum(entry.file_size for entry in entries)
+    if held > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{name}: refused: its {size} bytes unpack to {held}; torch writes checkpoints uncompressed"
+        )
+    return True

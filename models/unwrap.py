@@ -6,14 +6,12 @@ flattened to ``a.b.c``, and what stands before ``image_encoder.``, ``prompt_enco
 """
 
 import io
-import os
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +20,32 @@ from pocketsam.constants import PIXEL_MEAN, PIXEL_STD
 from pocketsam.errors import CheckpointError
 
 ROOTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+
+GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+TRANSFORMERS = (
+    (r"^vision_encoder\.", "image_encoder."),
+    (r"patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^image_encoder\.layers\.", "image_encoder.blocks."),
+    (r"neck\.conv1\.", "neck.0."),
+    (r"neck\.layer_norm1\.", "neck.1."),
+    (r"neck\.conv2\.", "neck.2."),
+    (r"neck\.layer_norm2\.", "neck.3."),
+    (r"^(prompt_encoder\.shared_embedding|shared_image_embedding)\.positional_embedding$", GAUSSIAN),
+    (r"\.point_embed\.", ".point_embeddings."),
+    (r"mask_embed\.conv1\.", "mask_downscaling.0."),
+    (r"mask_embed\.layer_norm1\.", "mask_downscaling.1."),
+    (r"mask_embed\.conv2\.", "mask_downscaling.3."),
+    (r"mask_embed\.layer_norm2\.", "mask_downscaling.4."),
+    (r"mask_embed\.conv3\.", "mask_downscaling.6."),
+    (r"upscale_conv1\.", "output_upscaling.0."),
+    (r"upscale_layer_norm\.", "output_upscaling.1."),
+    (r"upscale_conv2\.", "output_upscaling.3."),
+    (r"((iou_prediction_head|output_hypernetworks_mlps\.\d)\.)layers\.0\.", r"\1layers.1."),
+    (r"((iou_prediction_head|output_hypernetworks_mlps\.\d)\.)proj_in\.", r"\1layers.0."),
+    (r"((iou_prediction_head|output_hypernetworks_mlps\.\d)\.)proj_out\.", r"\1layers.2."),
+    (r"\.layer_norm", ".norm"),
+)
+"""(pattern, name): what ``SamModel`` of transformers calls otherwise, changed in this order."""
 
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Segments of a name that torch's wrappers of modules add: compile, DDP, FSDP, recomputation."""
@@ -44,7 +68,7 @@ OPTIMIZERS = re.compile(r"(^|\.)(optim|exp_avg|grad)")
 
 FOREIGN = (
     (
-        r"(^|\.)mask_decoder\.(hf_token|hf_mlp|compress_vit_feat)\.",
+        r"(^|\.)mask_decoder\.(hf_token|hq_token|hf_mlp|compress_vit_feat)\.",
         "HQ-SAM, whose decoder also reads features from inside the encoder, which bundles do not hold; "
         "export the network that it was made from, such as mobile_sam",
     ),
@@ -52,26 +76,10 @@ FOREIGN = (
         r"(^|[._])lora_|(^|\.)w_[ab](\.|_\d|_linear)|linear_[ab]_[qkv]\.",
         "LoRA matrices beside the weights; merge them into the weights and save again",
     ),
-    (
-        r"(?i)(^|[._])adapters?([._]|$)",
-        "adapters, layers that SAM does not have; only SAM's own layers can be exported",
-    ),
-    (
-        r"(^|\.)(sam_mask_decoder|memory_attention|memory_encoder)\.",
-        "SAM 2, another network; known are MobileSAM and SAM",
-    ),
-    (
-        r"(^|\.)(vision_encoder|shared_image_embedding)\.",
-        "SAM with the names of transformers; known are those of segment-anything, as in its own .pth",
-    ),
-    (
-        r"(^|\.)mask_decoder\.final_output_upscaling_layers\.",
-        "EfficientSAM, another network; known are MobileSAM and SAM",
-    ),
-    (
-        r"(^|\.)image_encoder\.backbone\.",
-        "EfficientViT-SAM, another encoder; known are TinyViT and SAM's ViT-B, ViT-L and ViT-H",
-    ),
+    (r"(?i)(^|[._])adapters?([._]|$)", "adapters, layers that SAM does not have"),
+    (r"(^|\.)(sam_mask_decoder|memory_attention|memory_encoder)\.", "SAM 2, another network"),
+    (r"(^|\.)mask_decoder\.final_output_upscaling_layers\.", "EfficientSAM, another network"),
+    (r"(^|\.)image_encoder\.backbone\.", "EfficientViT-SAM, another network"),
 )
 """(pattern of a name, what the file is): networks that are not supported, refused by name."""
 
@@ -83,8 +91,6 @@ LUGGAGE_TYPES = (
 DEFAULT_DICT = "collections.defaultdict"
 PLAIN_TYPES = {f"builtins.{name}" for name in ("dict", "list", "set", "tuple", "int", "float", "str")}
 
-OLD_FORMAT = b"\xfc\x9cF\xf9 j\xa8P\x19"
-"""torch's magic number, at the head of files older than its archives."""
 _DEPTH = 8
 
 
@@ -126,6 +132,9 @@ def unwrap(name: str, content: object) -> Unwrapped:
             networks.setdefault(prefix, {})[inner] = tensor
     if not networks:
         raise CheckpointError(f"{name}: {_describe_stranger(tensors, content)}")
+    for prefix, found in networks.items():
+        if any(key.startswith("vision_encoder.") for key in found):
+            networks[prefix] = {_rename(key): tensor for key, tensor in found.items()}
     prefix = _choose(name, networks)
     chosen = networks[prefix]
     extra = tuple(key for key in others if _split(key)[0] != prefix or not _split(key)[1])
@@ -157,10 +166,17 @@ def _split(key: str) -> tuple[str, str]:
     """Returns (prefix, official name), or (key, "") for a tensor outside SAM's three parts."""
     segments = key.split(".")
     for number, segment in enumerate(segments):
-        if segment in ROOTS:
+        if segment in (*ROOTS, "vision_encoder", "shared_image_embedding"):
             inner = [segment for segment in segments[number:] if segment not in WRAPPERS]
             return ".".join(segments[:number]), ".".join(inner)
     return key, ""
+
+
+def _rename(key: str) -> str:
+    """Returns segment-anything's name for one of transformers'."""
+    for pattern, name in TRANSFORMERS:
+        key = re.sub(pattern, name, key)
+    return key
 
 
 def _choose(name: str, networks: Mapping[str, Mapping[str, Tensor]]) -> str:
@@ -185,6 +201,8 @@ def _describe(
 ) -> str:
     """Returns one line about what was removed and ignored."""
     parts = []
+    if any("vision_encoder." in key for key in tensors):
+        parts.append("SAM of transformers: names changed to segment-anything's")
     if prefix:
         names = [str(key) for key in content] if isinstance(content, Mapping) else []
         heads = "\n".join([f"{prefix}.", *names])
@@ -249,32 +267,6 @@ def read_torch(name: str, source: str | io.BytesIO) -> Any:
     except Exception as error:  # a damaged pickle can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {reason:.200}") from None
-
-
-def is_archive(name: str, file: BinaryIO) -> bool:
-    """Returns whether a torch file is an archive, or has the format before archives.
-
-    Raises:
-        CheckpointError: it is neither, or an archive that unpacks to more than its size.
-    """
-    head, size = file.read(32), file.seek(0, os.SEEK_END)
-    if not head.startswith(b"PK"):
-        if OLD_FORMAT not in head:
-            raise CheckpointError(f"{name}: not a torch checkpoint, or truncated")
-        return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {error}") from None
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise CheckpointError(f"{name}: a TorchScript program; save model.state_dict() instead")
-    held = sum(entry.file_size for entry in entries)
-    if held > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(
-            f"{name}: refused: its {size} bytes unpack to {held}; torch writes checkpoints uncompressed"
-        )
-    return True
 
 
 def _stand_ins(source: str | io.BytesIO) -> list[Any]:
