@@ -30,7 +30,7 @@ CHOICE = --checkpoint '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SI
 	$(if $(ALL),,--precision $(PRECISION))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-arm check docs demo bench bench-everything study weights default-bundle clicks lock clean \
+.PHONY: help install test test-all test-arm fuzz check docs demo bench bench-everything study weights default-bundle clicks lock clean \
 	tflite-env export-coreml export-tflite parity battery int8-converters
 
 help: ## use: list the targets
@@ -67,6 +67,9 @@ test-arm: install ## develop: the runtime on a Pi's processors, emulated; needs 
 	$(BIN)/python -m pocketsam export default --image-size 256 --output build/arm/bundle --force
 	$(BIN)/python -c "from skimage import data, io; io.imsave('build/arm/photo.png', data.astronaut())"
 	$(BIN)/python tests/arm.py build/arm/bundle build/arm/photo.png
+
+fuzz: install ## develop: 10,000 seeded damages of what users bring: a result, our error, or a fault? (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py
 
 check: install ## develop: lint, formatting, types
 	$(BIN)/ruff check .
