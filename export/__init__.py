@@ -220,7 +220,9 @@ def _open_reference(
     settings = read_settings(source)
     size = settings.image_size if image_size is None else image_size
     if size not in IMAGE_SIZES:
-        raise UsageError(f"{source}: is for a canvas of {size} pixels; give an image_size, a multiple of 64")
+        raise UsageError(
+            f"{source}: is for a canvas of {size} pixels; give a multiple of 64 as image_size"
+        )
     reference = Reference(source, size, progress=progress, **photos)
     name = reference.loaded.name
     if reference.loaded.note:

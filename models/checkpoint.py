@@ -187,11 +187,13 @@ def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded
     architecture = architecture_of(found.state)
     table = found.state.get(POSITIONS)
     grid = None if table is None else grid_of(table.shape)
-    with torch.device("meta"):  # no memory before the shapes are known to fit
-        wanted = build(architecture, image_size, grid).state_dict()
+    is_large = POSITIONS in found.state  # then no memory is taken before the shapes are known to fit
+    with torch.device("meta" if is_large else "cpu"):
+        model = build(architecture, image_size, grid)
     message = f"{path}: does not fit {architecture}"
-    state, note = fit(message, found.state, wanted, found.extra)
-    model = build(architecture, image_size, grid)
+    state, note = fit(message, found.state, model.state_dict(), found.extra)
+    if is_large:
+        model = build(architecture, image_size, grid)
     model.load_state_dict(model.state_dict() | state)
     notes = "; ".join(line for line in (found.note, note) if line)
     return Loaded(model.eval(), architecture, path.name, digest, True, settings, notes)
