@@ -1,17 +1,23 @@
 """Downloads the official checkpoints: resumable, verified, whole or not at all. Needs no torch."""
 
+import contextlib
 import hashlib
 import http.client
 import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pocketsam.errors import DownloadError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows; two downloads to one place are not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 CHUNK = 1 << 18
 """Bytes read at a time."""
@@ -89,7 +95,7 @@ def download(
 
     Raises:
         DownloadError: the name is unknown, the network fails, the data are damaged, ``destination``
-            is another file, or it cannot be written.
+            is another file, is being downloaded by another process, or cannot be written.
     """
     if name not in CHECKPOINTS:
         raise DownloadError(f"unknown checkpoint {name!r}; known are {', '.join(CHECKPOINTS)}")
@@ -107,11 +113,37 @@ def download(
                 raise DownloadError(f"{path}: exists with sha256 {found}, not {wanted.sha256}; move it")
             return path
         part = path.with_name(f"{path.name}.part")
-        _fetch(address, part, wanted.size, progress, timeout)
-        _accept(part, path, wanted)
+        with _locked(part):
+            if not path.exists():  # else another process has just finished
+                _fetch(address, part, wanted.size, progress, timeout)
+                _accept(part, path, wanted)
     except OSError as error:  # from the disk; errors of the network are DownloadErrors by now
         raise DownloadError(f"{error.filename or path}: {error.strerror or error}") from None
     return path
+
+
+@contextlib.contextmanager
+def _locked(part: Path) -> Iterator[None]:
+    """Holds an unfinished file's lock, which the system takes from a process that ends.
+
+    Raises:
+        DownloadError: another process is downloading it.
+    """
+    if not fcntl:
+        yield
+        return
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DownloadError(f"{part}: another pocketsam is downloading it; wait for it") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            if part.exists() and part.stat().st_size == 0:
+                part.unlink()
 
 
 def cache_folder() -> Path:

@@ -282,6 +282,22 @@ def test_bad_arguments(tmp_path):
         assert url in str(caught.value)
 
 
+def test_two_at_once(server, tmp_path):
+    """The second is refused while the first runs, and the first's file arrives whole."""
+    second = []
+
+    def try_again(_done, _total):
+        if not second:  # flock holds between two opened files, of one process or of two
+            with pytest.raises(DownloadError, match=r"weights\.pt\.part: another pocketsam") as caught:
+                download("test", tmp_path)
+            second.append(caught)
+
+    assert download("test", tmp_path, progress=try_again).read_bytes() == PAYLOAD
+    assert second
+    assert len(server.requests) == 1
+    assert names(tmp_path) == ["weights.pt"]
+
+
 def test_a_directory_that_is_not_there(server, tmp_path):
     with pytest.raises(DownloadError, match="nowhere"):
         download("test", tmp_path / "nowhere" / "weights.pt")
