@@ -28,7 +28,7 @@ def staged_bundle(output: Path, force: bool) -> Iterator[Path]:
         BundleError: the output is taken, or cannot be written.
         PocketSamError: another process is writing it.
     """
-    output = output.resolve()
+    output = resolve_place(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with staged_directory(output) as work:
@@ -36,6 +36,21 @@ def staged_bundle(output: Path, force: bool) -> Iterator[Path]:
             yield work
     except OSError as error:
         raise BundleError(f"{error.filename or output}: {error.strerror or error}") from error
+
+
+def resolve_place(output: Path) -> Path:
+    """Returns the absolute path of a bundle.
+
+    Raises:
+        BundleError: a name that no file system takes, or the root of one.
+    """
+    try:
+        resolved = output.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL; links in a circle
+        raise BundleError(f"{str(output)!r}: {error}; choose another place") from None
+    if not resolved.name:
+        raise BundleError(f"{resolved}: is no place for a bundle; choose another one")
+    return resolved
 
 
 def check_free(output: Path, force: bool) -> None:

@@ -18,6 +18,10 @@ except ModuleNotFoundError:  # Windows; there nothing is exported, and files are
     fcntl = None  # type: ignore[assignment]
 
 
+OWNER = "process"
+"""Name of the file in a claimed directory that says who claimed it."""
+
+
 def regular_size(path: Path) -> int:
     """Returns the size in bytes of a regular file, or of one that a link leads to.
 
@@ -63,6 +67,8 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PocketSamError(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # a name that no file system takes
+        raise PocketSamError(f"{str(path)!r}: {error}") from None
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -78,9 +84,13 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         PocketSamError: the file cannot be written.
     """
-    work = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
+        work = path.with_name(f".{path.stem}.partial{path.suffix}")
         lock = _claim_file(work)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file system takes
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise PocketSamError(f"{str(path)!r}: cannot be written: {reason or error}") from None
+    try:
         try:
             write(work)
             work.replace(path)
@@ -150,6 +160,7 @@ def staged_directory(destination: Path) -> Iterator[Path]:
     lock = _lock(claim, destination)
     try:
         _settle(claim, destination)
+        (claim / OWNER).write_text(str(os.getpid()))
         work = claim / "new"
         work.mkdir()
         yield work
@@ -164,7 +175,6 @@ def staged_directory(destination: Path) -> Iterator[Path]:
 
 def _lock(claim: Path, destination: Path) -> int | None:
     """Makes a directory, or takes over a killed run's; returns the descriptor that holds its lock."""
-    busy = f"{destination}: another pocketsam is writing it; wait for it, or choose another place"
     while True:
         try:
             claim.mkdir()
@@ -174,7 +184,7 @@ def _lock(claim: Path, destination: Path) -> int | None:
         if not fcntl:
             if is_new:
                 return None
-            raise PocketSamError(f"{busy}; if none is, remove {claim}")
+            raise _busy(destination, claim, is_certain=False)
         try:
             lock = os.open(claim, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # another run has ended meanwhile
@@ -184,11 +194,23 @@ def _lock(claim: Path, destination: Path) -> int | None:
         except OSError as error:
             if isinstance(error, BlockingIOError) or not is_new:
                 os.close(lock)
-                hint = "" if isinstance(error, BlockingIOError) else f"; if none is, remove {claim}"
-                raise PocketSamError(f"{busy}{hint}") from None
+                is_certain = isinstance(error, BlockingIOError)
+                raise _busy(destination, claim, is_certain=is_certain) from None
         if _has_name(lock, claim):
             return lock
         os.close(lock)
+
+
+def _busy(destination: Path, claim: Path, *, is_certain: bool) -> PocketSamError:
+    """Returns the error that says who writes a directory, and what to do."""
+    owner = ""
+    with contextlib.suppress(OSError, ValueError):
+        owner = f" (process {int((claim / OWNER).read_text())})"
+    hint = "" if is_certain else f"; if none is, remove {claim}"
+    return PocketSamError(
+        f"{destination}: another pocketsam{owner} is writing it; wait for it, or choose another place"
+        f"{hint}"
+    )
 
 
 def _has_name(descriptor: int, path: Path) -> bool:

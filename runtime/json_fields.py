@@ -17,7 +17,9 @@ MAX_NUMBER = 2**63
 
 
 def check_json(value: object, where: Path) -> None:
-    """Raises IntegrityError for JSON that is nested too deep, or has a number that is no size.
+    """Raises IntegrityError for JSON that is nested too deep, or has a number or text that is none.
+
+    Such are numbers beyond all sizes, and halves of characters, which cannot be printed.
 
     Args:
         value: what ``json.loads`` returned.
@@ -29,6 +31,7 @@ def check_json(value: object, where: Path) -> None:
         if depth > MAX_DEPTH:
             raise IntegrityError(f"{where}: {key[:60]}…: nested more than {MAX_DEPTH} levels deep")
         if isinstance(inner, dict):
+            waiting += [(name, "a key", depth + 1) for name in inner]
             waiting += [
                 (entry, f"{key}.{name}".lstrip("."), depth + 1) for name, entry in inner.items()
             ]
@@ -36,6 +39,8 @@ def check_json(value: object, where: Path) -> None:
             waiting += [(entry, f"{key}[{i}]", depth + 1) for i, entry in enumerate(inner)]
         elif isinstance(inner, int | float) and not abs(inner) <= MAX_NUMBER:
             raise IntegrityError(f"{where}: {key} is beyond ±2**63")
+        elif isinstance(inner, str) and any("\ud800" <= letter <= "\udfff" for letter in inner):
+            raise IntegrityError(f"{where}: {key} is {inner[:60]!r}, no text")
 
 
 def is_plain(name: str) -> bool:

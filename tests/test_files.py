@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -125,13 +126,39 @@ def test_a_file_has_the_rights_that_the_system_asks_for(tmp_path):
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("x", "bundle")] == [0o640, 0o750]
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "a\0b", "x" * 300, "\ud800"])
+def test_a_name_that_no_system_takes(name):
+    with pytest.raises(PocketSamError, match=r"cannot be written"):
+        files.write_bytes(Path(name), b"")
+    if "\0" in name:
+        with pytest.raises(PocketSamError, match="null"):
+            files.make_folder(Path(name))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("elsewhere")])
+def test_something_else_in_the_place_of_the_sibling(tmp_path, make):
+    make(tmp_path / ".x.partial.json")
+    with pytest.raises(PocketSamError, match=r"x\.json'?: cannot be written"):
+        files.write_bytes(tmp_path / "x.json", b"")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_who_writes_a_directory_is_named(tmp_path):
+    with files.staged_directory(tmp_path / "b") as work:
+        says = f"another pocketsam \\(process {os.getpid()}\\) is writing it"
+        with pytest.raises(PocketSamError, match=says), files.staged_directory(tmp_path / "b"):
+            raise AssertionError("not reached")
+        (work / "x").write_bytes(b"")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["x"]
+
+
 def test_without_locks_as_on_windows(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "fcntl", None)
     files.write_bytes(tmp_path / "x.json", b"x")
     with files.staged_directory(tmp_path / "bundle") as work:
         (work / "x").write_bytes(b"x")
         again = files.staged_directory(tmp_path / "bundle")
-        with pytest.raises(PocketSamError, match="another pocketsam is writing it"), again:
+        with pytest.raises(PocketSamError, match=r"another pocketsam .*is writing it"), again:
             raise AssertionError("not reached")
     assert contents(tmp_path / "bundle") == {"x": b"x"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "x.json"]

@@ -251,6 +251,16 @@ def test_numbers_beyond_all_sizes(fake, number, key):
         open_bundle(fake)
 
 
+@pytest.mark.parametrize("text", ['"onnx": "\\ud800"', '"\\udfff": "1.0"'])
+def test_half_a_character(fake, text):
+    """JSON can say it, and nothing can print it."""
+    old = (fake / MANIFEST_NAME).read_text()
+    assert '"onnx": "1.23.2"' in old
+    (fake / MANIFEST_NAME).write_text(old.replace('"onnx": "1.23.2"', text))
+    with pytest.raises(IntegrityError, match=r"(tools\.onnx|a key) is '.ud[8f]..', no text"):
+        open_bundle(fake)
+
+
 def test_parity_nested_too_deep(fake):
     deep = "[" * 200 + "]" * 200
     text = (fake / MANIFEST_NAME).read_text()

@@ -1,6 +1,7 @@
 """Models that break the contract though their hashes are right, and one bundle in several threads."""
 
 import copy
+import io
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,9 +12,10 @@ from conftest import run_pocketsam
 from onnx import TensorProto, helper
 from tiny_bundle import SIDE, write_tiny
 
-from pocketsam.errors import BundleError, PromptError
+from pocketsam.errors import BundleError, IntegrityError, PromptError
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.everything.generator import MaskGenerator
+from pocketsam.runtime.verification.golden import check_golden
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
 LOOSE = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
@@ -102,6 +104,16 @@ def test_a_certificate_of_nan_fails(name, tmp_path):
     done = run_pocketsam("verify", write_tiny(tmp_path / "b", encoder=ENCODERS["NaN"]))
     assert done.returncode == 3
     assert done.stdout.count("\u2717") == 8
+
+
+def test_a_golden_prompt_of_millions_of_points(tmp_path):
+    """A decoder would want memory for all of them."""
+    with np.load(write_tiny(tmp_path / "a") / "golden.npz") as file:
+        arrays = dict(file) | {"point_point_coords": np.full((1, 10**6, 2), 5, np.float32)}
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    with pytest.raises(IntegrityError, match="point_point_coords has 2000000 numbers, more than 4096"):
+        check_golden(write_tiny(tmp_path / "b", golden=stream.getvalue()))
 
 
 def test_a_good_bundle_keeps_the_contract(tmp_path):

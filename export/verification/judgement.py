@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pocketsam.errors import ParityError, UsageError
-from pocketsam.export.bundle import staged_bundle
+from pocketsam.export.bundle import resolve_place, staged_bundle
 from pocketsam.export.target import Target
 from pocketsam.export.targets import find_precision
 from pocketsam.export.verification.report import Report, WorstMask
@@ -83,7 +83,8 @@ def _better(target: Target, precision: str, accept: Grade) -> str:
 
 def failed_place(output: Path) -> Path:
     """Returns where files that fail are kept: ``OUTPUT.failed``."""
-    return output.resolve().with_name(f"{output.resolve().name}.failed")
+    place = resolve_place(output)
+    return place.with_name(f"{place.name}.failed")
 
 
 def keep_failure(work: Path, output: Path, report: Report) -> None:

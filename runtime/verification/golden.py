@@ -42,6 +42,8 @@ SIDE = 64
 SMALL = 0.02
 """Share of a thinned mask's pixels below which it is judged by its pixels changed."""
 PYTORCH, EXPORT = "PyTorch", "its own answer at export"
+MAX_PROMPT = 2**12
+"""Numbers of a golden prompt: without a bound, a decoder would want memory for millions of points."""
 INPUTS = ("point_coords", "point_labels", "boxes", "mask_inputs")
 
 Arrays = dict[str, NDArray[Any]]
@@ -159,7 +161,11 @@ def check_networks(bundle: Bundle, encoder: Network, decoder: Network) -> list[G
 def _load(bundle: Bundle) -> Arrays:
     data = bundle.read("golden")
     try:
-        return read_npz(data)
+        arrays = read_npz(data)
+        for name, array in arrays.items():
+            if name.endswith(INPUTS[:3]) and array.size > MAX_PROMPT:
+                raise ValueError(f"{name} has {array.size} numbers, more than {MAX_PROMPT}")
+        return arrays
     except (ValueError, MemoryError) as error:
         raise IntegrityError(f"{bundle.path}: damaged golden vectors: {error}") from None
 
