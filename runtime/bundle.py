@@ -161,6 +161,20 @@ def _tree(directory: Path) -> Iterator[tuple[Path, int]]:
         raise IntegrityError(f"{error.filename}: {error.strerror}") from None
 
 
+def read_model(path: str | os.PathLike[str]) -> bytes:
+    """Returns the bytes of a network's file that belongs to no bundle.
+
+    Raises:
+        BundleError: it cannot be read, is no regular file, or is too large.
+    """
+    try:
+        return read_regular(Path(path), MAX_FILE)
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # a name that no file system takes
+        raise BundleError(f"{os.fspath(path)!r}: {error}") from None
+
+
 def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
     """Returns a bundle after checking its manifest; other files are checked when they are read.
 

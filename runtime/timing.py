@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from importlib.resources import files
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -20,7 +19,7 @@ from pocketsam.errors import BundleError
 from pocketsam.images import Pixels
 from pocketsam.runtime.backends.networks import open_network
 from pocketsam.runtime.backends.ort import Providers, open_session
-from pocketsam.runtime.bundle import NETWORKS, Bundle
+from pocketsam.runtime.bundle import NETWORKS, Bundle, read_model
 from pocketsam.runtime.segmenter import Segmenter
 
 GEMM_SIDE = 2048
@@ -154,10 +153,7 @@ def onnx_task(path: str, providers: Providers, threads: int | None) -> Task:
     Raises:
         BundleError: the file cannot be read, or has other inputs.
     """
-    try:
-        session = open_session(Path(path).read_bytes(), path, providers, threads, foreign=True)
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}") from None
+    session = open_session(read_model(path), path, providers, threads, foreign=True)
     rng = np.random.default_rng(0)
     feeds = {}
     for tensor in session.get_inputs():

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_runtime_manifest import ONNX
 
 from pocketsam.errors import BundleError, IntegrityError
-from pocketsam.runtime.bundle import hash_tree, open_bundle
+from pocketsam.runtime.bundle import hash_tree, open_bundle, read_model
 from pocketsam.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION
 
 
@@ -194,6 +194,19 @@ def test_a_file_that_would_never_end(fake, name, make):
     make(fake / name)
     with pytest.raises(BundleError, match=rf"{name}: not a regular file"):
         open_bundle(fake).read("golden" if name == "golden.npz" else "encoder")
+
+
+def test_a_model_of_others(tmp_path):
+    os.mkfifo(tmp_path / "x.onnx")
+    for path, says in (
+        ("x.onnx", "not a regular file"),
+        (".", "Is a directory"),
+        ("y", "No such file"),
+    ):
+        with pytest.raises(BundleError, match=says):
+            read_model(tmp_path / path)
+    with pytest.raises(BundleError, match="null"):
+        read_model("a\0b")
 
 
 def test_files_larger_than_any_bundle_are_not_read(fake):

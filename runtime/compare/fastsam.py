@@ -9,7 +9,6 @@ box.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 from pocketsam.errors import BundleError, PromptError
 from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime.backends.ort import Providers, open_session, run_session
+from pocketsam.runtime.bundle import read_model
 from pocketsam.runtime.everything.candidates import box_areas, box_intersections
 from pocketsam.runtime.image import ImageLike, as_pixels
 from pocketsam.runtime.rle import mask_bounds, to_rle
@@ -75,10 +75,7 @@ class FastSam:
         threads: int | None = None,
     ) -> None:
         self.name = os.fspath(path)
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise BundleError(f"{path}: {error.strerror}") from None
+        data = read_model(path)
         self._session = open_session(data, self.name, providers, threads, static=True, foreign=True)
         self._input, self.canvas = self._check_input()
         self._outputs = [output.name for output in self._session.get_outputs()]
