@@ -157,7 +157,9 @@ def _flatten(name: str, content: object) -> Iterator[tuple[str, Tensor]]:
                 is_name = isinstance(key, str) or not isinstance(value, Mapping)
                 if isinstance(item, Tensor) and not is_name and not OPTIMIZERS.search(path):
                     raise CheckpointError(f"{name}: a tensor has the key {key!r:.40}, which is no name")
-                yield from walk(item, f"{path}.{key!s:.200}" if path else f"{key!s:.200}", depth + 1)
+                segment = f"{key!s:.200}"
+                segment = segment if segment.isprintable() else ascii(segment)  # it stands in errors
+                yield from walk(item, f"{path}.{segment}" if path else segment, depth + 1)
 
     yield from walk(content, "", 0)
 

@@ -69,6 +69,12 @@ def test_a_key_that_is_no_name(key, state, tmp_path):
     assert repr(key) in line
 
 
+def test_names_of_several_lines(tmp_path):
+    content = {"a\nb": {f"image_encoder.{'x' * 5000}\n{i}": torch.zeros(1) for i in range(9)}}
+    lines = refuse(content, tmp_path, "does not fit mobile_sam")
+    assert max(map(len, lines[1:])) <= 210
+
+
 def test_a_dictionary_that_holds_itself(state, tmp_path):
     content = {"epoch": 3}
     content["again"] = content
