@@ -84,13 +84,16 @@ FOREIGN = (
 """(pattern of a name, what the file is): networks that are not supported, refused by name."""
 
 LUGGAGE_TYPES = (
-    *("argparse", "pathlib", "datetime", "enum", "numpy", "omegaconf", "yacs", "easydict", "addict"),
-    *("ml_collections", "lightning", "lightning_fabric", "pytorch_lightning", "torchmetrics"),
+    *("argparse", "pathlib", "datetime", "numpy", "omegaconf", "ml_collections", "lightning"),
+    *("lightning_fabric", "pytorch_lightning", "torchmetrics"),
 )
 """Packages whose objects people save beside weights; an empty object takes the place of each."""
-DEFAULT_DICT = "collections.defaultdict"
-PLAIN_TYPES = {f"builtins.{name}" for name in ("dict", "list", "set", "tuple", "int", "float", "str")}
-
+_PLAIN = ("dict", "list", "set", "frozenset", "tuple", "int", "float", "str", "slice", "range")
+PLAIN_TYPES = {f"builtins.{name}" for name in _PLAIN}
+CONTAINERS: dict[str, Any] = {
+    "collections.defaultdict": lambda *_: {},
+    "collections.deque": lambda *_: [],
+}
 _DEPTH = 8
 
 
@@ -212,6 +215,8 @@ def _describe(
         if AVERAGES & set(re.split(r"[._]", prefix.lower())):
             form += " with averaged weights"
         parts.append(f"{form}: prefix {prefix}. removed")
+    inside = {word for key in tensors for word in key.split(".") if word in WRAPPERS}
+    parts += [f"{word}. removed from names" for word in sorted(inside - set(prefix.split(".")))]
     optimizers = sum(bool(OPTIMIZERS.search(key)) for key in tensors)
     if optimizers:
         parts.append(f"{optimizers} optimizer entries ignored")
@@ -253,16 +258,16 @@ def read_torch(name: str, source: str | io.BytesIO) -> Any:
     Raises:
         CheckpointError: it is damaged, or holds objects that are neither tensors nor luggage.
     """
+    stand_ins, unknown = _stand_ins(source)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # torch warns of old pickles, then refuses them
-            with torch.serialization.safe_globals(_stand_ins(source)):
-                mmap = isinstance(source, str)
-                return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+            mmap = isinstance(source, str)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0] if str(error) else "damaged pickle"
         if "Weights only load failed" in reason:
-            reason = "it holds more than tensors, and loading it could run code"
+            reason = f"it holds {unknown or 'more than tensors'}, and loading it could run code"
         raise CheckpointError(
             f"{name}: refused: {reason:.200}; save model.state_dict() alone"
         ) from None
@@ -271,17 +276,18 @@ def read_torch(name: str, source: str | io.BytesIO) -> Any:
         raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {reason:.200}") from None
 
 
-def _stand_ins(source: str | io.BytesIO) -> list[Any]:
-    """Returns (empty object, name) for each type in an archive that is only luggage."""
+def _stand_ins(source: str | io.BytesIO) -> tuple[list[Any], str]:
+    """Returns (object, name) for each type in an archive that is only luggage, and names of others."""
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(source)
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(source))
     except Exception:  # another format, or damaged: torch.load says so
-        names = []
+        names = set()
     if isinstance(source, io.BytesIO):
         source.seek(0)
-    known = [name for name in names if name.split(".")[0] in LUGGAGE_TYPES or name in PLAIN_TYPES]
-    dictionaries: list[Any] = [(lambda *_: {}, name) for name in names if name == DEFAULT_DICT]
-    return dictionaries + [(_Luggage, name) for name in known]
+    empty = {n for n in names if n.split(".")[0] in LUGGAGE_TYPES or n in PLAIN_TYPES}
+    known = {name: CONTAINERS.get(name, _Luggage) for name in names & CONTAINERS.keys() | empty}
+    unknown = ", ".join(sorted(ascii(name)[1:-1] for name in names - known.keys())[:3])
+    return [(value, name) for name, value in known.items()], unknown
 
 
 class _Luggage:

@@ -5,12 +5,15 @@ import dataclasses
 import hashlib
 import io
 import re
+import shutil
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -432,3 +435,14 @@ def test_a_name_without_a_network_is_one_line(name, tmp_path, monkeypatch):
     (line,) = done.stderr.splitlines()
     assert re.match(r"pocketsam: error: http://127\.0\.0\.1.* cannot be reached .*Offline\?", line)
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_demo_takes_a_name():
+    """Only what it would run: the rest has tests of its own."""
+    root = Path(__file__).parent.parent
+    for arguments, checkpoint in (((), "default"), (("CHECKPOINT=mobile_sam",), "mobile_sam")):
+        command = ["make", "--dry-run", "demo", *arguments]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        assert f"pocketsam export '{checkpoint}' --target onnx" in done.stdout
+        assert "for better masks: make demo CHECKPOINT=mobile_sam" in done.stdout
