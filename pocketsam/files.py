@@ -108,8 +108,9 @@ def _claim_file(work: Path) -> int | None:
     while True:
         lock = os.open(work, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            if not stat.S_ISREG(os.fstat(lock).st_mode):
-                raise OSError(errno.EINVAL, f"{work} is not a regular file; remove it")
+            status = os.fstat(lock)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # it would be overwritten
+                raise OSError(errno.EINVAL, f"{work} is not a file of ours; remove it")
             if fcntl:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(lock, fcntl.LOCK_EX)

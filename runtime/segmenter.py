@@ -44,6 +44,7 @@ class Segmenter:
     """The runtime's counterpart of segment-anything's ``SamPredictor``.
 
     ONNX runs in onnxruntime, TFLite in LiteRT (extra ``litert``), Core ML on macOS (extra ``coreml``).
+    Threads take a copy each: ``copy.copy`` of it shares the networks and has an image of its own.
 
     Args:
         bundle_dir: a directory that ``pocketsam export`` wrote; by default the one in this package.

@@ -135,12 +135,15 @@ def test_a_name_that_no_system_takes(name):
             files.make_folder(Path(name))
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("elsewhere")])
+@pytest.mark.parametrize("make", ["mkfifo", "symlink", "link"])
 def test_something_else_in_the_place_of_the_sibling(tmp_path, make):
-    make(tmp_path / ".x.partial.json")
+    """Neither waited for nor written to."""
+    (tmp_path / "mine").write_bytes(b"mine")
+    (getattr(os, make))(*([tmp_path / "mine"] if "link" in make else []), tmp_path / ".x.partial.json")
     with pytest.raises(PocketSamError, match=r"x\.json'?: cannot be written"):
         files.write_bytes(tmp_path / "x.json", b"")
-    assert not (tmp_path / "elsewhere").exists()
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_who_writes_a_directory_is_named(tmp_path):

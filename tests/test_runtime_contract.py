@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import tiny_bundle
 from conftest import run_pocketsam
@@ -14,6 +15,7 @@ from tiny_bundle import SIDE, write_tiny
 
 from pocketsam.errors import BundleError, IntegrityError, PromptError
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.contract import check_outputs
 from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.verification.golden import check_golden
 
@@ -128,6 +130,16 @@ def test_a_good_bundle_keeps_the_contract(tmp_path):
         (3, SIDE // 4, SIDE // 4),
     )
     assert MaskGenerator(segmenter, **LOOSE).generate(PICTURE)
+
+
+def test_outputs_that_stay_on_a_device():
+    """As ``OrtValue``, whose shape and type are asked for in another way."""
+    value = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, 256, 4, 4), np.float32))
+    check_outputs({"image_embeddings": value}, SIDE, 1, "encoder")
+    for wrong in (np.zeros((1, 256, 4, 5), np.float32), np.zeros((1, 256, 4, 4), np.float16)):
+        value = ort.OrtValue.ortvalue_from_numpy(wrong)
+        with pytest.raises(BundleError, match="encoder: image_embeddings is tensor"):
+            check_outputs({"image_embeddings": value}, SIDE, 1, "encoder")
 
 
 def test_a_copy_shares_the_networks_and_has_its_own_image(tmp_path):
