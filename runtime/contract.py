@@ -100,15 +100,23 @@ def check_outputs(outputs: Mapping[str, Any], side: int, batch: int, name: str) 
         LOW_RES_MASKS: (batch, 4, low, low),
     }
     for key, value in outputs.items():
-        is_array = isinstance(value, np.ndarray)
-        shape = tuple(value.shape if is_array else value.shape())
-        dtype = str(value.dtype) if is_array else value.data_type()
+        dtype, shape = _type_of(value)
         is_float32 = dtype in ("float32", "tensor(float)")
         if key in shapes and not (is_float32 and shape == shapes[key]):
             raise BundleError(
                 f"{name}: {key} is {dtype} {list(shape)}, but must be float32 {list(shapes[key])}; "
                 "export the bundle again"
             )
+
+
+def _type_of(value: Any) -> tuple[str, tuple[int, ...]]:
+    """Returns the dtype and the shape of an array or an ``OrtValue``; of a list, its class."""
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape
+    try:
+        return value.data_type(), tuple(value.shape())
+    except Exception:  # sequences, maps, optional and sparse tensors, each with its own
+        return type(value).__name__, ()
 
 
 def check_finite(outputs: Mapping[str, Any], name: str) -> None:

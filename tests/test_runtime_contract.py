@@ -10,12 +10,12 @@ import onnxruntime as ort
 import pytest
 import tiny_bundle
 from conftest import run_pocketsam
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import SIDE, write_tiny
 
 from pocketsam.errors import BundleError, IntegrityError, PromptError
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.contract import check_outputs
+from pocketsam.runtime.contract import SPLIT_TENSORS, check_outputs
 from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.verification.golden import check_golden
 
@@ -37,6 +37,14 @@ def changed(data, output, *nodes, dtype=TensorProto.FLOAT):
     return model.SerializeToString()
 
 
+def as_sequence(data, output):
+    model = onnx.ModelProto.FromString(changed(data, *through(output, "SequenceConstruct")))
+    for value in model.graph.output:
+        if value.name == output:
+            value.CopyFrom(helper.make_tensor_sequence_value_info(output, TensorProto.FLOAT, None))
+    return model.SerializeToString()
+
+
 def through(output, kind, extra=(), **options):
     return output, (kind, ["before", *extra], [output], options)
 
@@ -49,6 +57,7 @@ ENCODERS = {
     ),
     "flat": changed(tiny_bundle.encoder(), *through("image_embeddings", "Flatten")),
     "NaN": changed(tiny_bundle.encoder(), *through("image_embeddings", "Sqrt")),
+    "a sequence": as_sequence(tiny_bundle.encoder(), "image_embeddings"),
 }
 DECODERS = {
     "no axis": changed(tiny_bundle.decoder(), *through("iou_predictions", "ReduceMean", keepdims=0)),
@@ -96,6 +105,32 @@ def test_a_decoder_that_breaks_the_contract(name, tmp_path):
         segmenter.predict([[20, 20]], [1])
     with pytest.raises(BundleError, match="decoder: "):
         MaskGenerator(segmenter, **LOOSE).generate(PICTURE)
+
+
+def test_a_split_decoder_whose_tensors_are_not_of_each_prompt(tmp_path):
+    """The whole one broadcasts them."""
+    decoder = changed(
+        tiny_bundle.decoder(),
+        SPLIT_TENSORS[0],
+        ("ReduceMax", ["before", "nought"], [SPLIT_TENSORS[0]], {"keepdims": 1}),
+    )
+    model = onnx.ModelProto.FromString(decoder)
+    for node in model.graph.node:
+        if node.op_type == "Add" and node.output[0].startswith("mask"):
+            node.input[0] = SPLIT_TENSORS[0]
+    nodes = list(model.graph.node)
+    order = [n for n in nodes if n.op_type != "ReduceMax"]
+    at = next(i for i, n in enumerate(order) if SPLIT_TENSORS[0] in n.input)
+    del model.graph.node[:]
+    model.graph.node.extend([*order[:at], nodes[-1], *order[at:]])
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "nought"))
+    path = write_tiny(tmp_path / "b", decoder=model.SerializeToString())
+    segmenter = Segmenter(path)
+    segmenter.set_image(PICTURE)
+    clicks = [[[20, 20]], [[9, 9]]], [[1], [1]]
+    assert segmenter.predict_batch(*clicks)[0].shape == (2, 3, 40, 60)
+    with pytest.raises(BundleError, match="has no entry for each prompt"):
+        segmenter.predict_above(*clicks, -1.0)
 
 
 @pytest.mark.parametrize("name", ["NaN", "infinite"])

@@ -69,7 +69,12 @@ class SplitDecoder:
 
     def scores(self, shared: Arrays, feeds: Arrays) -> Arrays:
         """Returns ``iou_predictions`` ``[B, 4]`` and ``SPLIT_TENSORS`` of B prompts."""
-        return self._run(self._scores, feeds | shared)
+        outputs = self._run(self._scores, feeds | shared)
+        batch = len(feeds[c.POINT_LABELS])
+        for name in c.SPLIT_TENSORS:  # of which prompts are picked
+            if not isinstance(outputs[name], np.ndarray) or outputs[name].shape[:1] != (batch,):
+                raise BundleError(f"{self.name}: {name} has no entry for each prompt")
+        return outputs
 
     def masks(self, tensors: Arrays) -> Any:
         """Returns ``low_res_masks`` ``[B, 4, S/4, S/4]`` from ``SPLIT_TENSORS`` of B prompts."""
