@@ -38,7 +38,7 @@ def same(model, state):
 
 def load(content, tmp_path, name="mine.pt"):
     """Saves and loads a checkpoint. TinySAM's and MobileSAM's own names are those of ``state``: the
-    former's ``vit_t`` was compared once, names and embedding; ``test_models_sam.py`` compares the latter.
+    first was compared once, names and embedding; ``test_models_sam.py`` compares the second.
     """
     torch.save(content, tmp_path / name)
     return load_model(tmp_path / name, 64)
