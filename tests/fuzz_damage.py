@@ -58,7 +58,7 @@ def damage_json(random: Random, value: Any) -> Any:
         if kind == 0:
             del parent[key]
         elif kind == 1 and isinstance(inner, int | float) and not isinstance(inner, bool):
-            near = (inner + 1, -inner, inner * 2**20, str(inner), float(inner), [inner])
+            near = (inner + 1, -inner, inner * 2**20, str(inner), inner // 2, [inner])
             parent[key] = random.choice(near)
         elif kind == 2 and isinstance(parent, list):
             parent.append(inner)
