@@ -12,10 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_NOT_A_POINT, resized_shape
 from pocketsam.errors import PromptError
+from pocketsam.files import read_regular
 from pocketsam.images import StrPath
 from pocketsam.runtime.contract import HAS_MASK_INPUT, MASK_INPUT, POINT_COORDS, POINT_LABELS
 
 LABELS = (-1, 0, 1, 2, 3)
+MOST_BYTES = 2**24
+"""Of a prompt file."""
 Point = tuple[float, float, int]
 """x, y, label."""
 Box = tuple[float, float, float, float]
@@ -204,7 +207,7 @@ def read_prompt_file(path: StrPath) -> tuple[list[Point], list[Box]]:
     """
     name = os.fspath(path)
     try:
-        entries = json.loads(Path(name).read_text(encoding="utf-8"))
+        entries = json.loads(read_regular(Path(name), MOST_BYTES).decode())
     except OSError as error:
         raise PromptError(f"{name}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -457,3 +458,10 @@ def test_a_box_with_an_axis_more_and_a_box_that_leaves_the_image():
         assert np.array_equal(assemble(None, None, boxes, SIZE, 450)[0], wanted)
     whole, _ = assemble(None, None, [[-50, -1, 9999, 301.5]], SIZE, 450)
     assert whole.tolist() == [[[0, 0], [450, 300]]]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_a_pipe_is_no_prompt_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(PromptError, match=r"pipe\.json: "):
+        read_prompt_file(tmp_path / "pipe.json")
