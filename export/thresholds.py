@@ -140,11 +140,10 @@ def choose_thresholds(weights: str, photos: Sequence[TrainingPhoto]) -> Threshol
     with TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
         export(weights, bundle, image_size=DEFAULT_IMAGE_SIZE, verify=False)
-        segmenter = Segmenter(bundle)
-    records = []
-    for done, photo in enumerate(photos, start=1):
-        records.append(find_all(segmenter, photo))
-        terminal.show_progress(f"{done} of {len(photos)} photographs", done == len(photos))
+        segmenter, records = Segmenter(bundle), []
+        for done, photo in enumerate(photos, start=1):
+            records.append(find_all(segmenter, photo))
+            terminal.show_progress(f"{done} of {len(photos)} photographs", done == len(photos))
     wanted = [drawn_objects(photo) for photo in photos]
     choices = [choose(stability, records, wanted) for stability in STABILITIES]
     print(HEADER, *choices, sep="\n")
