@@ -208,7 +208,7 @@ def check_anywhere(
 def _open_reference(
     source: str, image_size: int | None, *, progress: Progress, **photos: list[str]
 ) -> "Reference":
-    """Returns a loaded checkpoint, and says what was done to it and whether the canvas suits it."""
+    """Returns a loaded checkpoint, and says whether the canvas suits it."""
     with extra_needed("export"):
         from pocketsam.export.reference import Reference
         from pocketsam.models.checkpoint import read_settings
@@ -225,8 +225,6 @@ def _open_reference(
         )
     reference = Reference(source, size, progress=progress, **photos)
     name = reference.loaded.name
-    if reference.loaded.note:
-        progress(f"{name}: {reference.loaded.note}")
     if settings.is_known and size != settings.image_size:
         progress(
             f"{name} is for a canvas of {settings.image_size} pixels; at {size} masks may be worse"

@@ -52,7 +52,7 @@ class Reference:
         self._calibration_photos = load_photos(calibration, CALIBRATION_PHOTOS)
         self._progress = progress
         progress(f"loading {checkpoint}")
-        self.loaded: Loaded = load_model(checkpoint, image_size)
+        self.loaded: Loaded = load_model(checkpoint, image_size, progress)
         self._networks: dict[tuple[str, Options], dict[str, TracedNetwork]] = {}
 
     @cached_property

@@ -164,7 +164,7 @@ def main() -> None:
             raise UsageError(f"{args.photos}: no photograph has masks that people drew")
         step = max(1, len(photos) // args.count)
         thresholds = choose_thresholds(args.weights, photos[::step][: args.count])
-        state = load_model(args.weights, DEFAULT_IMAGE_SIZE).model.state_dict()
+        state = load_model(args.weights, DEFAULT_IMAGE_SIZE, terminal.say).model.state_dict()
         save_checkpoint(args.output, state, Settings(DEFAULT_IMAGE_SIZE, thresholds))
     except PocketSamError as error:
         parser.exit(error.exit_code, f"{error}\n")

@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -161,7 +161,11 @@ class Loaded:
     note: str = ""
 
 
-def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded:
+def load_model(
+    source: str | os.PathLike[str],
+    image_size: int = 1024,
+    say: Callable[[str], object] = lambda _: None,
+) -> Loaded:
     """Returns the network that a checkpoint holds: MobileSAM, SAM, or this project's teacher.
 
     Args:
@@ -170,6 +174,7 @@ def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded
             ``seeded:N``; or a name in ``download.CHECKPOINTS``, which is downloaded once. Weights of
             other floating-point types become float32.
         image_size: side of the canvas in pixels, a multiple of 64.
+        say: called with ``Loaded.note``, if there is one.
 
     Raises:
         CheckpointError: the file is missing, unreadable, or could run code; its keys, shapes or types
@@ -195,7 +200,8 @@ def load_model(source: str | os.PathLike[str], image_size: int = 1024) -> Loaded
     if is_large:
         model = build(architecture, image_size, grid)
     model.load_state_dict(model.state_dict() | state)
-    notes = "; ".join(line for line in (found.note, note) if line)
+    if notes := "; ".join(line for line in (found.note, note) if line):
+        say(f"{path.name}: {notes}")
     return Loaded(model.eval(), architecture, path.name, digest, True, settings, notes)
 
 

@@ -174,6 +174,32 @@ def staged_directory(destination: Path) -> Iterator[Path]:
         _unlock(lock)
 
 
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Keeps a directory for this process while a long run writes to it; a kill frees it.
+
+    Args:
+        folder: it exists. Where there are no locks (Windows, some file systems of a network), none is
+            taken.
+
+    Raises:
+        PocketSamError: another process has it.
+    """
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY) if fcntl else None
+    try:
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise PocketSamError(
+                        f"{folder}: another pocketsam trains in it; wait, or choose another folder"
+                    ) from None
+        yield
+    finally:
+        _unlock(lock)
+
+
 def _lock(claim: Path, destination: Path) -> int | None:
     """Makes a directory, or takes over a killed run's; returns the descriptor that holds its lock."""
     while True:

@@ -4,9 +4,11 @@ import types
 
 import pytest
 import torch
-from conftest import run_python
+from conftest import run_pocketsam, run_python
+from PIL import Image
 
 from pocketsam.errors import PocketSamError
+from pocketsam.files import held_folder
 from pocketsam.models.training import run as module
 from pocketsam.models.training.run import Run, average_into, check_finite, learning_rate
 
@@ -93,3 +95,29 @@ def test_a_build_without_onednn_has_no_bfloat16(monkeypatch):
     monkeypatch.setattr(module.torch.ops, "mkldnn", types.SimpleNamespace(), raising=False)
     assert module.has_bfloat16() is False
     assert module.default_compute() == "fp32"
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    code = f"""
+import pathlib
+from pocketsam.files import held_folder
+with held_folder(pathlib.Path({str(tmp_path)!r})):
+    print("held")
+"""
+    with held_folder(tmp_path):
+        second = run_python(code)
+    assert "another pocketsam trains in it" in second.stderr
+    assert run_python(code).stdout == "held\n"
+
+
+TINY = ("--teacher", "seeded", "--image-size", 64, "--steps", 1)
+
+
+def test_a_distillation_holds_its_folder(tmp_path, photo):
+    Image.fromarray(photo).save(tmp_path / "cat.png")
+    run = tmp_path / "run"
+    run.mkdir()
+    with held_folder(run):
+        done = run_pocketsam("distill", tmp_path, *TINY, "--output", run)
+    assert done.returncode == 1
+    assert "another pocketsam trains in it" in done.stderr

@@ -108,7 +108,7 @@ def run_distill(args: argparse.Namespace) -> None:
         raise ImageError(f"{args.images}: no image can be used")
     student = distill(
         images,
-        load_model(args.teacher, recipe.image_size),
+        load_model(args.teacher, recipe.image_size, terminal.say),
         args.output,
         recipe,
         cache_folder=args.cache,

@@ -109,9 +109,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
         from pocketsam.models.images import check_folder
     size = args.image_size or default_image_size(args.checkpoint)
     paths, skipped = check_folder(args.images) if args.images else ([], [])
-    models = {evaluate.STUDENT: load_model(args.checkpoint, size)}
+    models = {evaluate.STUDENT: load_model(args.checkpoint, size, terminal.say)}
     if args.teacher:
-        models[evaluate.TEACHER] = load_model(args.teacher, size)
+        models[evaluate.TEACHER] = load_model(args.teacher, size, terminal.say)
     if args.scenes:
         found = examples.scene_examples(args.scenes, size)
     else:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
+from pocketsam import terminal
 from pocketsam.models.checkpoint import DEFAULT, default_image_size, load_model
 from pocketsam.models.evaluation.evaluate import Panel
 from pocketsam.models.evaluation.examples import Example
@@ -60,7 +61,7 @@ _COLUMNS = 6
 def _panels(source: str) -> list[Panel]:
     """Returns a panel for each click, with a checkpoint's mask under the name of what was meant."""
     size = default_image_size(source)
-    model = load_model(source, size).model
+    model = load_model(source, size, terminal.say).model
     panels: list[Panel] = []
     for name, clicks in groupby(CLICKS, key=lambda click: click[0]):
         photo = Image.fromarray(getattr(data, name)()).convert("RGB")

@@ -18,8 +18,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from pocketsam import terminal
 from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_FOREGROUND, LABEL_NOT_A_POINT
 from pocketsam.errors import CheckpointError
+from pocketsam.files import held_folder
 from pocketsam.models import prompted
 from pocketsam.models.checkpoint import Loaded, Settings, load_model, save_checkpoint
 from pocketsam.models.images import load_pixels, to_pixel_values
@@ -95,7 +97,7 @@ def new_student(teacher: Sam, start: str | None, image_size: int) -> Sam:
     for name in ("prompt_encoder", "mask_decoder"):
         student.get_submodule(name).load_state_dict(teacher.get_submodule(name).state_dict())
     if start is not None:
-        loaded = load_model(start, image_size)
+        loaded = load_model(start, image_size, terminal.say)
         if loaded.architecture != "mobile_sam":
             raise CheckpointError(f"{start}: {loaded.architecture}, and the student is mobile_sam")
         student.load_state_dict(loaded.model.state_dict())
@@ -187,12 +189,40 @@ def distill(
     about = {**asdict(recipe), "teacher": teacher.sha256, "start": start}
     run = Run(folder, about, may_grow=("steps",))
     run.resume()  # refuses the folder of another run before anything is computed
+    cache = EmbeddingCache(
+        cache_folder or folder / "cache", teacher.sha256, recipe.image_size, names_of(images)
+    )
+    with held_folder(folder):
+        _distill(
+            run,
+            images,
+            teacher.model,
+            recipe,
+            cache,
+            start=start,
+            save_every=save_every,
+            progress=progress,
+        )
+    return folder / STUDENT_NAME
+
+
+def _distill(
+    run: Run,
+    images: Sequence[Path],
+    teacher: Sam,
+    recipe: Recipe,
+    cache: EmbeddingCache,
+    *,
+    start: str | None,
+    save_every: int,
+    progress: Progress,
+) -> None:
+    """Computes the teacher's embeddings, trains, and saves the student."""
     compute: Any = COMPUTE[recipe.compute]
     fabric = Fabric(precision=compute)
     fabric.launch()
-    frozen = teacher.model.to(fabric.device).requires_grad_(False)
+    frozen = teacher.to(fabric.device).requires_grad_(False)
     size = recipe.image_size
-    cache = EmbeddingCache(cache_folder or folder / "cache", teacher.sha256, size, names_of(images))
     cache.fill(
         lambda x: frozen.encode(x.to(fabric.device)),
         lambda number: to_pixel_values(load_pixels(images[number], size), size),
@@ -216,8 +246,7 @@ def distill(
         save_every=save_every,
         progress=progress,
     )
-    save_checkpoint(folder / STUDENT_NAME, average.state_dict(), Settings(recipe.image_size))
-    return folder / STUDENT_NAME
+    save_checkpoint(run.folder / STUDENT_NAME, average.state_dict(), Settings(size))
 
 
 def _train(

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pocketsam.errors import PocketSamError, UsageError
-from pocketsam.files import make_folder, write_bytes
+from pocketsam.files import held_folder, make_folder, write_bytes
 from pocketsam.models.checkpoint import (
     DEFAULT,
     DEFAULT_IMAGE_SIZE,
@@ -202,7 +202,8 @@ def train(
         raise UsageError(f"hours and processes must be positive, not {hours} and {processes}")
     run = Run(folder, {**asdict(recipe), "start": start, "photographs": photos.fingerprint})
     run.resume()  # refuses the folder of another run before anything is computed
-    run_replicas(processes, lambda replicas: _train(recipe, run, photos, start, hours, replicas))
+    with held_folder(folder):
+        run_replicas(processes, lambda replicas: _train(recipe, run, photos, start, hours, replicas))
     return folder / WEIGHTS_NAME
 
 
