@@ -7,6 +7,7 @@ vectors have a case of their own.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from pocketsam import constants
 from pocketsam.export.target import Arrays
 from pocketsam.export.traced import Decoder, Encoder, TracedNetwork, run, run_outputs
+from pocketsam.images import load_image
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.image import preprocess, preprocess_raw
@@ -91,7 +93,8 @@ class Case:
 
     Attributes:
         name: of the photograph.
-        photo: ``[H, W, 3]`` uint8.
+        source: ``[H, W, 3]`` uint8, or the file, which is read when it is needed.
+        size: (height, width) of the photograph.
         image_size: side of the canvas.
         outputs: ``image_embeddings`` [1, 256, S/16, S/16].
         intermediates: the encoder's intermediate outputs; empty where they are not kept.
@@ -99,11 +102,17 @@ class Case:
     """
 
     name: str
-    photo: Photo
+    source: Photo | Path
+    size: tuple[int, int]
     image_size: int
     outputs: Arrays
     intermediates: Arrays
     prompts: tuple[DecoderCase, ...]
+
+    @property
+    def photo(self) -> Photo:
+        """``[H, W, 3]`` uint8."""
+        return _read(self.source)
 
     @cached_property
     def feeds(self) -> Arrays:
@@ -113,7 +122,7 @@ class Case:
 
 def compute_cases(
     model: Sam,
-    photos: Iterable[tuple[str, Photo]],
+    photos: Iterable[tuple[str, Photo | Path]],
     *,
     prompts: Sequence[Prompt] = PROMPTS,
     detailed: int = DETAILED,
@@ -126,31 +135,36 @@ def compute_cases(
 
     Args:
         model: the reference, in eval mode.
-        photos: names and images.
+        photos: names and images, or their files; of these, one is held at a time.
         prompts: asked of each photograph.
         detailed: how many of the photographs keep intermediate outputs.
         progress: called with the name of each photograph.
     """
     cases = []
-    for number, (name, photo) in enumerate(photos):
+    for number, (name, source) in enumerate(photos):
         progress(name)
-        keep = number < detailed
+        photo, keep = _read(source), number < detailed
+        size = (photo.shape[0], photo.shape[1])
         outputs, intermediates = run(Encoder(model), all_encoder_feeds(photo, model.image_size))
-        asked = _run_prompts(model, name, photo, outputs[c.IMAGE_EMBEDDINGS], prompts, keep)
+        asked = tuple(_run_prompts(model, name, size, outputs[c.IMAGE_EMBEDDINGS], prompts, keep))
         kept = intermediates if keep else {}
-        cases.append(Case(name, photo, model.image_size, outputs, kept, tuple(asked)))
+        cases.append(Case(name, source, size, model.image_size, outputs, kept, asked))
     return cases
+
+
+def _read(source: Photo | Path) -> Photo:
+    return load_image(source) if isinstance(source, Path) else source
 
 
 def _run_prompts(
     model: Sam,
     name: str,
-    photo: Photo,
+    size: tuple[int, int],
     embedding: NDArray[np.float32],
     prompts: Sequence[Prompt],
     keep: bool,
 ) -> Iterable[DecoderCase]:
-    size, side = (photo.shape[0], photo.shape[1]), model.image_size // 4
+    side = model.image_size // 4
     mask = np.zeros((1, 1, side, side), np.float32)
     for prompt in prompts:
         feeds = decoder_feeds(prompt, embedding, mask, size, model.image_size)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +48,8 @@ class Reference:
         calibration: Sequence[str] = (),
         progress: Progress = lambda _: None,
     ) -> None:
-        # read now, so that a wrong path costs no work
-        self._photos = load_photos(images)
-        self._calibration_photos = load_photos(calibration, CALIBRATION_PHOTOS)
+        self._photos = find_photos(images)
+        self._calibration_photos = find_photos(calibration, CALIBRATION_PHOTOS)
         self._progress = progress
         progress(f"loading {checkpoint}")
         self.loaded: Loaded = load_model(checkpoint, image_size, progress)
@@ -87,10 +87,10 @@ class Reference:
         self._progress(f"computing PyTorch's answers on {name}")
 
 
-def load_photos(
+def find_photos(
     paths: Sequence[str] = (), bundled: Sequence[str] = VERIFICATION_PHOTOS
-) -> list[tuple[str, NDArray[np.uint8]]]:
-    """Returns names and ``[H, W, 3]`` uint8 images of files and folders, or else the bundled ones.
+) -> list[tuple[str, NDArray[np.uint8] | Path]]:
+    """Returns names and files of images, or else the bundled ones as ``[H, W, 3]`` uint8.
 
     Raises:
         ImageError: a file that cannot be read, or a folder without images.
@@ -100,4 +100,6 @@ def load_photos(
 
         return [(name, getattr(data, name)()) for name in bundled]
     files = [file for path in paths for file in find_images(path)]
-    return [(file.name, load_image(file)) for file in files]
+    for file in files:  # so that one that cannot be read costs no work; a large one is not kept
+        load_image(file)
+    return [(file.name, file) for file in files]

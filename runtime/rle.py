@@ -86,7 +86,10 @@ def to_rle(mask: NDArray[Any]) -> dict[str, Any]:
     """
     if mask.ndim != 2:
         raise ValueError(f"mask must have the shape [H, W], not {list(mask.shape)}")
-    return compress(run_lengths(mask.astype(bool)).tolist(), mask.shape)
+    mask = mask.astype(bool, copy=False)
+    x0, y0, x1, y1 = mask_bounds(mask) or (0, 0, -1, -1)  # the rest of a large picture costs nothing
+    lengths = run_lengths(mask[y0 : y1 + 1, x0 : x1 + 1], (x0, y0), (mask.shape[0], mask.shape[1]))
+    return compress(lengths.tolist(), mask.shape)
 
 
 def compress(lengths: Sequence[int], size: Sequence[int]) -> dict[str, Any]:

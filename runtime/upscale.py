@@ -5,8 +5,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.constants import resized_shape
+from pocketsam.constants import MASK_THRESHOLD, resized_shape
 from pocketsam.runtime.rle import Box
+
+_BAND = 256
+"""Rows of a mask whose logits are in memory."""
 
 
 def _taps(inputs: int, outputs: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
@@ -63,6 +66,15 @@ class Upscaler:
         """Returns logits ``[S/4, S/4]`` scaled to ``[H, W]`` float32."""
         # multi_dot multiplies the short side first
         out: NDArray[np.float32] = np.linalg.multi_dot([self._rows, low_res_mask, self._columns])
+        return out
+
+    def mask(self, low_res_mask: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Returns the mask ``[H, W]`` of logits ``[S/4, S/4]``, some rows at a time."""
+        out = np.empty((len(self._rows), self._columns.shape[1]), np.bool_)
+        for top in range(0, len(out), _BAND):
+            rows = slice(top, top + _BAND)
+            logits = np.linalg.multi_dot([self._rows[rows], low_res_mask, self._columns])
+            np.greater(logits, MASK_THRESHOLD, out=out[rows])
         return out
 
     @cached_property

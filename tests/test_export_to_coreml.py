@@ -15,7 +15,7 @@ from pocketsam.export.artefact import open_artefact
 from pocketsam.export.bundle import describe_file
 from pocketsam.export.cases import PROMPTS, compute_cases
 from pocketsam.export.options import Options
-from pocketsam.export.reference import load_photos
+from pocketsam.export.reference import find_photos
 from pocketsam.export.to_coreml import TARGET
 from pocketsam.export.to_coreml import convert as to_coreml
 from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
@@ -58,7 +58,7 @@ def compare(bundle, cases):
 @pytest.fixture(scope="module")
 def cases(pictures):
     """Two prompts: damage to the encoder needs none, and one to the decoder shows at once."""
-    return compute_cases(seeded(SIZE, 5), load_photos(pictures), prompts=PROMPTS[:2])
+    return compute_cases(seeded(SIZE, 5), find_photos(pictures), prompts=PROMPTS[:2])
 
 
 def test_the_bundle(coreml):
@@ -336,7 +336,7 @@ def test_values_beyond_float16_stay_in_float32(pictures, tmp_path):
         norm = model.image_encoder.patch_embed.seq[2].bn
         norm.weight *= 3e4
         norm.bias *= 3e4
-    cases = compute_cases(model, load_photos(pictures), prompts=(), detailed=0)
+    cases = compute_cases(model, find_photos(pictures), prompts=(), detailed=0)
     found, converted = convert_encoder(model, cases, tmp_path, precision="fp16")
     figures = tensor_figures(cases[0].outputs[c.IMAGE_EMBEDDINGS], found)
     assert not TARGET.precision("fp16").tolerance.violations(figures)

@@ -1,10 +1,11 @@
 """Comparison of systems: the same prompts for all, figures that follow from the masks."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from conftest import run_pocketsam
+from conftest import call_pocketsam, run_pocketsam
 from PIL import Image
 from test_runtime_fastsam import Small, write
 
@@ -137,6 +138,19 @@ def test_the_command(bundle, pictures, tmp_path):
     assert height > 150
     done = run_pocketsam(*command)
     assert done.stdout.startswith("| system | precision | two points 100 |")
+
+
+def test_an_image_that_cannot_be_read_is_skipped(bundle, pictures, tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    command = ["compare", tmp_path, "--reference", bundle, "--bundle", f"same={bundle}", "--prompts", 1]
+    done = call_pocketsam(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no image could be used" in done.stderr
+    shutil.copy(pictures[0], tmp_path / "b.png")
+    done = call_pocketsam(*command)
+    assert done.returncode == 1
+    assert "| same | fp32 | 1.000" in done.stdout
+    assert "1 images were skipped" in done.stderr
 
 
 @pytest.mark.parametrize(

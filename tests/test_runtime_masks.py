@@ -26,7 +26,8 @@ def postprocess_masks(low, size, image_size):
 def check_upscaling(size, image_size):
     side = image_size // 4
     low = np.random.default_rng(0).normal(0, 5, (1, 1, side, side)).astype(np.float32)
-    found = Upscaler(image_size, size).logits(low[0, 0])
+    upscaler = Upscaler(image_size, size)
+    found = upscaler.logits(low[0, 0])
     wanted = postprocess_masks(low, size, image_size)[0, 0]
     assert np.array_equal(wanted, reference_masks(low, size, image_size)[0, 0])
     assert found.shape == size
@@ -34,6 +35,7 @@ def check_upscaling(size, image_size):
     assert np.abs(found - wanted).max() < 2e-4  # both interpolate in float32
     sure = np.abs(wanted) > 1e-3
     assert np.array_equal((found > 0)[sure], (wanted > 0)[sure])
+    assert np.array_equal(upscaler.mask(low[0, 0])[sure], (wanted > 0)[sure])
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,9 @@ def make_golden(model: Sam) -> Golden:
         arrays |= {f"{name}_{key}": array for key, array in chosen.items()}
         arrays[f"{name}_scores"] = case.outputs[c.IOU_PREDICTIONS]
         arrays[f"{name}_low_res_masks"] = golden.thin(case.outputs[c.LOW_RES_MASKS])
-    return Golden(Case("golden", image, model.image_size, outputs, {}, tuple(cases)), arrays)
+    size = (image.shape[0], image.shape[1])
+    case = Case("golden", image, size, model.image_size, outputs, {}, tuple(cases))
+    return Golden(case, arrays)
 
 
 def _candidates(height: int, width: int) -> Iterator[tuple[str, Arrays]]:

@@ -71,7 +71,7 @@ def add_case(report: Report, artefact: Artefact, case: Case) -> None:
     embedding = artefact.encoder(feeds)[c.IMAGE_EMBEDDINGS]
     expected = case.outputs[c.IMAGE_EMBEDDINGS]
     report.add_tensor("encoder", c.IMAGE_EMBEDDINGS, case.name, expected, embedding)
-    upscaler = Upscaler(case.image_size, (case.photo.shape[0], case.photo.shape[1]))
+    upscaler = Upscaler(case.image_size, case.size)
 
     def compare(part: str, prompt: DecoderCase, full: NDArray[np.float32], found: Arrays) -> None:
         name = prompt.name

@@ -1,13 +1,14 @@
 """``pocketsam compare``: whose masks are closest to a reference system's, and how fast."""
 
 import argparse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from pocketsam import terminal
-from pocketsam.errors import UsageError
+from pocketsam.errors import ImageError, UsageError
 from pocketsam.files import make_folder, write_file
 from pocketsam.images import Pixels, find_images, load_image
 from pocketsam.runtime.backends.ort import check_threads
@@ -89,7 +90,8 @@ def run_compare(args: argparse.Namespace) -> None:
     systems = [open_system(*pair) for pair in bundles]
     for name, path in files:
         systems.append(FastSamSystem(name, FastSam(path, terminal.providers(args), args.threads)))
-    images = [(file.name, load_image(file)) for file in find_images(args.images)]
+    skipped: list[str] = []
+    images = _read_images(find_images(args.images), skipped)
 
     def report(name: str, pixels: Pixels, answers: list[Answers]) -> None:
         if args.output is not None:
@@ -97,11 +99,27 @@ def run_compare(args: argparse.Namespace) -> None:
         terminal.say(f"{name}: {len(answers)} prompts")
 
     tallies = compare(reference, systems, images, prompts=args.prompts, seed=args.seed, report=report)
+    if not tallies["reference"].image_s:
+        raise ImageError(f"{args.images}: no image could be used; the first: {skipped[0]}")
     summaries = {name: tally.summary() for name, tally in tallies.items()}
     if args.json:
         terminal.print_json({"machine": describe_machine(), "systems": summaries})
     else:
         print(table(summaries))
+    if skipped:
+        raise ImageError(f"{args.images}: {len(skipped)} images were skipped; the first: {skipped[0]}")
+
+
+def _read_images(files: Iterable[Path], skipped: list[str]) -> Iterator[tuple[str, Pixels]]:
+    """Yields names and pixels, one image at a time; adds to ``skipped`` what cannot be used."""
+    for file in files:
+        try:
+            pixels = load_image(file)
+        except ImageError as error:
+            terminal.say(f"skipped: {error}")
+            skipped.append(str(error))
+            continue
+        yield file.name, pixels
 
 
 def split_name(text: str) -> tuple[str, str]:

@@ -42,7 +42,9 @@ def run_demo(args: argparse.Namespace) -> None:
     segmenter = Segmenter()
     segmenter.set_image(image)
     found = find_objects(segmenter, [CLICK], [])
-    written = results.write_all(args.output, results.Results(photo.name, image, found, segmenter))
+    written = results.write_all(
+        args.output, results.Results(photo.name, image, found, segmenter.manifest)
+    )
     for file in written:
         print(f"wrote {file}")
     x, y, _ = CLICK

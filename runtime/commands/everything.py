@@ -135,7 +135,7 @@ def _run_folder(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
         image = read_image(args, file)
         before = _read_record(output / name / results.LAST)
         parameters = _shown(MaskGenerator(segmenter, **chosen).parameters)
-        if before.get("info") == results.Dataset.info(image, segmenter, parameters):
+        if before.get("info") == results.Dataset.info(image, segmenter.manifest, parameters):
             return "done before"
         made = _find(segmenter, str(file), image, chosen)
         results.write_all(output / name, made)
@@ -179,7 +179,7 @@ def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -
     if not records:
         terminal.say(f"{name}: no mask passed: {_hint(generator)}")
     found = [results.Outlined(record) for record in records]
-    return results.Dataset(name, image, found, segmenter, _shown(generator.parameters))
+    return results.Dataset(name, image, found, segmenter.manifest, _shown(generator.parameters))
 
 
 def _hint(generator: MaskGenerator) -> str:

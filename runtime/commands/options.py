@@ -61,8 +61,14 @@ def _parse_window(text: str) -> Window:
 
 
 def read_image(args: argparse.Namespace, path: StrPath) -> Pixels:
-    """Returns an image's pixels through ``--window``; raises ImageError as ``load_image`` does."""
-    return load_image(path, window=args.window)
+    """Returns an image's pixels through ``--window``, which must not change.
+
+    Raises:
+        ImageError: as ``load_image`` does.
+    """
+    pixels = load_image(path, window=args.window)
+    pixels.flags.writeable = False  # so that nobody needs a copy
+    return pixels
 
 
 def check_is_no_bundle(image: str) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pocketsam.constants import LABEL_BACKGROUND, LABEL_FOREGROUND
+from pocketsam.runtime.rle import mask_bounds
 
 MOST_NUMBERED = 60
 """Masks in a picture that get numbers; more would hide it."""
@@ -39,14 +40,9 @@ def draw_overlay(
         boxes: (x0, y0, x1, y1) in pixels.
         numbers: where each mask's number is written, (x, y) in pixels.
     """
-    picture = image.copy()
+    result = Image.fromarray(image)
     for number, mask in enumerate(masks):
-        colour = np.array(colour_of(number), np.uint8)
-        picture[mask] = (0.55 * picture[mask] + 0.45 * colour).astype(np.uint8)
-        inside = mask.copy()
-        inside[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-        picture[mask & ~inside] = colour
-    result = Image.fromarray(picture)
+        _tint(result, mask, colour_of(number))
     draw = ImageDraw.Draw(result)
     unit = max(1, round(max(image.shape[:2]) / 400))
     for box in boxes:
@@ -61,6 +57,27 @@ def draw_overlay(
         style = {"anchor": "mm", "stroke_width": unit, "stroke_fill": "black"}
         draw.text(place, str(number), "white", font, **style)  # type: ignore[arg-type]
     return result
+
+
+def _tint(picture: Image.Image, mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
+    """Mixes a colour into the pixels of a mask, and outlines it, but for the picture's own edges."""
+    bounds = mask_bounds(mask)
+    if bounds is None:
+        return
+    left, top = max(0, bounds[0] - 1), max(0, bounds[1] - 1)
+    mask = mask[top : bounds[3] + 2, left : bounds[2] + 2]
+    inside = mask.copy()
+    inside[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    outline = mask & ~inside
+    part = np.array(picture.crop((left, top, left + mask.shape[1], top + mask.shape[0])))
+    for channel, value in enumerate(
+        colour
+    ):  # by a table, as floats of a large picture take much memory
+        plane = part[..., channel]
+        mixed = (0.55 * np.arange(256) + 0.45 * value).astype(np.uint8)
+        plane[mask] = mixed[plane[mask]]
+        plane[outline] = value
+    picture.paste(Image.fromarray(part), (left, top))
 
 
 def label_map(masks: Iterable[NDArray[np.bool_]], count: int, size: tuple[int, int]) -> Image.Image:

@@ -18,9 +18,9 @@ from pocketsam.images import Pixels
 from pocketsam.runtime.commands.overlay import MOST_NUMBERED, draw_overlay, label_map
 from pocketsam.runtime.embedding import hash_pixels
 from pocketsam.runtime.everything.generator import MaskRecord
+from pocketsam.runtime.manifest import Manifest
 from pocketsam.runtime.prompts import Box, Point
 from pocketsam.runtime.rle import from_rle, mask_box, to_rle
-from pocketsam.runtime.segmenter import Segmenter
 
 PICTURES = (".jpg", ".jpeg", ".webp")
 SIDES = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
@@ -31,12 +31,29 @@ LAST = "masks.json"
 
 @dataclass(frozen=True)
 class Found:
-    """An object that was prompted: the prompt, the mask ``[H, W]`` and its score (predicted IoU)."""
+    """An object that was prompted: the prompt, the mask in COCO's RLE, its score (predicted IoU).
+
+    A mask of a large picture takes megabytes, encoded some kilobytes, so it is decoded to be drawn.
+    """
 
     points: list[Point]
     boxes: list[Box]
-    mask: NDArray[np.bool_]
+    segmentation: dict[str, Any]
+    bbox: list[int]
+    area: int
     score: float
+
+    @classmethod
+    def encoded(
+        cls, points: list[Point], boxes: list[Box], mask: NDArray[np.bool_], score: float
+    ) -> "Found":
+        """Returns the object of a mask ``[H, W]``."""
+        return cls(points, boxes, to_rle(mask), mask_box(mask), int(mask.sum()), score)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The mask ``[H, W]``, decoded."""
+        return from_rle(self.segmentation)
 
     @property
     def place(self) -> None:
@@ -46,9 +63,9 @@ class Found:
     def entry(self) -> dict[str, Any]:
         """The object in JSON; as in COCO: RLE, XYWH box, area in pixels."""
         return {
-            "segmentation": to_rle(self.mask),
-            "bbox": mask_box(self.mask),
-            "area": int(self.mask.sum()),
+            "segmentation": self.segmentation,
+            "bbox": self.bbox,
+            "area": self.area,
             "predicted_iou": self.score,
             "point_coords": [list(point[:2]) for point in self.points],
             "point_labels": [point[2] for point in self.points],
@@ -78,12 +95,12 @@ class Outlined:
 
 @dataclass(frozen=True)
 class Results:
-    """What writers need: the image's name and pixels ``[H, W, 3]``, and its objects."""
+    """What writers need: the image's name, its pixels ``[H, W, 3]``, its objects, the manifest."""
 
     name: str
     image: NDArray[np.uint8]
     found: Sequence[Found | Outlined]
-    segmenter: Segmenter
+    manifest: Manifest
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -99,8 +116,8 @@ class Results:
     def about(self) -> dict[str, Any]:
         """The canvas and the checkpoint that the masks come from."""
         return {
-            "image_size": self.segmenter.image_size,
-            "checkpoint_sha256": self.segmenter.manifest.model.checkpoint_sha256,
+            "image_size": self.manifest.image_size,
+            "checkpoint_sha256": self.manifest.model.checkpoint_sha256,
         }
 
 
@@ -120,7 +137,7 @@ class Dataset(Results):
         height, width = self.image.shape[:2]
         entries = [_coco_entry(item.entry) for item in self.found if item.entry["area"]]
         return {
-            "info": self.info(self.image, self.segmenter, self.parameters),
+            "info": self.info(self.image, self.manifest, self.parameters),
             "images": [{"id": 1, "file_name": self.name, "width": width, "height": height}],
             "categories": CATEGORIES,
             "annotations": [
@@ -130,11 +147,10 @@ class Dataset(Results):
         }
 
     @staticmethod
-    def info(image: Pixels, segmenter: Segmenter, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def info(image: Pixels, manifest: Manifest, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Returns all that a dataset follows from: the same info means the same masks."""
-        manifest = segmenter.manifest
         return {
-            "image_size": segmenter.image_size,
+            "image_size": manifest.image_size,
             "checkpoint_sha256": manifest.model.checkpoint_sha256,
             "encoder_sha256": manifest.encoder.sha256,
             "decoder_sha256": manifest.decoder.sha256,

@@ -110,7 +110,8 @@ def run_segment(args: argparse.Namespace) -> None:
     else:
         segmenter.set_image(image)
     found = find_objects(segmenter, points, boxes)
-    made = results.Results(args.image, image, found, segmenter)
+    made = results.Results(args.image, image, found, segmenter.manifest)
+    del segmenter  # its memory is wanted for the pictures of a large image
     written = [file for path, write in planned for file in write(path, made)]
     if args.json:
         terminal.print_json(made.record)
@@ -135,8 +136,9 @@ def find_objects(segmenter: Segmenter, points: list[Point], boxes: list[Box]) ->
         prompts = [([], [box]) for box in boxes]
         batch = {"boxes": boxes}
     multimask = is_ambiguous(len(points), bool(boxes))
-    masks, scores, _ = segmenter.predict_batch(**batch, multimask_output=multimask)
+    scores, low_res = segmenter.predict_low_res(**batch, multimask_output=multimask)
     best = scores.argmax(axis=1)
     return [
-        Found(*prompt, masks[i, best[i]], float(scores[i, best[i]])) for i, prompt in enumerate(prompts)
+        Found.encoded(*prompt, segmenter.upscaler.mask(low_res[i, best[i]]), float(scores[i, best[i]]))
+        for i, prompt in enumerate(prompts)
     ]

@@ -5,7 +5,7 @@ points at growing distance, and the boxes around the reference's masks of single
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypedDict
 
@@ -68,11 +68,13 @@ class SamSystem:
         points = prompt.points
         labels = None if points is None else np.ones(len(points))
         multimask = is_ambiguous(0 if points is None else len(points), prompt.box is not None)
-        masks, scores, _ = self._segmenter.predict(
-            points, labels, prompt.box, multimask_output=multimask
+        scores, low_res = self._segmenter.predict_low_res(
+            None if points is None else points[None],
+            None if labels is None else labels[None],
+            None if prompt.box is None else prompt.box[None],
+            multimask_output=multimask,
         )
-        best: Mask = masks[int(scores.argmax())]
-        return best
+        return self._segmenter.upscaler.mask(low_res[0, int(scores[0].argmax())])
 
 
 class FastSamSystem:
@@ -172,7 +174,7 @@ def draw_boxes(
 def compare(
     reference: System,
     systems: Sequence[System],
-    images: Sequence[tuple[str, Pixels]],
+    images: Iterable[tuple[str, Pixels]],
     *,
     prompts: int = PROMPTS,
     seed: int = 0,
@@ -185,7 +187,7 @@ def compare(
     Args:
         reference: its masks count as right.
         systems: the others.
-        images: names and ``[H, W, 3]`` uint8.
+        images: names and ``[H, W, 3]`` uint8; one is held at a time.
         prompts: prompts of each kind per image.
         seed: of the prompts.
         report: called after each image.
