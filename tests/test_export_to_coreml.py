@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_pocketsam
+from conftest import call_pocketsam, run_pocketsam
 
 from pocketsam.errors import BundleError, ConversionError, IntegrityError, PromptError, UsageError
 from pocketsam.export import export, verify
@@ -88,7 +88,7 @@ def test_golden_vectors_run_without_a_mac(coreml):
     results = verify(coreml)
     assert [result.prompt for result in results] == list(golden.PROMPTS)
     assert all(result.ok for result in results)
-    done = run_pocketsam("verify", coreml)
+    done = call_pocketsam("verify", coreml)
     assert done.stdout.splitlines()[-1] == "OK: golden vectors: fp32 (equivalent)"
 
 

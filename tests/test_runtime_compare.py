@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import call_pocketsam, run_pocketsam
+from conftest import call_pocketsam
 from PIL import Image
 from test_runtime_fastsam import Small, write
 
@@ -125,7 +125,7 @@ def test_the_command(bundle, pictures, tmp_path):
     write(tmp_path / "small.onnx", Small())
     command = ["compare", pictures[0], "--reference", bundle, "--bundle", f"same={bundle}"]
     command += ["--fastsam", f"fast={tmp_path / 'small.onnx'}", "--prompts", 2]
-    done = run_pocketsam(*command, "--json", "--output", tmp_path / "pictures")
+    done = call_pocketsam(*command, "--json", "--output", tmp_path / "pictures")
     assert done.returncode == 0, done.stderr
     systems = json.loads(done.stdout)["systems"]
     assert set(systems) == {"reference", "same", "fast"}
@@ -136,7 +136,7 @@ def test_the_command(bundle, pictures, tmp_path):
     width, height = Image.open(picture).convert("RGB").size
     assert width % 3 == 0  # a column for each system
     assert height > 150
-    done = run_pocketsam(*command)
+    done = call_pocketsam(*command)
     assert done.stdout.startswith("| system | precision | two points 100 |")
 
 
@@ -167,5 +167,5 @@ def test_an_image_that_cannot_be_read_is_skipped(bundle, pictures, tmp_path):
 )
 def test_wrong_arguments(arguments, code, message, bundle, pictures):
     given = [text.format(bundle=bundle) for text in arguments]
-    done = run_pocketsam("compare", pictures[0], "--reference", bundle, *given)
+    done = call_pocketsam("compare", pictures[0], "--reference", bundle, *given)
     assert (done.returncode, message in done.stderr) == (code, True), done.stderr

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import tiny_bundle
-from conftest import run_pocketsam
+from conftest import call_pocketsam
 from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import SIDE, write_tiny
 
@@ -135,10 +135,10 @@ def test_a_split_decoder_whose_tensors_are_not_of_each_prompt(tmp_path):
 
 @pytest.mark.parametrize("name", ["NaN", "infinite"])
 def test_a_certificate_of_nan_fails(name, tmp_path):
-    done = run_pocketsam("verify", write_tiny(tmp_path / "b", decoder=DECODERS[name]))
+    done = call_pocketsam("verify", write_tiny(tmp_path / "b", decoder=DECODERS[name]))
     assert done.returncode == 3
     assert "\u2713" not in done.stdout
-    done = run_pocketsam("verify", write_tiny(tmp_path / "b", encoder=ENCODERS["NaN"]))
+    done = call_pocketsam("verify", write_tiny(tmp_path / "b", encoder=ENCODERS["NaN"]))
     assert done.returncode == 3
     assert done.stdout.count("\u2717") == 8
 
@@ -155,7 +155,7 @@ def test_a_golden_prompt_of_millions_of_points(tmp_path):
 
 def test_a_good_bundle_keeps_the_contract(tmp_path):
     path = write_tiny(tmp_path / "b")
-    assert run_pocketsam("verify", path).returncode == 0
+    assert call_pocketsam("verify", path).returncode == 0
     segmenter = Segmenter(path)
     segmenter.set_image(PICTURE)
     masks, scores, low_res = segmenter.predict([[20, 20]], [1])

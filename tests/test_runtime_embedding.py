@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import change_encoder, run_pocketsam
+from conftest import call_pocketsam, change_encoder
 from PIL import Image
 
 from pocketsam.errors import ImageError, IntegrityError, PromptError
@@ -129,20 +129,20 @@ def test_a_folder_is_resumed(bundle, photo, tmp_path):
     for name in ("a.png", "b.png"):
         Image.fromarray(photo[:50, :60]).save(folder / name)
     command = ("embed", bundle, folder, "--output", tmp_path / "out")
-    assert run_pocketsam(*command).stdout.count("wrote") == 2
+    assert call_pocketsam(*command).stdout.count("wrote") == 2
     (tmp_path / "out" / "b.npz").write_bytes(b"half")
-    done = run_pocketsam(*command)
+    done = call_pocketsam(*command)
     assert "1/2 a.png: done before" in done.stdout
     assert "2/2 b.png: wrote" in done.stdout
     picture = tmp_path / "mask.png"
     more = ("--point", "20,20", "--output", picture)
     file = tmp_path / "out" / "a.npz"
-    done = run_pocketsam("segment", bundle, folder / "a.png", "--embedding", file, *more)
+    done = call_pocketsam("segment", bundle, folder / "a.png", "--embedding", file, *more)
     assert done.returncode == 0, done.stderr
     assert load_image(picture).shape == (50, 60, 3)
     empty = tmp_path / "empty"
     empty.mkdir()
-    done = run_pocketsam("embed", bundle, empty, "--output", tmp_path / "out")
+    done = call_pocketsam("embed", bundle, empty, "--output", tmp_path / "out")
     assert (done.returncode, "a folder without images" in done.stderr) == (1, True)
 
 
@@ -153,9 +153,9 @@ def test_everything_of_a_folder_is_resumed(bundle, photo, tmp_path):
         Image.fromarray(photo[:50, :60]).save(folder / name)
     loose = ("--points-per-side", 2, "--pred-iou-thresh", 0, "--stability-score-thresh", 0)
     command = ("everything", bundle, folder, "--output", tmp_path / "out", *loose)
-    assert run_pocketsam(*command).returncode == 0
+    assert call_pocketsam(*command).returncode == 0
     (tmp_path / "out" / "b" / "masks.json").unlink()
-    done = run_pocketsam(*command)
+    done = call_pocketsam(*command)
     assert "1/2 a.png: done before" in done.stdout
     assert "2/2 b.png: " in done.stdout
     dataset = json.loads((tmp_path / "out" / "b" / "masks.json").read_text())
@@ -178,7 +178,7 @@ def test_everything_of_a_folder_is_resumed(bundle, photo, tmp_path):
 )
 def test_wrong_arguments_of_everything(arguments, message, bundle, pictures, tmp_path):
     command = ["everything", bundle, pictures[0], "--output", tmp_path / "out", *arguments]
-    done = run_pocketsam(*command)
+    done = call_pocketsam(*command)
     assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "out").exists()
@@ -186,7 +186,7 @@ def test_wrong_arguments_of_everything(arguments, message, bundle, pictures, tmp
 
 def test_a_time_budget_of_nothing_gives_an_empty_dataset(bundle, pictures, tmp_path):
     out = tmp_path / "out"
-    done = run_pocketsam("everything", bundle, pictures[0], "--time-budget", 0, "--output", out)
+    done = call_pocketsam("everything", bundle, pictures[0], "--time-budget", 0, "--output", out)
     assert done.returncode == 0, done.stderr
     assert "0 objects" in done.stdout
     dataset = json.loads((out / "masks.json").read_text())

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import run_pocketsam
+from conftest import call_pocketsam
 
 from pocketsam.export.traced import Encoder, count_macs
 from pocketsam.models.sam import seeded
@@ -30,14 +30,14 @@ def test_bounds_follow_the_device():
 
 
 def test_the_command():
-    done = run_pocketsam("roofline", "pi5", "--json")
+    done = call_pocketsam("roofline", "pi5", "--json")
     result = json.loads(done.stdout)
     assert [row["image_size"] for row in result["rows"]] == list(roofline.SIZES)
     assert result["rows"][-1]["estimate_s"] == pytest.approx(2 * result["rows"][-1]["bound_s"])
-    done = run_pocketsam("roofline", "--gflops", "100", "--bandwidth", "10", "--efficiency", "0.8")
+    done = call_pocketsam("roofline", "--gflops", "100", "--bandwidth", "10", "--efficiency", "0.8")
     assert "at 80% ms" in done.stdout
     assert "an estimate" in done.stdout
-    measured = json.loads(run_pocketsam("roofline", "--json").stdout)
+    measured = json.loads(call_pocketsam("roofline", "--json").stdout)
     assert measured["device"]["gflops"] > 1
 
 
@@ -51,7 +51,7 @@ def test_the_command():
     ],
 )
 def test_bad_figures(arguments, error):
-    done = run_pocketsam("roofline", *arguments)
+    done = call_pocketsam("roofline", *arguments)
     assert done.returncode == 2
     assert error in done.stderr
     assert "Traceback" not in done.stderr
