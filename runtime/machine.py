@@ -44,7 +44,7 @@ THROTTLED = {
 def describe_machine() -> dict[str, Any]:
     """Returns the CPU, cores and features, the system, and versions, for a measurement."""
     return {
-        "cpu": _cpu()[0],
+        "cpu": describe_cpu(),
         "flags": cpu_flags(),
         "cores": count_cores(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -60,6 +60,11 @@ def package_version(name: str) -> str:
     names of their own, such as ``onnxruntime-gpu``, and ``importlib.metadata`` knows only that name.
     """
     return OWN_VERSIONS.get(name) or version(name)
+
+
+def describe_cpu() -> str:
+    """Returns the CPU's name, on a Raspberry Pi the board's."""
+    return _cpu()[0]
 
 
 def cpu_flags() -> list[str]:

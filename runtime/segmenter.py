@@ -10,12 +10,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pocketsam import constants
 from pocketsam.errors import PromptError
 from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime import contract, prompts
 from pocketsam.runtime.backends.networks import finite, open_for_device, open_network
-from pocketsam.runtime.backends.ort import Arrays, Providers
+from pocketsam.runtime.backends.ort import Arrays
+from pocketsam.runtime.backends.providers import Providers
 from pocketsam.runtime.backends.split_decoder import decode_above, open_split_decoder
 from pocketsam.runtime.bundle import DEFAULT_BUNDLE, NETWORKS
 from pocketsam.runtime.embedding import Embedding, as_array, hash_pixels, read_matching
@@ -43,14 +43,15 @@ class _ImageState:
 class Segmenter:
     """The runtime's counterpart of segment-anything's ``SamPredictor``.
 
-    ONNX runs in onnxruntime, TFLite in LiteRT (extra ``litert``), Core ML on macOS (extra ``coreml``).
-    Threads take a copy each: ``copy.copy`` of it shares the networks and has an image of its own.
+    ONNX runs in onnxruntime or OpenVINO (extra ``openvino``), TFLite in LiteRT (``litert``), Core ML
+    on macOS (``coreml``). Threads take a ``copy.copy`` each: it shares the networks, not the image.
 
     Args:
         bundle_dir: a directory that ``pocketsam export`` wrote; by default the one in this package.
-        providers: execution providers by name, best first: cpu, cuda, tensorrt, coreml, xnnpack.
+        providers: names, best first: cpu, cuda, tensorrt, coreml, xnnpack; or alone ``openvino``, or
+            ``auto``, which is what ``pocketsam bench --engines`` recorded (``cpu`` without a record).
         threads: threads per operator; None: one per core.
-        precision: which one of a bundle that holds several; None: what suits the device.
+        precision: which one of a bundle that holds several; None: the most precise, fp16 on a GPU.
 
     Attributes:
         manifest: what the bundle's ``manifest.json`` says.
@@ -76,7 +77,7 @@ class Segmenter:
         threads: int | None = None,
         precision: str | None = None,
     ) -> None:
-        bundle = open_for_device(bundle_dir, providers, precision)
+        bundle, providers = open_for_device(bundle_dir, providers, precision, threads)
         self.manifest: Manifest = bundle.manifest
         self.image_size: int = bundle.image_size
         self.encoder_sha256: str = bundle.manifest.encoder.sha256
@@ -117,8 +118,9 @@ class Segmenter:
         size = (pixels.shape[0], pixels.shape[1])
         upscaler = Upscaler(self.image_size, size)
         embedding = self._encoder(self.encoder_feeds(pixels))[contract.IMAGE_EMBEDDINGS]
-        # hashed when needed; a caller's array, which may change until then, is copied
-        kept = pixels.copy() if isinstance(image, np.ndarray) else pixels
+        # hashed when needed; a caller's array is copied if it may change until then
+        may_change = isinstance(image, np.ndarray) and (image.flags.writeable or image.base is not None)
+        kept = pixels.copy() if may_change else pixels
         self._image = _ImageState(embedding, upscaler, size, partial(hash_pixels, kept))
 
     def reset_image(self) -> None:
@@ -232,8 +234,8 @@ class Segmenter:
         dtype = np.float32 if return_logits else np.bool_
         masks = np.empty((*scores.shape, *self.original_size), dtype)
         for index in np.ndindex(scores.shape):
-            logits = self.upscaler.logits(low_res[index])
-            masks[index] = logits if return_logits else logits > constants.MASK_THRESHOLD
+            scale = self.upscaler.logits if return_logits else self.upscaler.mask
+            masks[index] = scale(low_res[index])
         return masks, scores, low_res
 
     def predict_low_res(

@@ -18,7 +18,8 @@ from pocketsam import terminal
 from pocketsam.errors import BundleError
 from pocketsam.images import Pixels
 from pocketsam.runtime.backends.networks import open_network
-from pocketsam.runtime.backends.ort import Providers, open_session
+from pocketsam.runtime.backends.ort import open_session
+from pocketsam.runtime.backends.providers import Providers
 from pocketsam.runtime.bundle import NETWORKS, Bundle, read_model
 from pocketsam.runtime.segmenter import Segmenter
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from pocketsam.errors import BundleError, ProviderError, first_line
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.ort import Arrays, Network, Providers
+from pocketsam.runtime.backends.ort import Arrays, Network
+from pocketsam.runtime.backends.providers import Providers
 from pocketsam.terminal import extra_needed
 
 

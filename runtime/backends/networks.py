@@ -1,6 +1,7 @@
 """The encoder and the decoder of a bundle as callables, whatever the target: arrays in, arrays out.
 
-ONNX runs in onnxruntime, TFLite in LiteRT (extra ``litert``), Core ML on macOS (extra ``coreml``).
+ONNX runs in onnxruntime or OpenVINO (extra ``openvino``), TFLite in LiteRT (``litert``), Core ML on
+macOS (``coreml``).
 """
 
 import os
@@ -15,9 +16,11 @@ from pocketsam.errors import BundleError, PromptError
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.coreml import open_coreml
 from pocketsam.runtime.backends.litert import open_tflite
-from pocketsam.runtime.backends.ort import Arrays, Network, Providers, asks_for_gpu, open_onnx
+from pocketsam.runtime.backends.open_vino import check_openvino, open_openvino
+from pocketsam.runtime.backends.ort import Arrays, Network, asks_for_gpu, open_onnx
+from pocketsam.runtime.backends.providers import OPENVINO, Providers, is_provider
+from pocketsam.runtime.backends.recorded import resolve_auto
 from pocketsam.runtime.bundle import Bundle, choose_bundle
-from pocketsam.runtime.machine import cpu_flags
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,24 @@ class Backend:
     is_directory: bool = False
 
 
+def _open_onnx(
+    data: bytes, name: str, network: str, providers: Providers, threads: int | None
+) -> Network:
+    """Returns a network in onnxruntime; for ``openvino`` the encoder there, the decoder here."""
+    if not is_provider(providers, OPENVINO):
+        return open_onnx(data, name, network, providers, threads)
+    if network == "encoder":
+        return open_openvino(data, name, providers, threads)
+    check_openvino(providers)
+    return open_onnx(data, name, network, "cpu", threads)
+
+
 BACKENDS = {
-    "onnx": Backend(open_onnx),
+    "onnx": Backend(_open_onnx),
     "tflite": Backend(
-        lambda data, name, _, providers, threads: open_tflite(data, name, providers, threads),
+        lambda data, name, network, providers, threads: open_tflite(
+            data, name, providers, threads, network=network
+        ),
         is_static=True,
     ),
     "coreml": Backend(
@@ -52,19 +69,25 @@ BACKENDS = {
 
 
 def open_for_device(
-    directory: str | os.PathLike[str], providers: Providers = "cpu", precision: str | None = None
-) -> Bundle:
-    """Returns the bundle of a directory, in the precision that suits the device; see ``choose_bundle``.
+    directory: str | os.PathLike[str],
+    providers: Providers = "cpu",
+    precision: str | None = None,
+    threads: int | None = None,
+) -> tuple[Bundle, Providers]:
+    """Returns the bundle of a directory in one of its precisions, and what is to run it.
 
     Args:
         directory: the bundle's directory.
-        providers: execution providers that will run the bundle.
-        precision: which precision of a bundle that holds several; None: what suits the device.
+        providers: as for ``Segmenter``; in place of ``auto`` the recorded ones are returned.
+        precision: which precision of a bundle that holds several; None: as ``choose_bundle`` says.
+        threads: which record ``auto`` takes.
 
     Raises:
         BundleError, IntegrityError: not a bundle, a damaged one, or one without the precision.
+        ProviderError: see ``resolve_auto``.
     """
-    return choose_bundle(directory, precision, asks_for_gpu(providers), cpu_flags())
+    providers, precision = resolve_auto(directory, providers, precision, threads)
+    return choose_bundle(directory, precision, asks_for_gpu(providers)), providers
 
 
 def open_network(

@@ -10,9 +10,8 @@ import onnxruntime as ort
 
 from pocketsam.errors import BundleError, ProviderError, UsageError, first_line
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.providers import ALONE, Providers, list_providers, split_provider
 
-Providers = str | Sequence[str]
-"""An execution provider, or several, the best first; see ``provider_options``."""
 Arrays = dict[str, Any]
 """Arrays by name; on a GPU the embedding is an ``OrtValue`` in its memory."""
 Network = Callable[[Arrays], Arrays]
@@ -79,7 +78,7 @@ def provider_options(providers: Providers) -> list[tuple[str, dict[str, str]]]:
         ProviderError: a name that is unknown, a provider that this onnxruntime lacks, or an option that
             is not KEY=VALUE.
     """
-    wanted = [providers] if isinstance(providers, str) else list(providers)
+    wanted = list_providers(providers)
     if not wanted:
         raise ProviderError("providers is empty; name at least one, such as 'cpu'")
     available = ort.get_available_providers()
@@ -88,22 +87,22 @@ def provider_options(providers: Providers) -> list[tuple[str, dict[str, str]]]:
     present = ", ".join(short.get(name, name) for name in available)
     chosen = []
     for provider in wanted:
-        name, _, text = provider.partition(":") if isinstance(provider, str) else (provider, "", "")
+        name, given = split_provider(provider)
         key = str(name).lower()
         found = PROVIDERS.get(key) or full.get(key)
+        if key in ALONE:
+            raise ProviderError(f"provider {key} opens bundles, and stands alone")
         if found is None:
-            raise ProviderError(f"unknown provider {name!r}; known are {', '.join(PROVIDERS)}")
+            known = ", ".join((*PROVIDERS, *ALONE))
+            raise ProviderError(f"unknown provider {name!r}; known are {known}")
         if found not in available:
             raise ProviderError(f"provider {name!r} is not in this onnxruntime; present are: {present}")
         options = dict(DEFAULTS.get(found, {}))
         if found == "TensorrtExecutionProvider":
             options["trt_engine_cache_path"] = str(cache_directory() / "tensorrt")
-        for entry in text.split(",") if text else []:
-            key, equals, value = entry.partition("=")
-            if not key or not equals:
-                raise ProviderError(f"{provider!r}: options are KEY=VALUE, separated by commas")
-            options[key] = value
-        chosen.append((found, options))
+        if key == "cpu" and "precision" in given:
+            raise ProviderError("onnxruntime's cpu has no option precision; openvino and TFLite do")
+        chosen.append((found, options | given))
     return chosen
 
 

@@ -9,14 +9,8 @@ from numpy.typing import NDArray
 
 from pocketsam.errors import BundleError, PocketSamError, first_line
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.ort import (
-    Arrays,
-    Network,
-    Providers,
-    asks_for_gpu,
-    open_session,
-    run_session,
-)
+from pocketsam.runtime.backends.ort import Arrays, Network, asks_for_gpu, open_session, run_session
+from pocketsam.runtime.backends.providers import OPENVINO, Providers, is_provider
 from pocketsam.runtime.bundle import Bundle
 
 
@@ -96,6 +90,8 @@ def open_split_decoder(
     has_tensors = set(c.SPLIT_TENSORS).issubset(bundle.manifest.decoder.intermediates)
     if not has_tensors or bundle.manifest.target != "onnx" or asks_for_gpu(providers):
         return None
+    if is_provider(providers, OPENVINO):  # which runs the encoder
+        providers = "cpu"
     name = f"{bundle.path}: decoder"
     try:
         return SplitDecoder(bundle.read("decoder"), name, providers, threads)

@@ -8,7 +8,9 @@ from pocketsam import terminal
 from pocketsam.errors import UsageError
 from pocketsam.images import Pixels, StrPath, load_image
 from pocketsam.runtime.backends.networks import open_for_device
-from pocketsam.runtime.backends.ort import Providers, check_threads, provider_names
+from pocketsam.runtime.backends.ort import check_threads, provider_names
+from pocketsam.runtime.backends.providers import OPENVINO, Providers, is_provider, list_providers
+from pocketsam.runtime.commands.engines import ENGINES_HELP, run_engines
 from pocketsam.runtime.commands.options import add_bundle, add_device
 from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
 from pocketsam.runtime.segmenter import Segmenter
@@ -69,6 +71,13 @@ class BenchResult(Figures):
     against: NotRequired[dict[str, Any]]
 
 
+def check_rounds(runs: int, warmup: int) -> None:
+    """Raises UsageError unless there is at least one timed round."""
+    for name, value, least in (("runs", runs, 1), ("warmup", warmup, 0)):
+        if type(value) is not int or value < least:
+            raise UsageError(f"{name} must be a whole number of at least {least}, not {value}")
+
+
 def bench(
     bundle_dir: StrPath,
     *,
@@ -94,14 +103,12 @@ def bench(
         UsageError: ``runs`` or ``warmup`` is too small.
         BundleError, ImageError, ProviderError: what cannot be opened.
     """
-    for name, value, least in (("runs", runs, 1), ("warmup", warmup, 0)):
-        if type(value) is not int or value < least:
-            raise UsageError(f"{name} must be a whole number of at least {least}, not {value}")
+    check_rounds(runs, warmup)
     pixels = drawn_image() if image is None else load_image(image)
-    bundle = open_for_device(bundle_dir, providers, precision)
+    bundle, providers = open_for_device(bundle_dir, providers, precision, threads)
     settings = {
         "precision": bundle.manifest.precision,
-        "providers": provider_names(providers),
+        "providers": _names(providers),
         "threads": threads,
         "runs": runs,
         "warmup": warmup,
@@ -136,6 +143,12 @@ def bench(
     return result
 
 
+def _names(providers: Providers) -> list[str]:
+    """Returns what the result calls providers: onnxruntime's names; ``openvino`` as it was given."""
+    is_openvino = is_provider(providers, OPENVINO)
+    return list_providers(providers) if is_openvino else provider_names(providers)
+
+
 def _figures(times: dict[str, list[float]], macs: int | None) -> Figures:
     """Returns what follows from the seconds of all tasks.
 
@@ -161,7 +174,7 @@ def _second_tasks(
         return {}, {}
     if not Path(path).is_dir():
         return {"against encoder": onnx_task(path, providers, threads)}, {"path": path}
-    bundle = open_for_device(path, providers)
+    bundle, providers = open_for_device(path, providers, None, threads)
     precision = bundle.manifest.precision
     load = time_loading(bundle, providers, threads)
     segmenter = Segmenter(path, providers=providers, threads=threads, precision=precision)
@@ -194,6 +207,7 @@ def add_bench(subparsers: terminal.Subparsers) -> None:
     parser.add_argument(
         "--against", metavar="PATH", help="a second bundle or encoder.onnx, timed in the same rounds"
     )
+    parser.add_argument("--engines", action="store_true", help=ENGINES_HELP)
     parser.add_argument("--json", action="store_true", help="print the result to stdout as JSON")
     parser.set_defaults(run=run_bench)
 
@@ -201,6 +215,10 @@ def add_bench(subparsers: terminal.Subparsers) -> None:
 def run_bench(args: argparse.Namespace) -> None:
     """Runs the command."""
     check_threads(args.threads)
+    check_rounds(args.runs, args.warmup)
+    if args.engines:
+        run_engines(args)
+        return
     result = bench(
         args.bundle,
         runs=args.runs,

@@ -1,7 +1,7 @@
 """``pocketsam verify`` without a checkpoint: a bundle's golden vectors, on this machine."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pocketsam import terminal
@@ -54,7 +54,16 @@ def report_golden(args: argparse.Namespace, results: Sequence[GoldenResult]) -> 
     if not args.json:
         bundles = (choose_bundles(args.bundle, name)[0] for name in by_precision)
         grades = {bundle.manifest.precision: bundle.manifest.grade for bundle in bundles}
+        reduced = {result.arithmetic for result in results} - {"f32"}
+        grades = {name: _computed(grade, reduced) for name, grade in grades.items()}
         print_ok(grades, "golden vectors")
+
+
+def _computed(grade: str | None, reduced: Collection[str]) -> str | None:
+    """Returns a grade as it is where an encoder is computed in fewer bits: at best ``close``."""
+    if not reduced:
+        return grade
+    return f"{'close' if grade == 'equivalent' else grade or 'not graded'}, in {' '.join(reduced)}"
 
 
 def print_verified(
@@ -77,6 +86,8 @@ def print_verified(
         report, results = parity.get(precision), golden.get(precision)
         passed = report["passed"] if report else all(result["ok"] for result in results or [])
         grade = report["grade"] if report else bundle.manifest.grade
+        if grade == "equivalent" and any("arithmetic" in result for result in results or []):
+            grade = "close"
         about = {"precision": precision, "grade": grade, "passed": passed}
         entries.append(about | {"golden": results, "parity": report})
     passed = bool(entries) and all(entry["passed"] for entry in entries)
@@ -91,8 +102,9 @@ def print_ok(grades: Mapping[str, str | None], what: str) -> None:
 
 def _line(result: GoldenResult) -> str:
     figures = result.figures
+    how = "" if result.arithmetic == "f32" else f" in {result.arithmetic}"
     return (
-        f"{result.precision}, golden {result.prompt} beside {result.against}: "
+        f"{result.precision}{how}, golden {result.prompt} beside {result.against}: "
         f"SNR {figures['snr_db']:.1f} dB, IoU of the least mask {figures['mask_iou']:.4f}, "
         f"|Δ| of the scores {figures['score']:.1e}, best mask "
         f"{'kept' if figures['best_kept'] == 1 else 'another'}"

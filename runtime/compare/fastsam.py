@@ -17,7 +17,8 @@ from PIL import Image
 
 from pocketsam.errors import BundleError, PromptError
 from pocketsam.images import Pixels, StrPath
-from pocketsam.runtime.backends.ort import Providers, open_session, run_session
+from pocketsam.runtime.backends.ort import open_session, run_session
+from pocketsam.runtime.backends.providers import Providers
 from pocketsam.runtime.bundle import read_model
 from pocketsam.runtime.everything.candidates import box_areas, box_intersections
 from pocketsam.runtime.image import ImageLike, as_pixels

@@ -96,6 +96,17 @@ class Tolerance:
             and not (figures[quantity] <= limit if is_maximum else figures[quantity] >= limit)
         ]
 
+    def or_looser(self, other: "Tolerance") -> "Tolerance":
+        """Returns for each quantity the looser of two limits."""
+        mine, others = asdict(self), asdict(other)
+        maxima = {key: is_maximum for key, (_, is_maximum) in self.limits().items() if key in mine}
+        return Tolerance(
+            **{
+                key: (max if is_maximum else min)(mine[key], others[key])
+                for key, is_maximum in maxima.items()
+            }
+        )
+
     def to_json(self) -> dict[str, float]:
         """Returns the manifest's entry of a tolerance."""
         return asdict(self)
