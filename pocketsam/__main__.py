@@ -27,6 +27,8 @@ def main() -> int:
 
     if not is_ignored:
         signal.signal(signal.SIGINT, remember)
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)  # `timeout`, a service that stops: nothing half done stays
     try:
         code = run()
     except BaseException:  # a library that is imported late may make another error of it
@@ -38,6 +40,10 @@ def main() -> int:
         if not is_ignored:
             signal.signal(signal.SIGINT, _stop_at_once)
     return INTERRUPTED if stopped and code else code
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _stop_at_once(number: int, frame: object) -> None:

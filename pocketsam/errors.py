@@ -8,6 +8,7 @@
     ├── DownloadError                 a download that failed, or arrived damaged
     ├── ImageError                    an image that cannot be read or used
     ├── PromptError                   a point, box, label or mask input that cannot be used
+    ├── MaskError                     a mask that cannot be encoded, decoded or drawn
     ├── ProviderError                 an execution provider that is unknown or not present here
     ├── ConversionError               a converter that failed, or wrote a file that does not run
     ├── BundleError                   a directory that is no bundle, or one this version cannot read
@@ -53,6 +54,10 @@ class ImageError(PocketSamError):
 
 class PromptError(PocketSamError, ValueError):
     """A prompt cannot be used: its shape, range, labels or values."""
+
+
+class MaskError(PocketSamError, ValueError):
+    """A mask cannot be encoded, decoded or drawn: its shape, type or values."""
 
 
 class ProviderError(PocketSamError):

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pocketsam.errors import PocketSamError
@@ -71,15 +71,12 @@ def make_folder(path: Path) -> None:
         raise PocketSamError(f"{str(path)!r}: {error}") from None
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a sibling and renames it once it is whole; the old file stays until then.
+@contextlib.contextmanager
+def _staged_file(path: Path) -> Iterator[Path]:
+    """Gives a sibling to write; on leaving without an error it takes the place of ``path``.
 
     The sibling ``.NAME.partial.SUFFIX`` is locked, so that a second writer waits. A kill leaves it, and
     whoever writes the file next takes it over.
-
-    Args:
-        path: the file; its folder exists.
-        write: is given the sibling's path (with the same suffix) and fills it.
 
     Raises:
         PocketSamError: the file cannot be written.
@@ -92,7 +89,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         raise PocketSamError(f"{str(path)!r}: cannot be written: {reason or error}") from None
     try:
         try:
-            write(work)
+            yield work
             work.replace(path)
         except BaseException:
             work.unlink(missing_ok=True)
@@ -101,6 +98,26 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             _unlock(lock)
     except OSError as error:
         raise PocketSamError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def write_files(jobs: Sequence[tuple[Path, Callable[[Path], object]]]) -> None:
+    """Writes siblings, and renames them, the last one first, once all are whole.
+
+    Args:
+        jobs: each file, whose folder exists, and what fills the sibling whose path it is given (with
+            the same suffix).
+
+    Raises:
+        PocketSamError: a file cannot be written; then none is.
+    """
+    with contextlib.ExitStack() as stack:
+        for path, write in jobs:
+            write(stack.enter_context(_staged_file(path)))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file as ``write_files`` does."""
+    write_files([(path, write)])
 
 
 def _claim_file(work: Path) -> int | None:

@@ -1,6 +1,7 @@
 """The command line's common ground: one error line, the exit codes, marks and colours."""
 
 import argparse
+import difflib
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import pocketsam
 from pocketsam.errors import MissingExtraError, PocketSamError
@@ -38,6 +39,17 @@ class _AnyOrder(argparse.ArgumentParser):
     """A parser that takes arguments before, between and after options, though some may be left out."""
 
     _is_parsing = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+        self.set_defaults(parser=self)
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Exits with what was not understood, and the option that it is close to."""
+        options = [name for action in self._actions for name in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses options first, then the arguments between them."""
@@ -75,7 +87,9 @@ def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = Non
     """
     prepare_streams()
     parser = build_parser(commands)
-    args = parser.parse_args(join_negative(sys.argv[1:] if argv is None else argv))
+    args, unknown = parser.parse_known_args(join_negative(sys.argv[1:] if argv is None else argv))
+    if unknown:
+        args.parser.refuse(unknown) if "parser" in args else parser.parse_args(unknown)
     try:
         if "run" not in args:
             parser.print_help()

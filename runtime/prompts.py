@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ def _clipped(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.fl
 
     Raises:
         PromptError: corners in the wrong order, or a box that the image has no part of.
+
+    Warns:
+        UserWarning: a box is less than a pixel wide or high, as fractions of the image would be.
     """
     if (boxes[:, 0] > boxes[:, 1]).any():
         raise PromptError("box must be (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1")
@@ -74,7 +78,10 @@ def _clipped(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.fl
     if outside.any():
         shown = ", ".join(f"{value:g}" for value in boxes[outside.any(axis=1)][0].ravel())
         raise PromptError(f"box ({shown}) lies outside the image of {width}x{height} pixels")
-    return boxes.clip(0, (width, height))
+    clipped: NDArray[np.float64] = boxes.clip(0, (width, height))
+    if (clipped[:, 1] - clipped[:, 0] < 1).any():
+        warnings.warn("a box is less than a pixel wide or high; boxes are in pixels", stacklevel=2)
+    return clipped
 
 
 def assemble(

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketsam.errors import MaskError
+
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels."""
 
@@ -82,10 +84,12 @@ def to_rle(mask: NDArray[Any]) -> dict[str, Any]:
         ``{"size": [H, W], "counts": str}``, equal to ``pycocotools.mask.encode``.
 
     Raises:
-        ValueError: the mask is not two-dimensional.
+        MaskError: the mask is not two-dimensional, or holds other numbers, as logits do.
     """
     if mask.ndim != 2:
-        raise ValueError(f"mask must have the shape [H, W], not {list(mask.shape)}")
+        raise MaskError(f"mask must have the shape [H, W], not {list(mask.shape)}")
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise MaskError("mask must be of bool, or 0 and 1; of logits, encode `logits > 0`")
     mask = mask.astype(bool, copy=False)
     x0, y0, x1, y1 = mask_bounds(mask) or (0, 0, -1, -1)  # the rest of a large picture costs nothing
     lengths = run_lengths(mask[y0 : y1 + 1, x0 : x1 + 1], (x0, y0), (mask.shape[0], mask.shape[1]))
@@ -114,7 +118,7 @@ def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
     """Returns the mask ``[H, W]`` bool that ``to_rle`` encoded.
 
     Raises:
-        ValueError: the counts are damaged, or do not fill the size.
+        MaskError: the counts are damaged, or do not fill the size.
     """
     height, width = rle["size"]
     lengths: list[int] = []
@@ -122,7 +126,7 @@ def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
     for code in rle["counts"].encode("ascii"):
         group = code - 48
         if not 0 <= group < 64:
-            raise ValueError(
+            raise MaskError(
                 f"counts holds the byte {code}, which does not occur in run-length encoding"
             )
         value |= (group & 31) << shift
@@ -133,5 +137,5 @@ def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
             lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
             value = shift = 0
     if shift or min(lengths, default=0) < 0 or sum(lengths) != height * width:
-        raise ValueError(f"counts do not describe a mask of {height}x{width} pixels")
+        raise MaskError(f"counts do not describe a mask of {height}x{width} pixels")
     return from_run_lengths(lengths, (height, width))

@@ -139,3 +139,25 @@ def test_progress_where_stderr_is_no_terminal(capsys, monkeypatch):
         now[0] += seconds
         terminal.show_progress(f"step {step}", last=step == 5)
     assert capsys.readouterr().err == "step 2\nstep 4\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("segment", "a.png", "--output", "o", "--points", "1,1"), "did you mean --point?"),
+        (("segment", "a.png", "--output", "o", "--poin", "1,1"), "unrecognized arguments: --poin"),
+        (("info", "a", "b"), "unrecognized arguments: b"),
+        (
+            ("segment", "a.png", "--point", "1,1", "--output", ""),
+            "'': name a file or a folder",
+        ),
+        (("segment", "a.png", "--point", "1,1", "--output", "-"), "--output '-'"),
+        (("segment", "a.png", "--point", "1,1", "--output", "m.d"), "a folder ends in /"),
+    ],
+)
+def test_misspelt_options_and_outputs(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call_pocketsam(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -165,3 +165,18 @@ def test_without_locks_as_on_windows(tmp_path, monkeypatch):
             raise AssertionError("not reached")
     assert contents(tmp_path / "bundle") == {"x": b"x"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "x.json"]
+
+
+def test_several_files_are_written_or_none(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("old")
+
+    def fail(work):
+        work.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(PocketSamError, match="two: cannot be written: No space left"):
+        files.write_files([(one, lambda work: work.write_text("new")), (two, fail)])
+    assert contents(tmp_path) == {"one": b"old"}
+    files.write_files([(path, lambda work: work.write_text("new")) for path in (one, two)])
+    assert contents(tmp_path) == {"one": b"new", "two": b"new"}

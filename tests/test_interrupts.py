@@ -68,3 +68,24 @@ def test_another_error_that_an_interrupt_became():
     code += "c.main = run\nsys.exit(m.main())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "pocketsam: interrupted\n")
+
+
+def test_a_command_that_is_told_to_end_clears_up(tmp_path):
+    """By SIGTERM, as `timeout` and services send it."""
+    code = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from pocketsam import __main__, cli
+        from pocketsam.files import staged_directory
+
+        def run():
+            with staged_directory(Path(sys.argv[1])) as work:
+                (work / "file").write_text("half")
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        cli.main = run
+        sys.exit(__main__.main())
+    """
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "bundle"], check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())

@@ -406,4 +406,11 @@ def test_suppression():
     boxes = [(0, 0, 10, 10), (20, 20, 30, 30)]
     assert is_suppressed((0, 0, 10, 9), boxes, 0.7)
     assert not is_suppressed((0, 0, 10, 7), boxes, 0.7)  # exactly 0.7 stays
-    assert not is_suppressed((0, 0, 0, 0), [(0, 0, 0, 0)], 0.7)
+    assert is_suppressed((0, 0, 0, 0), [(5, 5, 5, 5), (0, 0, 0, 0)], 0.7)  # the reference keeps both
+    assert not is_suppressed((0, 0, 0, 0), [(5, 5, 5, 5)], 0.7)
+
+
+def test_a_picture_of_one_pixel_has_one_object_at_most(trained_bundle):
+    loose = {"pred_iou_thresh": 0, "stability_score_thresh": 0, "points_per_side": 3}
+    found = MaskGenerator(trained_bundle, **loose).generate(np.zeros((1, 1, 3), np.uint8))
+    assert len(found) <= 1

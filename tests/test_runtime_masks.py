@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
+from pocketsam.errors import MaskError
 from pocketsam.export.cases import postprocess_masks as reference_masks
 from pocketsam.runtime.rle import from_rle, mask_box, to_rle
 from pocketsam.runtime.upscale import Upscaler
@@ -174,3 +175,9 @@ def test_rle_takes_numbers_and_refuses_other_shapes():
 def test_damaged_rle_is_refused(counts):
     with pytest.raises(ValueError, match="counts"):
         from_rle({"size": [20, 30], "counts": counts})
+
+
+def test_logits_are_no_mask():
+    with pytest.raises(MaskError, match="encode `logits > 0`"):
+        to_rle(np.array([[-1.0, 2.0]]))
+    assert to_rle(np.array([[0, 1]])) == to_rle(np.array([[False, True]]))

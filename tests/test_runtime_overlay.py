@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from pocketsam.errors import ImageError, MaskError
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.commands.overlay import colour_of, draw_overlay
 from pocketsam.runtime.commands.results import Results, write_all
@@ -55,3 +56,23 @@ def test_many_boxes_on_a_large_picture_take_no_more_memory_than_a_few(bundle, tm
     few, many = peak(2), peak(20)
     assert few > image.shape[0] * image.shape[1]  # a mask at least: it is measured
     assert many - few < image.shape[0] * image.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "masks", "error", "message"),
+    [
+        ((4, 5), [], ImageError, r"\[H, W, 3\]"),
+        ((4, 5, 4), [], ImageError, r"\[H, W, 3\]"),
+        (
+            (4, 5, 3),
+            [np.ones((4, 4), bool)],
+            MaskError,
+            r"bool arrays \[4, 5\].* not bool \[4, 4\]",
+        ),
+        ((4, 5, 3), np.ones((4, 5), bool), MaskError, r"not bool \[5\]"),
+        ((4, 5, 3), [np.ones((4, 5))], MaskError, "not float64"),
+    ],
+)
+def test_what_cannot_be_drawn(shape, masks, error, message):
+    with pytest.raises(error, match=message):
+        draw_overlay(np.zeros(shape, np.uint8), masks)

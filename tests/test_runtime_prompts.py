@@ -460,6 +460,12 @@ def test_a_box_with_an_axis_more_and_a_box_that_leaves_the_image():
     assert whole.tolist() == [[[0, 0], [450, 300]]]
 
 
+@pytest.mark.parametrize("box", [(0.2, 0.1, 0.8, 0.9), (200, 30, 200, 40)])
+def test_a_box_in_fractions_of_the_image_is_said(box):
+    with pytest.warns(UserWarning, match="boxes are in pixels"):
+        assemble(None, None, [box], SIZE, 450)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
 def test_a_pipe_is_no_prompt_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")

@@ -101,11 +101,15 @@ def open_openvino(
         raise BundleError(f"{name}: OpenVINO cannot load it: {_reason(error)}") from None
     if used != arithmetic:  # it takes another format without a word
         raise ProviderError(f"{name}: OpenVINO computes in {used} on this CPU, not in {arithmetic}")
-    inputs = [entry.any_name for entry in compiled.inputs]
+    inputs = [entry.get_names() for entry in compiled.inputs]  # fp16 files: the cast's name as well
     turn = threading.Lock()
 
     def call(feeds: Arrays) -> Arrays:
-        used = {key: np.ascontiguousarray(feeds[key], np.float32) for key in inputs}
+        used = [
+            np.ascontiguousarray(feeds[key], np.float32)
+            for names in inputs
+            for key in names.intersection(feeds)
+        ]
         try:
             with turn:  # the result is copied before the next call overwrites it
                 found = request.infer(used, share_outputs=True)

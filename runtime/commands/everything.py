@@ -107,7 +107,7 @@ def run_everything(args: argparse.Namespace) -> None:
     if args.json:
         terminal.print_json(made.record)
         return
-    print(f"{len(made.found)} objects")
+    print(_count(made))
     for file in written:
         print(f"wrote {file}")
 
@@ -139,7 +139,7 @@ def _run_folder(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
             return "done before"
         made = _find(segmenter, str(file), image, chosen)
         results.write_all(output / name, made)
-        return f"{len(made.found)} objects"
+        return _count(made)
 
     try:
         run_folder(Path(args.image), search)
@@ -164,6 +164,10 @@ def _shown(parameters: Parameters) -> dict[str, Any]:
     """Returns parameters as JSON holds them."""
     values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
     return {name: value for name, value in values.items() if name not in ("output_mode", "point_grids")}
+
+
+def _count(made: results.Dataset) -> str:
+    return f"{len(made.found)} object{'' if len(made.found) == 1 else 's'}"
 
 
 def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -> results.Dataset:

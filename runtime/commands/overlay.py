@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pocketsam.constants import LABEL_BACKGROUND, LABEL_FOREGROUND
+from pocketsam.errors import MaskError
+from pocketsam.runtime.image import check_pixels
 from pocketsam.runtime.rle import mask_bounds
 
 MOST_NUMBERED = 60
@@ -39,10 +41,19 @@ def draw_overlay(
         points: (x, y, label) in pixels.
         boxes: (x0, y0, x1, y1) in pixels.
         numbers: where each mask's number is written, (x, y) in pixels.
+
+    Raises:
+        ImageError: the image is no uint8 array ``[H, W, 3]``.
+        MaskError: a mask is no bool array of the image's height and width.
     """
+    check_pixels(image)
     result = Image.fromarray(image)
     for number, mask in enumerate(masks):
-        _tint(result, mask, colour_of(number))
+        found, size = np.asarray(mask), list(image.shape[:2])
+        if list(found.shape) != size or found.dtype != bool:
+            what = f"{found.dtype} {list(found.shape)}"
+            raise MaskError(f"masks must be a list of bool arrays {size}, as the image is, not {what}")
+        _tint(result, found, colour_of(number))
     draw = ImageDraw.Draw(result)
     unit = max(1, round(max(image.shape[:2]) / 400))
     for box in boxes:

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PocketSamError, UsageError
-from pocketsam.files import make_folder, write_file
+from pocketsam.files import make_folder, write_files
 from pocketsam.images import Pixels
 from pocketsam.runtime.commands.overlay import MOST_NUMBERED, draw_overlay, label_map
 from pocketsam.runtime.embedding import hash_pixels
@@ -196,14 +196,19 @@ def plan_outputs(names: Sequence[str], image: str) -> list[tuple[Path, Writer]]:
         PocketSamError: a path that nothing can be written to.
     """
     planned = []
-    for path in map(Path, names):
-        planned.append((path, writer_for(path)))
+    for name in names:
+        if name in ("", "-"):
+            raise UsageError(f"--output {name!r}: name a file or a folder")
+        path = Path(name)
+        planned.append((path, write_all if name.endswith(("/", os.sep)) else writer_for(path)))
         if path.exists() and Path(image).exists() and path.samefile(image):
             raise UsageError(f"{path}: is the image; choose another --output")
         parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if planned[-1][1] is write_all and path.exists():
+            parent = path
         if not parent.is_dir():
             raise UsageError(f"{path}: {parent} is a file, not a directory")
-        if path.suffix and parent != path.absolute().parent:
+        if planned[-1][1] is not write_all and parent != path.absolute().parent:
             raise PocketSamError(f"{path}: there is no directory {path.parent}")
         if not os.access(parent, os.W_OK):
             raise PocketSamError(f"{path}: {parent} may not be written to")
@@ -237,41 +242,33 @@ def writer_for(path: Path) -> Writer:
     if not suffix or path.is_dir():
         return write_all
     known = ", ".join((".png", ".json", *PICTURES))
-    raise UsageError(f"{path}: unknown suffix {suffix!r}; known are {known}")
+    raise UsageError(f"{path}: unknown suffix {suffix!r}; known are {known}; a folder ends in /")
 
 
 def write_mask(path: Path, results: Results) -> list[Path]:
     """Writes a label map: an object in black and white, or several as numbers; returns the file."""
-    size = (results.image.shape[0], results.image.shape[1])
-    picture = label_map((item.mask for item in results.found), len(results.found), size)
-    return _write(path, lambda work: picture.save(work))
+    return _write([(path, partial(_save_mask, results))])
 
 
 def write_overlay(path: Path, results: Results) -> list[Path]:
     """Writes the photograph with masks and prompts drawn on it; returns the file."""
-    points = [point for item in results.found for point in item.points]
-    boxes = [box for item in results.found for box in item.boxes]
-    numbers = [place for item in results.found if (place := item.place)]
-    masks = (item.mask for item in results.found)
-    shown = numbers if len(numbers) <= MOST_NUMBERED else []
-    picture = draw_overlay(results.image, masks, points, boxes, shown)
-    return _write(path, lambda work: picture.save(work, quality=92))
+    return _write([(path, partial(_save_overlay, results))])
 
 
 def write_json(path: Path, results: Results) -> list[Path]:
     """Writes ``record`` as JSON; returns the file."""
-    text = json.dumps(results.record, indent=2, ensure_ascii=False)
-    return _write(path, lambda work: work.write_text(text + "\n", encoding="utf-8"))
+    return _write([(path, partial(_save_json, results))])
 
 
 def write_all(path: Path, results: Results) -> list[Path]:
-    """Writes mask, picture and JSON into a directory; returns the files."""
+    """Writes mask, picture and JSON into a directory, all or none; returns the files."""
     make_folder(path)
-    return [
-        *write_mask(path / "mask.png", results),
-        *write_overlay(path / overlay_name(results.image), results),
-        *write_json(path / LAST, results),
+    jobs = [  # the JSON takes its place last
+        (path / LAST, partial(_save_json, results)),
+        (path / overlay_name(results.image), partial(_save_overlay, results)),
+        (path / "mask.png", partial(_save_mask, results)),
     ]
+    return _write(jobs)[::-1]
 
 
 def overlay_name(image: Pixels) -> str:
@@ -279,6 +276,25 @@ def overlay_name(image: Pixels) -> str:
     return "overlay.jpg" if max(image.shape[:2]) <= SIDES[".jpg"] else "overlay.png"
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> list[Path]:
-    write_file(path, write)
-    return [path]
+def _save_mask(results: Results, work: Path) -> None:
+    size = (results.image.shape[0], results.image.shape[1])
+    label_map((item.mask for item in results.found), len(results.found), size).save(work)
+
+
+def _save_overlay(results: Results, work: Path) -> None:
+    points = [point for item in results.found for point in item.points]
+    boxes = [box for item in results.found for box in item.boxes]
+    numbers = [place for item in results.found if (place := item.place)]
+    masks = (item.mask for item in results.found)
+    shown = numbers if len(numbers) <= MOST_NUMBERED else []
+    draw_overlay(results.image, masks, points, boxes, shown).save(work, quality=92)
+
+
+def _save_json(results: Results, work: Path) -> None:
+    text = json.dumps(results.record, indent=2, ensure_ascii=False)
+    work.write_text(text + "\n", encoding="utf-8")
+
+
+def _write(jobs: Sequence[tuple[Path, Callable[[Path], object]]]) -> list[Path]:
+    write_files(jobs)
+    return [path for path, _ in jobs]

@@ -21,6 +21,9 @@ from pocketsam.runtime.commands.results import Found
 from pocketsam.runtime.prompts import Box, Point, is_ambiguous, read_prompt_file
 from pocketsam.runtime.segmenter import Segmenter
 
+SURE = 0.4
+"""Predicted IoU below which a person is told that the mask may not be what was meant."""
+
 
 def add_segment(subparsers: terminal.Subparsers) -> None:
     """Adds the command."""
@@ -118,7 +121,8 @@ def run_segment(args: argparse.Namespace) -> None:
         return
     for number, entry in enumerate(made.record["masks"], start=1):
         score, area = entry["predicted_iou"], entry["area"]
-        print(f"object {number}: score {score:.3f}, {area} pixels, box {entry['bbox']}")
+        hint = "" if score >= SURE else "; the network is unsure: try a box, or more points"
+        print(f"object {number}: score {score:.3f}, {area} pixels, box {entry['bbox']}{hint}")
     for file in written:
         print(f"wrote {file}")
 

@@ -176,14 +176,16 @@ def is_surely_suppressed(candidate: Candidate, kept: Sequence[Box], threshold: f
 def is_suppressed(box: Box, kept: Sequence[Box], threshold: float) -> bool:
     """Returns whether a box overlaps a kept box by more than the threshold (NMS).
 
-    Computed in float32, like torchvision's ``nms``.
+    Computed in float32, like torchvision's ``nms``; but the same box without an area, of a mask that is
+    one pixel wide, suppresses.
     """
     if not kept:
         return False
     this, boxes = np.array(box, np.float32), np.array(kept, np.float32)
     common = box_intersections(this, boxes)
-    with np.errstate(invalid="ignore"):  # 0 / 0 of two empty boxes is over no threshold
-        overlap = common / (box_areas(this) + box_areas(boxes) - common)
+    union = box_areas(this) + box_areas(boxes) - common
+    same = (boxes == this).all(axis=1).astype(np.float32)
+    overlap = np.where(union > 0, common / np.where(union > 0, union, 1), same)
     return bool((overlap > np.float64(threshold)).any())
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import PromptError
-from pocketsam.images import Pixels
+from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime.everything.candidates import Accepted, MaskFilter, is_suppressed
 from pocketsam.runtime.everything.components import remove_small_regions
 from pocketsam.runtime.everything.grid import (
@@ -74,7 +74,7 @@ class MaskGenerator:
     """The runtime's counterpart of segment-anything's ``SamAutomaticMaskGenerator``.
 
     Args:
-        segmenter: the bundle that answers the clicks.
+        segmenter: answers the clicks; or a bundle's directory, for a segmenter with defaults.
         parameters: keyword arguments, as ``grid.Parameters`` describes them: segment-anything's names
             and defaults, but for the two thresholds that the bundle's manifest gives.
 
@@ -92,9 +92,9 @@ class MaskGenerator:
         >>> records[0]["area"], records[0]["segmentation"].shape
     """
 
-    def __init__(self, segmenter: Segmenter, **parameters: Unpack[ParameterOptions]) -> None:
-        self.segmenter = segmenter
-        suitable = segmenter.manifest.thresholds
+    def __init__(self, segmenter: Segmenter | StrPath, **parameters: Unpack[ParameterOptions]) -> None:
+        self.segmenter = segmenter if isinstance(segmenter, Segmenter) else Segmenter(segmenter)
+        suitable = self.segmenter.manifest.thresholds
         parameters.setdefault("pred_iou_thresh", suitable.pred_iou_thresh)
         parameters.setdefault("stability_score_thresh", suitable.stability_score_thresh)
         self.parameters = make_parameters(**parameters)
