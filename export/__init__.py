@@ -61,7 +61,7 @@ def export(
         output: the bundle's directory.
         target: ``onnx``, ``coreml`` or ``tflite``.
         precision: one that the target has, such as ``fp32``, ``fp16``, ``int8``.
-        also: further precisions in the same bundle; the runtime takes what suits the device.
+        also: further precisions in the same bundle; the runtime takes the most precise unless told.
         image_size: side of the canvas in pixels, a multiple of 64; None: what the checkpoint says that
             it was trained at (512 for ``default``), else 1024.
         images: files or folders to verify on; empty: three of scikit-image's photographs.
@@ -149,7 +149,7 @@ def verify(
             golden vectors on this machine, which needs no torch.
         images: files or folders to compare on; empty: three of scikit-image's photographs.
         precision: which one of a bundle that holds several; None: each of them.
-        providers: onnxruntime's execution providers, best first: ``cpu``, ``cuda``, ``coreml`` …
+        providers: as for ``Segmenter``: ``cpu``, ``cuda``, ``openvino`` …
         threads: per operator; None: one per core.
         progress: called with a line about each step; None: nothing is reported.
 

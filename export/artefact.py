@@ -1,14 +1,13 @@
 """Opens a bundle's files for comparison with PyTorch, whatever their target."""
 
-from collections.abc import Sequence
-
 from pocketsam.export.target import Call
 from pocketsam.export.targets import find_precision, find_target, open_converter
 from pocketsam.export.verification.parity import Artefact
 from pocketsam.export.verification.tolerances import FLOOR
+from pocketsam.runtime.backends.providers import OPENVINO, Providers, find_arithmetic, is_provider
 from pocketsam.runtime.bundle import NETWORKS, Bundle
-
-Providers = str | Sequence[str]
+from pocketsam.runtime.machine import package_version
+from pocketsam.runtime.verification.golden import ARITHMETIC
 
 
 def open_artefact(
@@ -34,22 +33,31 @@ def open_artefact(
     for name in NETWORKS:
         intermediates = bundle.manifest.network(name).intermediates
         tapped[f"{name}_intermediates"] = plain[name]
-        if intermediates:
+        if intermediates and not is_provider(providers, OPENVINO):
             source, label = bundle.source(name), f"{bundle.path}: {name}"
             more = converter.load(source, label, intermediates, providers, threads)
             tapped[f"{name}_intermediates"] = more
             inside += intermediates
     precision = find_precision(target, bundle.manifest.precision)
     verified = bundle.manifest.parity or {}
+    arithmetic = find_arithmetic(providers)
     is_accepted = verified.get("tolerance") == FLOOR.to_json()  # see judge
+    tolerance = FLOOR if is_accepted else precision.tolerance
     return Artefact(
         **plain,
         **tapped,
         intermediates=frozenset(inside),
-        runtime_name=converter.runtime_name(),
+        runtime_name=_runtime_name(converter.runtime_name(), providers),
         precision=precision.name,
-        tolerance=FLOOR if is_accepted else precision.tolerance,
+        tolerance=tolerance if arithmetic == "f32" else tolerance.or_looser(ARITHMETIC),
     )
+
+
+def _runtime_name(name: str, providers: Providers) -> str:
+    """Returns the name of what runs the files, with OpenVINO if it runs the encoder."""
+    if not is_provider(providers, OPENVINO):
+        return name
+    return f"OpenVINO {package_version('openvino')} in {find_arithmetic(providers)}, {name}"
 
 
 def open_networks(

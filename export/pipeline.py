@@ -62,7 +62,7 @@ def write_bundle(
         target: what to write.
         options: precision, and what else the target lets one choose.
         also: further precisions, each a bundle of its own inside, named by its precision; the runtime
-            takes what suits the device.
+            takes the most precise unless told.
         verify: False skips parity; the manifest then says that the bundle is unverified.
         accept: the worst grade that is written.
         force: whether a bundle already there gives way.

@@ -23,9 +23,12 @@ from pocketsam.export.to_tflite import convert as to_tflite
 from pocketsam.export.to_tflite.program import ONNX2TF, ONNX2TF_VARIABLE, check_version, find_onnx2tf
 from pocketsam.export.usage import render
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.backends import litert
 from pocketsam.runtime.backends.litert import open_tflite
+from pocketsam.runtime.backends.networks import open_network
+from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.manifest import MANIFEST_NAME, Manifest
-from pocketsam.runtime.verification.golden import check_golden
+from pocketsam.runtime.verification.golden import check_golden, check_networks
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("litert_quantizer")
@@ -253,6 +256,45 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_converter
+def test_float16_arithmetic(tflite, photo, tmp_path):
+    """Emulated here: other numbers than float32, close to them, and a check that can fail."""
+    float32, float16 = (Segmenter(tflite, providers=p) for p in ("cpu", "cpu:precision=f16"))
+    feeds = [float32.encoder_feeds(image) for image in (photo, photo[:, ::-1].copy())]
+    first = float16.encode(feeds[0])
+    kept = first.copy()
+    for image, found in zip(feeds, (first, float16.encode(feeds[1])), strict=True):
+        error = np.abs(found - float32.encode(image)).max() / kept.std()
+        assert 1e-5 < error < 0.05
+    assert np.array_equal(first, kept)
+    clicks = [[[220, 120]]], [[1]]
+    masks = []
+    for segmenter in (float32, float16):
+        segmenter.set_image(photo)
+        masks.append(segmenter.predict_batch(*clicks)[0])
+    assert (masks[0] != masks[1]).mean() < 0.01
+
+    results = check_golden(tflite, providers="cpu:precision=f16")
+    assert all(result.ok and result.arithmetic == "f16" for result in results)
+    encoder = bytearray((tflite / "encoder.tflite").read_bytes())
+    weights = np.frombuffer(encoder, np.uint8)[len(encoder) // 2 :][:200_000]
+    weights[:] = weights[::-1].copy()
+    damaged = open_tflite(bytes(encoder), "damaged", "cpu:precision=f16")
+    bundle = open_bundle(tflite)
+    decoder = open_network(bundle, "decoder", "cpu:precision=f16")
+    assert not all(r.ok for r in check_networks(bundle, damaged, decoder, arithmetic="f16"))
+
+
+def test_float16_arithmetic_is_chosen_where_the_cpu_has_it(monkeypatch):
+    monkeypatch.setattr(litert, "cpu_flags", lambda: ["asimd", "asimdhp"])
+    assert litert.arithmetics() == ("f32", "f16")
+    monkeypatch.setattr(litert, "cpu_flags", lambda: ["avx2", "f16c"])
+    assert litert.arithmetics() == ("f32",)
+    for bad, message in (("bf16", "cpu computes in f32 or f16, not bf16"), ("f32,a=1", "not a")):
+        with pytest.raises(ProviderError, match=message):
+            open_tflite(b"", "the file", f"cpu:precision={bad}")
 
 
 @needs_converter

@@ -316,3 +316,15 @@ def test_bench_engines_in_words_and_its_options(trained_bundle, tmp_path, bundle
     assert (other.returncode, "another checkpoint or canvas" in other.stderr) == (2, True)
     for option in (("--provider", "cpu"), ("--precision", "fp32"), ("--runs", 0)):
         assert call_pocketsam("bench", trained_bundle, "--engines", *option).returncode == 2
+
+
+def test_parity_with_pytorch(several_precisions, tmp_path, pictures):
+    """Whose report says what ran it; a damaged encoder fails there as well."""
+    arguments = "--checkpoint", "default", "--provider", "openvino", "--images", *pictures
+    how = "--precision", "fp32", "--json"
+    done = call_pocketsam("verify", several_precisions, *arguments, *how)
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)["precisions"]
+    assert told["parity"]["runner"].startswith("OpenVINO 20")
+    change_encoder(several_precisions, tmp_path / "copy")
+    assert call_pocketsam("verify", tmp_path / "copy", *arguments, *how).returncode == 3

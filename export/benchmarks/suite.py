@@ -27,11 +27,14 @@ from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST
 from pocketsam.runtime.backends.networks import pad_points
 from pocketsam.runtime.backends.ort import CONFIG
+from pocketsam.runtime.machine import cpu_flags
 
 TIMEOUT = 1800.0
 SIZES = (256, 512, 768, 1024)
 PROMPTS = (1, 2, 4, 8, 16, 32, 64)
 GROUPS = ("encoder", "decoder", "passes", "sessions", "growth")
+BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+"""CPU features without which OpenVINO computes in float32 whatever it is told."""
 SPINNING = {
     "threads stop spinning": {"session.force_spinning_stop": "1"},
     "threads spin on": {"session.force_spinning_stop": "0"},
@@ -147,6 +150,9 @@ class Suite:
             self.add(f"ONNX {precision}", "encoder", feeds, self.onnx, "encoder", Options(precision))
         fp32 = ("encoder", Options(), None, "openvino")
         self.add("ONNX fp32 in OpenVINO", "encoder", feeds, self.onnx, *fp32, in_peers=True)
+        if BFLOAT16.intersection(cpu_flags()):
+            name, bf16 = "ONNX fp32 in OpenVINO, bf16", self.onnx(*fp32) | {"precision": "bf16"}
+            self.add(name, "encoder", feeds, dict, bf16, in_peers=True)
         for precision in ("fp32", "int8-dynamic", "int8"):
             self.add(f"TFLite {precision}", "encoder", feeds, self.tflite, "encoder", precision)
         for name, compiled in (("eager", False), ("torch.compile", True)):

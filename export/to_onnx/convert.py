@@ -29,7 +29,9 @@ from pocketsam.export.to_onnx.upscaling import append_upscaling
 from pocketsam.export.traced import Decoder, Encoder, Tapped, TracedNetwork
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.open_vino import check_openvino, open_openvino
 from pocketsam.runtime.backends.ort import open_session
+from pocketsam.runtime.backends.providers import OPENVINO, is_provider
 from pocketsam.runtime.manifest_files import TensorInfo
 
 OPSET = 20
@@ -143,7 +145,7 @@ def load(
     providers: str | Sequence[str] = "cpu",
     threads: int | None = None,
 ) -> Call:
-    """Opens a file in onnxruntime.
+    """Opens a file in onnxruntime, or an encoder in OpenVINO, which has no intermediate outputs.
 
     Args:
         source: an ONNX file.
@@ -161,8 +163,11 @@ def load(
             if intermediate in there
         )
         source = model.SerializeToString()
-    session = open_session(source, name, providers, threads)
+    in_openvino = is_provider(providers, OPENVINO) and bool(check_openvino(providers))
+    session = open_session(source, name, "cpu" if in_openvino else providers, threads)
     outputs = [output.name for output in session.get_outputs()]
+    if in_openvino and c.IMAGE_EMBEDDINGS in outputs:
+        return open_openvino(source, name, providers, threads)
     inputs = {entry.name for entry in session.get_inputs()}
 
     def call(feeds: Arrays) -> Arrays:
