@@ -41,7 +41,7 @@ class _AnyOrder(argparse.ArgumentParser):
     _is_parsing = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, allow_abbrev=False)
+        super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
         self.set_defaults(parser=self)
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:

@@ -141,8 +141,8 @@ def make_golden(model: Sam) -> Golden:
         arrays[f"{name}_scores"] = case.outputs[c.IOU_PREDICTIONS]
         arrays[f"{name}_low_res_masks"] = golden.thin(case.outputs[c.LOW_RES_MASKS])
     size = (image.shape[0], image.shape[1])
-    case = Case("golden", image, size, model.image_size, outputs, {}, tuple(cases))
-    return Golden(case, arrays)
+    whole = Case("golden", image, size, model.image_size, outputs, {}, tuple(cases))
+    return Golden(whole, arrays)
 
 
 def _candidates(height: int, width: int) -> Iterator[tuple[str, Arrays]]:

@@ -55,8 +55,8 @@ def report_golden(args: argparse.Namespace, results: Sequence[GoldenResult]) -> 
         bundles = (choose_bundles(args.bundle, name)[0] for name in by_precision)
         grades = {bundle.manifest.precision: bundle.manifest.grade for bundle in bundles}
         reduced = {result.arithmetic for result in results} - {"f32"}
-        grades = {name: _computed(grade, reduced) for name, grade in grades.items()}
-        print_ok(grades, "golden vectors")
+        told = {name: _computed(grade, reduced) for name, grade in grades.items()}
+        print_ok(told, "golden vectors")
 
 
 def _computed(grade: str | None, reduced: Collection[str]) -> str | None:
