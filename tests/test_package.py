@@ -114,6 +114,7 @@ def test_the_runtime_needs_three_packages():
     # modules that only functions import; protobuf comes with onnxruntime
     optional = {
         ("backends/litert.py", "ai_edge_litert"),
+        ("backends/open_vino.py", "openvino"),
         ("backends/coreml.py", "coremltools"),
         ("backends/subgraph.py", "google"),
     }
@@ -124,7 +125,7 @@ def test_the_runtime_needs_three_packages():
 
 def test_the_command_starts_without_torch():
     """A user of the base install may run `pocketsam`; only export and verify need more."""
-    heavy = ("torch", "onnx", "coremltools", "ai_edge_litert")
+    heavy = ("torch", "onnx", "coremltools", "ai_edge_litert", "openvino")
     code = f"import sys, pocketsam.__main__; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
