@@ -10,6 +10,11 @@ from tiny_bundle import write_tiny
 OURS = "pocketsam.__main__"
 
 
+def heed_interrupts():
+    """Undoes that a shell's process in the background ignores Ctrl-C, and so all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupted(arguments, name, later):
     """Sends SIGINT once a module has been imported and some others after it; returns code and stderr.
 
@@ -18,6 +23,7 @@ def interrupted(arguments, name, later):
     command = [sys.executable, "-X", "importtime", "-c", f"import sys, {OURS} as m; sys.exit(m.main())"]
     lines, count = [], None
     quiet = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    quiet |= {"preexec_fn": heed_interrupts}
     with subprocess.Popen([*command, *map(str, arguments)], **quiet) as process:
         for line in process.stderr:
             lines.append(line)
@@ -66,7 +72,8 @@ def test_another_error_that_an_interrupt_became():
         "    except KeyboardInterrupt:\n        raise ImportError('initialization failed') from None\n"
     )
     code += "c.main = run\nsys.exit(m.main())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command, heed = [sys.executable, "-c", code], heed_interrupts
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=heed)
     assert (done.returncode, done.stderr) == (130, "pocketsam: interrupted\n")
 
 

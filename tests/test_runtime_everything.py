@@ -13,8 +13,6 @@ from scipy import ndimage
 from skimage import data
 
 from pocketsam.errors import PromptError
-from pocketsam.export import export
-from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.runtime import MaskGenerator, Segmenter
 from pocketsam.runtime.everything.candidates import _grown, is_suppressed
 from pocketsam.runtime.everything.components import remove_small_regions
@@ -71,17 +69,10 @@ def generator(model, mobile_sam):
         yield lambda **parameters: mobile_sam.SamAutomaticMaskGenerator(network.eval(), **parameters)
 
 
-def open_default(shared, image_size):
-    def build(path):
-        export(DEFAULT, path, image_size=image_size, verify=False)
-
-    return Segmenter(shared(f"default_{image_size}", build))
-
-
 @pytest.fixture(scope="module")
-def segmenter(shared):
-    """Our own weights at the size that they were trained at."""
-    return open_default(shared, 512)
+def segmenter(trained_bundle):
+    """Our own weights at a small canvas."""
+    return Segmenter(trained_bundle)
 
 
 @pytest.fixture(scope="module")

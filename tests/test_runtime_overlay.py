@@ -38,11 +38,11 @@ def test_masks_are_mixed_in_and_outlined(size):
 
 
 def test_many_boxes_on_a_large_picture_take_no_more_memory_than_a_few(bundle, tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
     image.flags.writeable = False
     segmenter = Segmenter(bundle)
     segmenter.set_image(image)
-    boxes = [(50 * i, 30 * i, 1500 + 50 * i, 900 + 30 * i) for i in range(20)]
+    boxes = [(25 * i, 15 * i, 750 + 25 * i, 450 + 15 * i) for i in range(20)]
 
     def peak(count):
         tracemalloc.start()
