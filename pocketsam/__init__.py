@@ -28,8 +28,8 @@ if sys.maxsize < 2**32:
 if TYPE_CHECKING:
     from pocketsam.export import export, verify
     from pocketsam.images import load_image
-    from pocketsam.runtime.commands.overlay import draw_overlay
     from pocketsam.runtime.everything.generator import MaskGenerator
+    from pocketsam.runtime.overlay import draw_overlay
     from pocketsam.runtime.rle import from_rle, to_rle
     from pocketsam.runtime.segmenter import Segmenter
 
@@ -48,7 +48,7 @@ __all__ = [
 _MODULES = {
     "MaskGenerator": "pocketsam.runtime.everything.generator",
     "Segmenter": "pocketsam.runtime.segmenter",
-    "draw_overlay": "pocketsam.runtime.commands.overlay",
+    "draw_overlay": "pocketsam.runtime.overlay",
     "from_rle": "pocketsam.runtime.rle",
     "load_image": "pocketsam.images",
     "to_rle": "pocketsam.runtime.rle",

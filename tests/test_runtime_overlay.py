@@ -7,9 +7,9 @@ import pytest
 
 from pocketsam.errors import ImageError, MaskError
 from pocketsam.runtime import Segmenter
-from pocketsam.runtime.commands.overlay import colour_of, draw_overlay
 from pocketsam.runtime.commands.results import Results, write_all
 from pocketsam.runtime.commands.segment import find_objects
+from pocketsam.runtime.overlay import colour_of, draw_overlay
 
 
 def drawn_plainly(image, masks):

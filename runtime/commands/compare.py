@@ -13,7 +13,6 @@ from pocketsam.files import make_folder, write_file
 from pocketsam.images import Pixels, find_images, load_image
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands.options import add_device
-from pocketsam.runtime.commands.overlay import draw_overlay
 from pocketsam.runtime.compare.comparison import (
     PROMPTS,
     Answers,
@@ -25,6 +24,7 @@ from pocketsam.runtime.compare.comparison import (
 )
 from pocketsam.runtime.compare.fastsam import FastSam
 from pocketsam.runtime.machine import describe_machine
+from pocketsam.runtime.overlay import draw_overlay
 from pocketsam.runtime.segmenter import Segmenter
 
 TILE = 320

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pocketsam.errors import PocketSamError, UsageError
 from pocketsam.files import make_folder, write_files
 from pocketsam.images import Pixels
-from pocketsam.runtime.commands.overlay import MOST_NUMBERED, draw_overlay, label_map
 from pocketsam.runtime.embedding import hash_pixels
 from pocketsam.runtime.everything.generator import MaskRecord
 from pocketsam.runtime.manifest import Manifest
+from pocketsam.runtime.overlay import MOST_NUMBERED, draw_overlay, label_map
 from pocketsam.runtime.prompts import Box, Point
 from pocketsam.runtime.rle import from_rle, mask_box, to_rle
 
