@@ -19,10 +19,10 @@ from pocketsam.errors import BundleError, ImageError, IntegrityError, PocketSamE
 from pocketsam.images import Pixels, StrPath, load_image
 from pocketsam.runtime.backends import coreml, litert, open_vino
 from pocketsam.runtime.backends.ort import GPUS, PROVIDERS
+from pocketsam.runtime.benchmarks.timing import Task, Timing, bundle_tasks, summarise, time_interleaved
 from pocketsam.runtime.bundle import Bundle, choose_bundle, choose_bundles
 from pocketsam.runtime.image import check_pixels
 from pocketsam.runtime.segmenter import Segmenter
-from pocketsam.runtime.timing import Task, Timing, bundle_tasks, summarise, time_interleaved
 from pocketsam.runtime.verification.golden import check_golden, load_golden, raise_if_failed
 from pocketsam.runtime.verification.metrics import agreements
 

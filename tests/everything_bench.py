@@ -26,11 +26,11 @@ from pocketsam.models.sam import Sam
 from pocketsam.models.training import scenes
 from pocketsam.models.training.textures import load_textures
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.benchmarks.timing import time_interleaved
 from pocketsam.runtime.compare.fastsam import FastSam
 from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.machine import describe_machine
 from pocketsam.runtime.rle import from_rle
-from pocketsam.runtime.timing import time_interleaved
 from pocketsam.runtime.verification.metrics import mask_ious
 
 SIZE, THREADS = 1024, 2

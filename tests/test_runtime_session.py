@@ -21,11 +21,11 @@ from pocketsam.runtime.backends.ort import (
     provider_options,
     run_session,
 )
+from pocketsam.runtime.benchmarks.timing import onnx_task
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.compare.fastsam import FastSam
-from pocketsam.runtime.timing import onnx_task
 
-GEMM = files("pocketsam.runtime").joinpath("gemm.onnx").read_bytes()
+GEMM = files("pocketsam.runtime.benchmarks").joinpath("gemm.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider", "cpuexecutionprovider"])

@@ -30,11 +30,11 @@ from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.networks import pad_points
 from pocketsam.runtime.backends.ort import CONFIG, check_threads
+from pocketsam.runtime.benchmarks.timing import GEMM_SIDE, summarise
 from pocketsam.runtime.machine import describe_machine, read_state
-from pocketsam.runtime.timing import GEMM_SIDE, summarise
 from pocketsam.runtime.verification.metrics import mask_ious
 
-GEMM_FILE = Path(__file__).parents[2] / "runtime/gemm.onnx"
+GEMM_FILE = Path(__file__).parents[2] / "runtime/benchmarks/gemm.onnx"
 PAUSE = 0.02
 """Seconds between two runs, in which the threads of the one before go to sleep."""
 GROUPS = ("encoder", "decoder", "passes", "sessions", "growth")

@@ -27,7 +27,7 @@ from pocketsam.export.to_tflite import convert as to_tflite
 from pocketsam.export.traced import Encoder
 from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.timing import time_interleaved
+from pocketsam.runtime.benchmarks.timing import time_interleaved
 
 WORKER = Path(__file__).with_name("tensorflow_worker.py")
 ROUNDS, TIMEOUT, THREADS = 15, 3600.0, 2

@@ -19,9 +19,9 @@ from pocketsam.export.target import Target
 from pocketsam.export.targets import TARGETS, find_precision
 from pocketsam.export.verification.report import Report
 from pocketsam.models.checkpoint import DEFAULT, default_image_size
+from pocketsam.runtime.benchmarks.timing import bundle_tasks, drawn_image, summarise, time_interleaved
 from pocketsam.runtime.bundle import NETWORKS, open_bundle
 from pocketsam.runtime.segmenter import Segmenter
-from pocketsam.runtime.timing import bundle_tasks, drawn_image, summarise, time_interleaved
 
 RUNS = 5
 

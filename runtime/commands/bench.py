@@ -10,11 +10,7 @@ from pocketsam.images import Pixels, StrPath, load_image
 from pocketsam.runtime.backends.networks import open_for_device
 from pocketsam.runtime.backends.ort import check_threads, provider_names
 from pocketsam.runtime.backends.providers import OPENVINO, Providers, is_provider, list_providers
-from pocketsam.runtime.commands.engines import ENGINES_HELP, run_engines
-from pocketsam.runtime.commands.options import add_bundle, add_device
-from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
-from pocketsam.runtime.segmenter import Segmenter
-from pocketsam.runtime.timing import (
+from pocketsam.runtime.benchmarks.timing import (
     GEMM_SIDE,
     Floor,
     LoadTimes,
@@ -30,6 +26,10 @@ from pocketsam.runtime.timing import (
     time_interleaved,
     time_loading,
 )
+from pocketsam.runtime.commands.engines import ENGINES_HELP, run_engines
+from pocketsam.runtime.commands.options import add_bundle, add_device
+from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
+from pocketsam.runtime.segmenter import Segmenter
 
 RUNS, WARMUP = 20, 3
 

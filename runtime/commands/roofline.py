@@ -14,7 +14,7 @@ import numpy as np
 
 from pocketsam import terminal
 from pocketsam.errors import UsageError
-from pocketsam.runtime.timing import gemm_gflops, gemm_task, time_interleaved
+from pocketsam.runtime.benchmarks.timing import gemm_gflops, gemm_task, time_interleaved
 
 SIZES = (256, 384, 512, 768, 1024)
 FLOAT_BYTES = 4

@@ -89,7 +89,7 @@ def summarise(samples: list[float]) -> Timing:
 
 def gemm_task(threads: int | None) -> Task:
     """Returns a task that multiplies two square matrices of ``GEMM_SIDE`` in onnxruntime on a CPU."""
-    model = files("pocketsam.runtime").joinpath("gemm.onnx").read_bytes()
+    model = files("pocketsam.runtime.benchmarks").joinpath("gemm.onnx").read_bytes()
     session: ort.InferenceSession = open_session(model, "gemm.onnx", threads=threads)
     matrix = np.random.default_rng(0).standard_normal((GEMM_SIDE, GEMM_SIDE), np.float32)
     return lambda: session.run(None, {"a": matrix, "b": matrix})

@@ -1,0 +1,1 @@
+"""Times bundles and engines on this machine."""
