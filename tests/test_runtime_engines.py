@@ -16,8 +16,8 @@ from pocketsam.runtime.backends import open_vino, recorded
 from pocketsam.runtime.backends.litert import open_tflite
 from pocketsam.runtime.backends.networks import open_network
 from pocketsam.runtime.backends.recorded import Choice, read_choice, resolve_auto, write_choice
+from pocketsam.runtime.benchmarks.engines import MIN_IOU, choose
 from pocketsam.runtime.bundle import NETWORKS, open_bundle
-from pocketsam.runtime.engines import MIN_IOU, choose
 from pocketsam.runtime.verification import golden
 
 pytest.importorskip("openvino")

@@ -8,8 +8,8 @@ from pocketsam import terminal
 from pocketsam.errors import UsageError
 from pocketsam.images import StrPath
 from pocketsam.runtime.backends.recorded import Choice, write_choice
+from pocketsam.runtime.benchmarks.engines import MIN_IOU, STAGES, Measured, Row, measure_engines
 from pocketsam.runtime.bundle import choose_bundle
-from pocketsam.runtime.engines import MIN_IOU, STAGES, Measured, Row, measure_engines
 from pocketsam.runtime.machine import describe_machine, read_state
 
 ENGINES_HELP = (
