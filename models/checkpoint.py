@@ -16,13 +16,16 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from pocketsam.errors import CheckpointError
-from pocketsam.files import read_regular, regular_size, write_bytes
+from pocketsam.files import write_bytes
+from pocketsam.images import StrPath
 from pocketsam.models.download import CHECKPOINTS, cached
 from pocketsam.models.image_encoder_vit import PATCH
 from pocketsam.models.sam import POSITIONS, Sam, architecture_of, build, fit, grid_of, seeded
 from pocketsam.models.unwrap import read_torch, unwrap
+from pocketsam.reading import read_regular, regular_size
 from pocketsam.thresholds import Thresholds
 
+Say = Callable[[str], object]
 SEEDED = "seeded"
 """In place of a path: untrained weights of seed 0. ``seeded:7`` means seed 7."""
 
@@ -32,11 +35,9 @@ DEFAULT_FILE = Path(__file__).parent / "mobile_sam_512.safetensors"
 DEFAULT_IMAGE_SIZE = 512
 """Side of the canvas, in pixels, that ``default`` was trained at."""
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+TORCH_SUFFIXES = ".pt", ".pth", ".ckpt", ".bin"
 LARGEST = 16 << 30
 """Bytes of the largest file that is read: SAM ViT-H with its optimizer's state."""
-
-
 OLD_FORMAT = b"\xfc\x9cF\xf9 j\xa8P\x19"
 """torch's magic number, at the head of files older than its archives."""
 
@@ -61,7 +62,7 @@ class Settings:
         return {key: str(value) for key, value in values.items()}
 
 
-def read_settings(source: str | os.PathLike[str]) -> Settings:
+def read_settings(source: StrPath) -> Settings:
     """Returns what a checkpoint works best with: SAM's values unless its file says others.
 
     A ``.safetensors`` file may say it in its metadata. The position tables of SAM's own encoders have
@@ -113,7 +114,7 @@ def _is_seeded(name: str) -> bool:
     return name == SEEDED or name.startswith(f"{SEEDED}:")
 
 
-def _path_of(source: str | os.PathLike[str]) -> Path:
+def _path_of(source: StrPath) -> Path:
     """Returns the path of a checkpoint's file; an official one is downloaded if it is not there.
 
     Raises:
@@ -133,7 +134,7 @@ def _path_of(source: str | os.PathLike[str]) -> Path:
     return DEFAULT_FILE
 
 
-def default_image_size(source: str | os.PathLike[str]) -> int:
+def default_image_size(source: StrPath) -> int:
     """Returns the canvas, in pixels, to use a checkpoint at; see ``read_settings``."""
     return read_settings(source).image_size
 
@@ -161,11 +162,7 @@ class Loaded:
     note: str = ""
 
 
-def load_model(
-    source: str | os.PathLike[str],
-    image_size: int = 1024,
-    say: Callable[[str], object] = lambda _: None,
-) -> Loaded:
+def load_model(source: StrPath, image_size: int = 1024, say: Say = lambda _: None) -> Loaded:
     """Returns the network that a checkpoint holds: MobileSAM, SAM, or this project's teacher.
 
     Args:
@@ -189,10 +186,9 @@ def load_model(
     path = _path_of(name)
     content, digest = _read(path)
     found = unwrap(str(path), content)
-    architecture = architecture_of(found.state)
-    table = found.state.get(POSITIONS)
+    architecture, table = architecture_of(found.state), found.state.get(POSITIONS)
     grid = None if table is None else grid_of(table.shape)
-    is_large = POSITIONS in found.state  # then no memory is taken before the shapes are known to fit
+    is_large = table is not None  # then no memory is taken before the shapes are known to fit
     with torch.device("meta" if is_large else "cpu"):
         model = build(architecture, image_size, grid)
     message = f"{path}: does not fit {architecture}"
@@ -200,9 +196,10 @@ def load_model(
     if is_large:
         model = build(architecture, image_size, grid)
     model.load_state_dict(model.state_dict() | state)
-    if notes := "; ".join(line for line in (found.note, note) if line):
-        say(f"{path.name}: {notes}")
-    return Loaded(model.eval(), architecture, path.name, digest, True, settings, notes)
+    note = "; ".join(line for line in (found.note, note) if line)
+    if note:
+        say(f"{path.name}: {note}")
+    return Loaded(model.eval(), architecture, path.name, digest, True, settings, note)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], settings: Settings) -> None:

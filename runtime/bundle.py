@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pocketsam.errors import BundleError, IntegrityError
-from pocketsam.files import read_regular, regular_size
+from pocketsam.reading import read_regular, regular_size
 from pocketsam.runtime.contract import check_contract
 from pocketsam.runtime.json_fields import check_json
 from pocketsam.runtime.manifest import MANIFEST_NAME, Manifest

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from pocketsam.archives import MAX_BYTES, read_npz
 from pocketsam.errors import ImageError, IntegrityError
-from pocketsam.files import make_folder, read_regular, write_file
+from pocketsam.files import make_folder, write_file
 from pocketsam.images import Pixels, StrPath, check_size
+from pocketsam.reading import read_regular
 from pocketsam.runtime.contract import IMAGE_EMBEDDINGS
 from pocketsam.runtime.image import check_pixels
 

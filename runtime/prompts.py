@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_NOT_A_POINT, resized_shape
 from pocketsam.errors import PromptError
-from pocketsam.files import read_regular
 from pocketsam.images import StrPath
+from pocketsam.reading import read_regular
 from pocketsam.runtime.contract import HAS_MASK_INPUT, MASK_INPUT, POINT_COORDS, POINT_LABELS
 
 LABELS = (-1, 0, 1, 2, 3)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pocketsam.errors import ProviderError
-from pocketsam.files import read_regular, write_bytes
+from pocketsam.files import write_bytes
 from pocketsam.images import StrPath
+from pocketsam.reading import read_regular
 from pocketsam.runtime.backends.ort import cache_directory
 from pocketsam.runtime.backends.providers import AUTO, Providers, is_provider, list_providers
 from pocketsam.runtime.bundle import open_bundle
