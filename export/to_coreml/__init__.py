@@ -82,7 +82,7 @@ TARGET = Target(
         ),
         Precision(
             name="palette4",
-            tolerance=replace(ROUGH, error=20.0, snr_db=4.0, cosine=0.75),
+            tolerance=replace(ROUGH, error=20.0, snr_db=4.0, cosine=0.75, score=0.45),
             grade="lossy",
             drift=DRIFT,
             calibrated=True,
