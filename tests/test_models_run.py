@@ -4,7 +4,7 @@ import types
 
 import pytest
 import torch
-from conftest import call_pocketsam, run_python
+from conftest import run_pocketsam, run_python
 from PIL import Image
 
 from pocketsam.errors import PocketSamError
@@ -118,6 +118,6 @@ def test_a_distillation_holds_its_folder(tmp_path, photo):
     run = tmp_path / "run"
     run.mkdir()
     with held_folder(run):
-        done = call_pocketsam("distill", tmp_path, *TINY, "--output", run)
+        done = run_pocketsam("distill", tmp_path, *TINY, "--output", run)
     assert done.returncode == 1
     assert "another pocketsam trains in it" in done.stderr
