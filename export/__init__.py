@@ -42,6 +42,7 @@ def export(
     force: bool = False,
     keep_failed: bool = False,
     max_points: int | None = None,
+    prompts_per_call: int | None = None,
     input: Literal["tensor", "image"] | None = None,
     deployment_target: str | None = None,
     timeout: float | None = None,
@@ -72,6 +73,8 @@ def export(
         keep_failed: whether files that fail parity stay, in ``OUTPUT.failed``, with a picture of the
             worst mask in ``OUTPUT.failed.png``.
         max_points: points of a prompt in Core ML's and TFLite's decoder (16); a box takes two.
+        prompts_per_call: prompts that Core ML's and TFLite's decoder answers at once (1); it always
+            computes all of them, so 64 is for ``everything``, not for single clicks.
         input: Core ML: the encoder takes a normalised ``tensor``, or an ``image`` that it normalises.
         deployment_target: Core ML: the oldest system to run on, such as ``iOS17``.
         timeout: seconds for one run of an outside converter (1800).
@@ -102,6 +105,7 @@ def export(
         chosen,
         (precision, *also),
         max_points=max_points,
+        prompts_per_call=prompts_per_call,
         input=input,
         deployment_target=deployment_target,
         timeout=timeout,

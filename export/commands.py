@@ -94,6 +94,13 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
         f"(default: {Options.max_points})",
     )
     group.add_argument(
+        "--prompts-per-call",
+        type=int,
+        metavar="Q",
+        help="Core ML, TFLite: prompts that the decoder answers at once, always all of them: 1 for "
+        f"clicks (default: {Options.prompts_per_call}), 64 for everything mode",
+    )
+    group.add_argument(
         "--input",
         choices=("tensor", "image"),
         help="Core ML: the encoder takes a normalised tensor (default), or an image that it normalises",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pocketsam.errors import UsageError
 
-MAX_POINTS = 1024
+MAX_POINTS, MAX_PROMPTS = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Options:
     Attributes:
         precision: one that the target has.
         max_points: points of a prompt in a decoder of static shapes (a box takes two).
+        prompts_per_call: prompts that a decoder of static shapes answers at once.
         input: ``tensor``: the encoder takes a normalised tensor; ``image``: a picture (0..255), which
             it normalises itself.
         deployment_target: oldest system that must run the file, such as ``iOS17``; None: iOS16, or what
@@ -32,6 +33,7 @@ class Options:
     precision: str = "fp32"
     _: KW_ONLY
     max_points: int = 16
+    prompts_per_call: int = 1
     input: Literal["tensor", "image"] = "tensor"
     deployment_target: str | None = None
     timeout: float = 1800.0
@@ -41,7 +43,10 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
-            ("max_points", self._has_max_points(), f"a whole number from 1 to {MAX_POINTS}"),
+            *(
+                (name, _is_whole(getattr(self, name), most), f"a whole number from 1 to {most}")
+                for name, most in (("max_points", MAX_POINTS), ("prompts_per_call", MAX_PROMPTS))
+            ),
             ("input", self.input in ("tensor", "image"), "tensor or image"),
             ("timeout", self.timeout > 0, "positive"),
             ("min_miou", 0 <= self.min_miou <= 1, "from 0 to 1"),
@@ -51,8 +56,10 @@ class Options:
                 option = name.replace("_", "-")
                 raise UsageError(f"--{option} is {getattr(self, name)!r}; it must be {wanted}")
 
-    def _has_max_points(self) -> bool:
-        return type(self.max_points) is int and 1 <= self.max_points <= MAX_POINTS
+
+def _is_whole(value: object, most: int) -> bool:
+    """Returns whether a value is a whole number from 1 to ``most``."""
+    return type(value) is int and 1 <= value <= most
 
 
 OPTION_NAMES = tuple(field.name for field in fields(Options) if field.name != "precision")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pocketsam import constants
+from pocketsam.export.options import Options
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
 
@@ -123,26 +124,44 @@ class PixelEncoder(Encoder):
         return {c.IMAGE: torch.zeros(1, 3, side, side), c.RESIZED_SIZE: torch.full((2,), float(side))}
 
 
+MASK_INPUTS = (c.MASK_INPUT, c.HAS_MASK_INPUT)
+
+
 class StaticDecoder(Decoder):
-    """The decoder for formats with static shapes: one prompt of ``max_points`` points.
+    """The decoder for formats with static shapes: ``prompts`` prompts of ``max_points`` points.
+
+    ``mask_input`` has a batch of 1, and serves all prompts of a call.
 
     A prompt of fewer points is padded with the label ``LABEL_PADDING``. Padding is left out of every
     attention, so it does not change the masks: SAM's not-a-point (label -1)
     would change them.
     """
 
-    def __init__(self, model: Sam, max_points: int) -> None:
+    def __init__(self, model: Sam, max_points: int, prompts: int = 1) -> None:
         super().__init__(model)
-        self.max_points = max_points
+        self.max_points, self.prompts = max_points, prompts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Prompts of a call, and points of a prompt."""
+        return self.prompts, self.max_points
 
     def padding_mask(self, point_labels: Tensor) -> Tensor | None:
         return (point_labels == constants.LABEL_PADDING).to(point_labels.dtype)
 
-    def example(self, prompts: int = 1, points: int | None = None) -> dict[str, Tensor]:
-        return super().example(1, self.max_points)
+    def example(self, prompts: int | None = None, points: int | None = None) -> dict[str, Tensor]:
+        masks = {name: x[:1] for name, x in super().example(1, 1).items() if name in MASK_INPUTS}
+        return super().example(self.prompts, self.max_points) | masks
 
 
 TracedNetwork = Encoder | Decoder
+
+
+def static_decoder(model: Sam, options: Options) -> StaticDecoder:
+    """Returns the decoder with the shapes that the options ask for."""
+    return StaticDecoder(model, options.max_points, options.prompts_per_call)
+
+
 REFERENCE_TYPES: dict[str, type[TracedNetwork]] = {"encoder": Encoder, "decoder": Decoder}
 """The networks with the dynamic shapes of PyTorch: the reference of every target."""
 

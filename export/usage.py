@@ -42,6 +42,7 @@ def render(name: str, manifest: Manifest) -> str:
         "low": size // 4,
         "cells": size // 16,
         "points": manifest.decoder.max_points,
+        "prompts": _prompts(manifest),
         "threshold": manifest.mask_threshold,
         "mean": ", ".join(map(str, preprocessing.mean)),
         "std": ", ".join(map(str, preprocessing.std)),
@@ -54,6 +55,11 @@ def render(name: str, manifest: Manifest) -> str:
         kind = "image" if preprocessing.input == c.IMAGE else "tensor"
         values["encode"] = _fill(f"encode_{kind}.swift", values).rstrip("\n")
     return _fill(name, values)
+
+
+def _prompts(manifest: Manifest) -> int | str:
+    """Returns how many prompts the decoder answers in a call."""
+    return next(tensor.shape[0] for tensor in manifest.decoder.inputs if tensor.name == c.POINT_LABELS)
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:

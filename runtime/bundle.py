@@ -16,10 +16,10 @@ from typing import NoReturn
 
 from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.reading import read_regular, regular_size
-from pocketsam.runtime.contract import check_contract
+from pocketsam.runtime.contract import POINT_LABELS, check_contract
 from pocketsam.runtime.json_fields import check_json
 from pocketsam.runtime.manifest import MANIFEST_NAME, Manifest
-from pocketsam.runtime.manifest_files import BundleFile
+from pocketsam.runtime.manifest_files import MAX_PROMPTS, BundleFile
 
 NETWORKS = ("encoder", "decoder")
 MAX_MANIFEST = 2**24
@@ -94,6 +94,22 @@ class Bundle:
         if points is None:
             raise IntegrityError(f"{self.path / MANIFEST_NAME}: decoder.points is missing")
         return points
+
+    @property
+    def prompts_per_call(self) -> int:
+        """Prompts that the decoder of a target with static shapes answers at once.
+
+        Raises:
+            IntegrityError: the manifest does not say.
+        """
+        shapes = {tensor.name: tensor.shape for tensor in self.manifest.decoder.inputs}
+        count, *_ = *shapes.get(POINT_LABELS, ()), None
+        if not isinstance(count, int) or not 1 <= count <= MAX_PROMPTS:
+            raise IntegrityError(
+                f"{self.path / MANIFEST_NAME}: decoder.inputs: {POINT_LABELS} has no number of "
+                f"prompts, 1 to {MAX_PROMPTS}"
+            )
+        return count
 
     def locate(self, network: str) -> Path:
         """Returns the path of a network that is a directory (``.mlpackage``), after checking it.

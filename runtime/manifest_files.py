@@ -6,7 +6,7 @@ from dataclasses import fields as dataclass_fields
 from pocketsam.runtime.json_fields import MAX_NUMBER, Fields, Json
 from pocketsam.runtime.verification.tolerance import Tolerance
 
-MAX_POINTS = 2**16
+MAX_POINTS, MAX_PROMPTS = 2**16, 2**16
 """Largest number of points per prompt that a manifest may ask to pad to."""
 
 

@@ -13,7 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from pocketsam.errors import PromptError
 from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime import contract, prompts
-from pocketsam.runtime.backends.networks import finite, open_for_device, open_network
+from pocketsam.runtime.backends.networks import (
+    decoder_batch,
+    finite,
+    open_for_device,
+    open_network,
+)
 from pocketsam.runtime.backends.ort import Arrays
 from pocketsam.runtime.backends.providers import Providers
 from pocketsam.runtime.backends.split_decoder import decode_above, open_split_decoder
@@ -25,9 +30,6 @@ from pocketsam.runtime.upscale import Upscaler
 
 FloatArray = NDArray[np.float32]
 Masks = NDArray[Any]  # bool, or float32 logits
-
-DECODER_BATCH = 8
-"""Prompts per call of the decoder: more are no faster, and each takes 60 to 100 MB at 1024."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Segmenter:
             finite(open_network(bundle, network, providers, threads), f"{bundle.path}: {network}")
             for network in NETWORKS
         )
+        self._batch = decoder_batch(bundle)
         self._split_decoder = cache(partial(open_split_decoder, bundle, providers, threads))
         self._image: _ImageState | None = None
 
@@ -283,7 +286,7 @@ class Segmenter:
         boxes: ArrayLike | None = None,
         mask_inputs: ArrayLike | None = None,
     ) -> Iterator[Arrays]:
-        """Yields the decoder's inputs, ``DECODER_BATCH`` prompts at a time."""
+        """Yields the decoder's inputs, as many prompts at a time as ``decoder_batch`` says."""
         image = self._require_image()
         side = self.image_size // 4
         masks = None if mask_inputs is None else prompts.check_mask_input(mask_inputs, None, side)
@@ -291,7 +294,7 @@ class Segmenter:
         coords, labels = prompts.assemble(
             point_coords, point_labels, boxes, image.original_size, self.image_size, batch=batch
         )
-        for feeds in prompts.batches(coords, labels, masks, side, DECODER_BATCH):
+        for feeds in prompts.batches(coords, labels, masks, side, self._batch):
             yield feeds | {contract.IMAGE_EMBEDDINGS: image.embedding}
 
     def _require_image(self) -> _ImageState:

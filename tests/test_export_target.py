@@ -119,6 +119,7 @@ def test_options_that_some_precision_reads():
         {"max_points": 0},
         {"max_points": -1},
         {"max_points": 10**9},
+        {"prompts_per_call": 0},
         {"timeout": 0.0},
         {"timeout": float("nan")},
         {"min_miou": 1.5},

@@ -23,7 +23,7 @@ from pocketsam.export.verification import parity
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.networks import prompt_by_prompt
+from pocketsam.runtime.backends.networks import call_by_call
 from pocketsam.runtime.bundle import hash_tree, open_bundle
 from pocketsam.runtime.image import preprocess, preprocess_raw
 from pocketsam.runtime.manifest import MANIFEST_NAME
@@ -182,12 +182,12 @@ def test_absent_points_change_nothing(count):
     }
     wanted, _ = run(Decoder(model), feeds)
     static = StaticDecoder(model, 16)
-    found = prompt_by_prompt(lambda one: run(static, one)[0], 16)(feeds)
+    found = call_by_call(lambda one: run(static, one)[0], 1, 16)(feeds)
     for key, array in wanted.items():
         assert np.abs(found[key] - array).max() < 1e-5 * array.std()
     if count == 16:
         with pytest.raises(PromptError, match=r"16 points .* at most 8; .*--max-points"):
-            prompt_by_prompt(lambda one: one, 8)(feeds)
+            call_by_call(lambda one: one, 1, 8)(feeds)
 
 
 def damaged(bundle, tmp_path, change):

@@ -19,7 +19,7 @@ from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecode
 from pocketsam.models.sam import build, seeded
 from pocketsam.models.tiny_vit import TinyViTBlock
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.networks import prompt_by_prompt
+from pocketsam.runtime.backends.networks import call_by_call
 from pocketsam.runtime.image import preprocess, preprocess_raw
 
 
@@ -59,7 +59,7 @@ def test_the_decoder_with_places_that_are_not_used(count):
     model, feeds = seeded(64, seed=3), decoder_feeds(64, count)
     wanted, _ = run(Decoder(model), feeds)
     static = StaticDecoder(channels_first(model), 16)
-    found = prompt_by_prompt(lambda one: run(static, one)[0], 16)(feeds)
+    found = call_by_call(lambda one: run(static, one)[0], 1, 16)(feeds)
     for name, array in wanted.items():
         assert np.abs(found[name] - array).max() <= 1e-5 * array.std()
 

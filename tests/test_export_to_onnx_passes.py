@@ -9,7 +9,7 @@ from pocketsam.export.to_onnx.passes import PASSES, FastDecoder, optimise
 from pocketsam.export.traced import Decoder, StaticDecoder, run
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.networks import pad_points
+from pocketsam.runtime.backends.networks import fill_up
 
 NAMES = [one.name for one in PASSES]
 SUBSETS = [[], NAMES, *([name] for name in NAMES), *([n for n in NAMES if n != name] for name in NAMES)]
@@ -50,7 +50,7 @@ def test_places_that_are_not_used_stay_out():
     given = feeds(128, 1, 3)
     wanted, _ = run(Decoder(network), given)
     network = StaticDecoder(optimise(network, ["masks"]), 16)
-    found, _ = run(network, pad_points(given, 16))
+    found, _ = run(network, fill_up(given, len(given[c.POINT_LABELS]), 16))
     for name, array in wanted.items():
         assert np.abs(found[name] - array).max() < 2e-5 * array.std()
 

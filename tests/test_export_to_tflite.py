@@ -22,7 +22,7 @@ from pocketsam.export.to_tflite import TARGET
 from pocketsam.export.to_tflite import convert as to_tflite
 from pocketsam.export.to_tflite.program import ONNX2TF, ONNX2TF_VARIABLE, check_version, find_onnx2tf
 from pocketsam.export.usage import render
-from pocketsam.runtime import Segmenter
+from pocketsam.runtime import MaskGenerator, Segmenter
 from pocketsam.runtime.backends import litert
 from pocketsam.runtime.backends.litert import open_tflite
 from pocketsam.runtime.backends.networks import open_network
@@ -337,3 +337,14 @@ def descend(node):
     yield node
     for child in node.children:
         yield from descend(child)
+
+
+@needs_converter
+def test_everything_finds_what_onnx_finds(tflite, bundle, photo):
+    """Of untrained weights: thresholds that let masks through."""
+    parameters = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.2}
+    found, wanted = (MaskGenerator(path, **parameters).generate(photo) for path in (tflite, bundle))
+    assert len(found) == len(wanted) > 0
+    for ours, theirs in zip(found, wanted, strict=True):
+        one, other = ours["segmentation"], theirs["segmentation"]
+        assert (one & other).sum() >= 0.99 * (one | other).sum()

@@ -28,7 +28,7 @@ from pocketsam.export.options import Options
 from pocketsam.export.traced import REFERENCE_TYPES, count_macs
 from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.networks import pad_points
+from pocketsam.runtime.backends.networks import fill_up
 from pocketsam.runtime.backends.ort import CONFIG, check_threads
 from pocketsam.runtime.benchmarks.timing import GEMM_SIDE, summarise
 from pocketsam.runtime.machine import describe_machine, read_state
@@ -148,7 +148,7 @@ def decoder_figures(worker: Worker, cases: Sequence[Case]) -> dict[str, Any]:
         if len(feeds[c.POINT_LABELS]) > 1:
             continue
         if is_static:
-            feeds = pad_points(feeds, Options().max_points)
+            feeds = fill_up(feeds, 1, Options().max_points)
         else:
             feeds = feeds | {c.ORIG_IM_SIZE: np.zeros(2)}
         feeds = {name: feeds[name].astype(np.float32) for name in worker.variant.feeds}

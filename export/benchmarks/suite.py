@@ -25,7 +25,7 @@ from pocketsam.export.traced import REFERENCE_TYPES
 from pocketsam.models.checkpoint import load_model
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST
-from pocketsam.runtime.backends.networks import pad_points
+from pocketsam.runtime.backends.networks import fill_up
 from pocketsam.runtime.backends.ort import CONFIG
 from pocketsam.runtime.machine import cpu_flags
 
@@ -174,7 +174,7 @@ class Suite:
         self.add(name, "decoder", full, self.onnx, "decoder", Options())
         fp32 = ("decoder", Options(), None, "openvino")
         self.add("ONNX fp32 in OpenVINO", "decoder", click, self.onnx, *fp32, in_peers=True)
-        padded = pad_points(click, Options().max_points)
+        padded = fill_up(click, 1, Options().max_points)
         del padded[c.ORIG_IM_SIZE]
         self.add("TFLite fp32, 16 points", "decoder", padded, self.tflite, "decoder", "fp32")
         for name, compiled in (("eager", False), ("torch.compile", True)):

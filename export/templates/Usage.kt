@@ -12,6 +12,7 @@ class PocketSam(encoderFile: File, decoderFile: File, threads: Int = 4) : AutoCl
         const val LOW = $low            // side of the low-resolution masks
         const val CELLS = $cells        // side of the embedding
         const val MAX_POINTS = $points      // points of a prompt, padding included
+        const val PROMPTS = $prompts       // that a call answers; the first is used here
         const val BACKGROUND = 0f
         const val FOREGROUND = 1f
         const val BOX_FIRST = 2f
@@ -80,16 +81,16 @@ class PocketSam(encoderFile: File, decoderFile: File, threads: Int = 4) : AutoCl
             all.add(Point(0f, 0f, PAD))
         }
         require(all.size <= MAX_POINTS) { "this decoder takes $$MAX_POINTS points" }
-        val coords = Array(1) { Array(MAX_POINTS) { FloatArray(2) } }
-        val labels = Array(1) { FloatArray(MAX_POINTS) { PADDING } }
+        val coords = Array(PROMPTS) { Array(MAX_POINTS) { FloatArray(2) } }
+        val labels = Array(PROMPTS) { FloatArray(MAX_POINTS) { PADDING } }
         all.forEachIndexed { index, point ->
             coords[0][index][0] = point.x * embedding.scale
             coords[0][index][1] = point.y * embedding.scale
             labels[0][index] = point.label
         }
         val mask = Array(1) { Array(1) { refine ?: Array(LOW) { FloatArray(LOW) } } }
-        val low = Array(1) { Array(4) { Array(LOW) { FloatArray(LOW) } } }
-        val scores = Array(1) { FloatArray(4) }
+        val low = Array(PROMPTS) { Array(4) { Array(LOW) { FloatArray(LOW) } } }
+        val scores = Array(PROMPTS) { FloatArray(4) }
         val inputs = mapOf<String, Any>(
             "$image_embeddings" to embedding.values,
             "$point_coords" to coords,

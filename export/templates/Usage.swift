@@ -11,6 +11,8 @@ struct PocketSam {
     static let lowSide = $low        // side of the low-resolution masks
     static let maxPoints = $points      // points of a prompt, padding included
 
+    static let prompts = $prompts       // that a call answers; the first is used here
+
     enum Label: Float {
         case background = 0, foreground = 1, boxFirst = 2, boxSecond = 3
         case pad = -1                // SAM's own: one, wherever there are points but no box
@@ -68,7 +70,9 @@ $encode
             all.append((0, 0, .pad))
         }
         precondition(all.count <= Self.maxPoints, "this decoder takes \(Self.maxPoints) points")
-        let coords = try Self.float32([1, Self.maxPoints, 2]), labels = try Self.float32([1, Self.maxPoints])
+        let coords = try Self.float32([Self.prompts, Self.maxPoints, 2])
+        let labels = try Self.float32([Self.prompts, Self.maxPoints])
+        for index in Self.maxPoints..<labels.count { Self.pointer(labels)[index] = Label.padding.rawValue }
         for index in 0..<Self.maxPoints {
             let point = index < all.count ? all[index] : (0, 0, .padding)
             Self.pointer(coords)[2 * index] = point.x * embedding.scale

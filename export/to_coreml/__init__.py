@@ -97,7 +97,7 @@ TARGET = Target(
             oldest_system="iOS17",
         ),
     ),
-    options=("max_points", "input", "deployment_target", "timeout"),
+    options=("max_points", "prompts_per_call", "input", "deployment_target", "timeout"),
     usage="Usage.swift",
     next_step="drag both .mlpackage and Usage.swift of {path} into Xcode\n      pocketsam info {path}",
     open_converter=_open_converter,

@@ -124,7 +124,8 @@ class AttentionFirst(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         tokens = q.shape[3]
         q, k, v = (self._split(x) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
-        return self.out_proj(attend(q, k, v, bias).reshape(len(q), -1, 1, tokens))
+        attended = attend(q, k, v, bias)  # of as many prompts as q or k and v have
+        return self.out_proj(attended.reshape(len(attended), -1, 1, tokens))
 
 
 class PromptEncoderFirst(PromptEncoder):

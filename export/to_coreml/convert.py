@@ -28,11 +28,18 @@ from pocketsam.export.to_coreml.interpreter import (
     number_operations,
 )
 from pocketsam.export.to_coreml.neural_engine import fallbacks
-from pocketsam.export.traced import Encoder, PixelEncoder, StaticDecoder, Tapped, TracedNetwork
+from pocketsam.export.traced import (
+    Encoder,
+    PixelEncoder,
+    StaticDecoder,
+    Tapped,
+    TracedNetwork,
+    static_decoder,
+)
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends import coreml
-from pocketsam.runtime.backends.networks import pad_points, prompt_by_prompt
+from pocketsam.runtime.backends.networks import call_by_call, fill_up
 from pocketsam.runtime.manifest_files import TensorInfo
 
 FLOAT16_MAX = 65504.0
@@ -44,13 +51,13 @@ DESCRIPTIONS = {
     c.IMAGE: "S x S picture, RGB, at the top left, longest side S; normalised inside",
     c.RESIZED_SIZE: "[2] (height, width) in pixels of the picture on the canvas",
     c.IMAGE_EMBEDDINGS: "[1, 256, S/16, S/16] the image's embedding, for every prompt on it",
-    c.POINT_COORDS: "[1, N, 2] (x, y) in pixels of the canvas",
-    c.POINT_LABELS: "[1, N] 1 foreground, 0 background, 2 and 3 a box's corners, -1 SAM's padding "
+    c.POINT_COORDS: "[Q, N, 2] (x, y) in pixels of the canvas",
+    c.POINT_LABELS: "[Q, N] 1 foreground, 0 background, 2 and 3 a box's corners, -1 SAM's padding "
     "point (one, where there are points but no box), -2 a place that is not used",
-    c.MASK_INPUT: "[1, 1, S/4, S/4] logits of an earlier answer, or zeros",
+    c.MASK_INPUT: "[1, 1, S/4, S/4] logits of an earlier answer, for all prompts, or zeros",
     c.HAS_MASK_INPUT: "[1] 1 if mask_input is used, else 0",
-    c.IOU_PREDICTIONS: "[1, 4] predicted IoU of each mask",
-    c.LOW_RES_MASKS: "[1, 4, S/4, S/4] logits: 0 the single mask, 1 to 3 whole, part, subpart; above 0 "
+    c.IOU_PREDICTIONS: "[Q, 4] predicted IoU of each mask",
+    c.LOW_RES_MASKS: "[Q, 4, S/4, S/4] logits: 0 the single mask, 1 to 3 whole, part, subpart; above 0 "
     "is the object",
 }
 
@@ -138,7 +145,7 @@ def measure_ranges(program: MilProgram, samples: Iterable[Arrays]) -> dict[str, 
 
     labels = program.inputs.get(c.POINT_LABELS)
     for sample in samples:
-        feeds = sample if labels is None else pad_points(sample, labels[1])
+        feeds = sample if labels is None else fill_up(sample, *labels)
         for name in program.inputs:
             note(name, torch.from_numpy(feeds[name]))
         program(feeds, observe=note, rounding=False)
@@ -195,7 +202,7 @@ def load(
     if coreml.available() and not intermediates:
         network = coreml.open_coreml(source, name, providers)
     labels = program.inputs.get(c.POINT_LABELS)
-    return network if labels is None else prompt_by_prompt(network, labels[1])
+    return network if labels is None else call_by_call(network, *labels)
 
 
 def runtime_name() -> str:
@@ -208,7 +215,7 @@ def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
     """Returns both networks with static shapes and channels first."""
     model = channels_first(model)
     encoder = PixelEncoder(model) if options.input == "image" else Encoder(model)
-    return {"encoder": encoder, "decoder": StaticDecoder(model, options.max_points)}
+    return {"encoder": encoder, "decoder": static_decoder(model, options)}
 
 
 def _describe_job(

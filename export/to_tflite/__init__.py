@@ -38,7 +38,7 @@ TARGET = Target(
             calibrated=True,
         ),
     ),
-    options=("max_points", "timeout"),
+    options=("max_points", "prompts_per_call", "timeout"),
     max_bytes=2**31 - 2**24,  # of the ONNX file that onnx2tf reads, whatever the precision
     usage="Usage.kt",
     next_step="copy {path}/*.tflite into app/src/main/assets and {path}/Usage.kt beside your code\n"

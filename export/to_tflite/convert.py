@@ -23,11 +23,11 @@ from pocketsam.export.options import Options
 from pocketsam.export.target import Arrays, Call, Converted, Progress
 from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.export.to_tflite.program import check_version, find_onnx2tf
-from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork
+from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork, static_decoder
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST, SIGNATURE, open_tflite
-from pocketsam.runtime.backends.networks import pad_points, prompt_by_prompt
+from pocketsam.runtime.backends.networks import call_by_call, fill_up
 from pocketsam.runtime.manifest_files import TensorInfo
 
 ROOM = 8
@@ -36,7 +36,7 @@ ROOM = 8
 
 def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
     """Returns both networks with static shapes."""
-    return {"encoder": Encoder(model), "decoder": StaticDecoder(model, options.max_points)}
+    return {"encoder": Encoder(model), "decoder": static_decoder(model, options)}
 
 
 def runtime_name() -> str:
@@ -116,9 +116,7 @@ def _write_precision(
     if options.precision == "int8":
         arrays = {}
         for number, sample in enumerate(samples):
-            feeds = (
-                pad_points(sample, network.max_points) if isinstance(network, StaticDecoder) else sample
-            )
+            feeds = fill_up(sample, *network.shape) if isinstance(network, StaticDecoder) else sample
             for name in network.inputs:
                 value = feeds[name].transpose(0, 2, 3, 1) if name in CHANNELS_LAST else feeds[name]
                 arrays[f"{number}/{name}"] = value
@@ -139,8 +137,9 @@ def _describe(path: Path, network: TracedNetwork) -> Converted:
     example = network.example()
     wanted: dict[str, list[int]] = {name: list(value.shape) for name, value in example.items()}
     side = network.model.image_size // 4
+    prompts = network.prompts if isinstance(network, StaticDecoder) else 1
     wanted[c.IMAGE_EMBEDDINGS] = [1, 256, side // 4, side // 4]
-    wanted |= {c.LOW_RES_MASKS: [1, 4, side, side], c.IOU_PREDICTIONS: [1, 4]}
+    wanted |= {c.LOW_RES_MASKS: [prompts, 4, side, side], c.IOU_PREDICTIONS: [prompts, 4]}
     signature = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
     tensors: dict[str, list[TensorInfo]] = {}
     for key, names, details in (
@@ -187,4 +186,4 @@ def load(
     network = open_tflite(source, name, providers, threads)
     if c.POINT_LABELS not in network.shapes:
         return network
-    return prompt_by_prompt(network, network.shapes[c.POINT_LABELS][1])
+    return call_by_call(network, *network.shapes[c.POINT_LABELS])

@@ -95,7 +95,7 @@ def open_network(
 ) -> Network:
     """Returns ``encoder`` or ``decoder`` of a bundle as a callable, after checking the file's hash.
 
-    The decoder takes B prompts of N points whatever the file's shapes are; see ``prompt_by_prompt``.
+    The decoder takes B prompts of N points whatever the file's shapes are; see ``call_by_call``.
     A call raises BundleError for outputs of other shapes or types than ``contract`` says.
 
     Raises:
@@ -108,11 +108,21 @@ def open_network(
         known = ", ".join(BACKENDS)
         raise BundleError(f"{bundle.path}: a bundle for {target}; this runtime runs {known}")
     backend = BACKENDS[target]
-    max_points = bundle.max_points if backend.is_static else 0
     source = bundle.locate(network) if backend.is_directory else bundle.read(network)
     opened = _checked(backend.open(source, name, network, providers, threads), bundle.image_size, name)
-    is_single = backend.is_static and network == "decoder"
-    return prompt_by_prompt(opened, max_points) if is_single else opened
+    is_fixed = backend.is_static and network == "decoder"
+    return call_by_call(opened, bundle.prompts_per_call, bundle.max_points) if is_fixed else opened
+
+
+def decoder_batch(bundle: Bundle) -> int:
+    """Returns how many prompts to give to a bundle's decoder at a time.
+
+    Raises:
+        IntegrityError: see ``Bundle.prompts_per_call``.
+    """
+    if not BACKENDS[bundle.manifest.target].is_static:
+        return DECODER_BATCH
+    return bundle.prompts_per_call * max(1, DECODER_BATCH // bundle.prompts_per_call)
 
 
 def _checked(network: Network, side: int, name: str) -> Network:
@@ -135,12 +145,21 @@ def finite(network: Network, name: str) -> Network:
     return call
 
 
-def pad_points(feeds: Arrays, max_points: int) -> Arrays:
-    """Returns a decoder's inputs with each prompt's points padded to ``max_points``.
+DECODER_BATCH = 8
+"""Prompts per call, unless the file has a number of its own: more are no faster on a CPU, and each
+takes 60 to 100 MB at 1024.
+"""
+PER_PROMPT = (c.POINT_COORDS, c.POINT_LABELS, c.MASK_INPUT, c.HAS_MASK_INPUT)
+"""The decoder's inputs with an entry for each prompt; the mask inputs may have one for all."""
+
+
+def fill_up(feeds: Arrays, prompts: int, max_points: int) -> Arrays:
+    """Returns a decoder's inputs with the shapes of a decoder of static shapes.
 
     Args:
         feeds: the inputs, ``point_coords`` ``[B, N, 2]`` and ``point_labels`` ``[B, N]`` among them.
-        max_points: the number of points that the decoder takes; the padding has ``LABEL_PADDING``.
+        prompts: the number of prompts that the decoder takes, at least B; the last one is repeated.
+        max_points: the number of points that it takes; the others have ``LABEL_PADDING``.
 
     Raises:
         PromptError: a prompt has more points.
@@ -152,34 +171,37 @@ def pad_points(feeds: Arrays, max_points: int) -> Arrays:
             f"a prompt of {count} points (a box is two, and points without a box get one more); this "
             f"bundle's decoder takes at most {max_points}; export it with more: --max-points"
         )
-    padded_coords = np.zeros((batch, max_points, 2), np.float32)
-    padded_labels = np.full((batch, max_points), constants.LABEL_PADDING, np.float32)
-    padded_coords[:, :count], padded_labels[:, :count] = coords, labels
+    order = np.minimum(np.arange(prompts), batch - 1)
+    padded_coords = np.zeros((prompts, max_points, 2), np.float32)
+    padded_labels = np.full((prompts, max_points), constants.LABEL_PADDING, np.float32)
+    padded_coords[:, :count], padded_labels[:, :count] = coords[order], labels[order]
     return feeds | {c.POINT_COORDS: padded_coords, c.POINT_LABELS: padded_labels}
 
 
-def prompt_by_prompt(decoder: Network, max_points: int) -> Network:
-    """Returns a decoder of B prompts that calls a decoder of a single prompt B times.
+def call_by_call(decoder: Network, prompts: int, max_points: int) -> Network:
+    """Returns a decoder of B prompts that calls a decoder of fixed shapes as often as it takes.
 
-    A mask input of batch 1 serves all prompts. Points are padded, see ``pad_points``; the decoder
-    leaves padding out of its attention, so the masks are the same as without it.
+    A mask input of batch 1 serves all prompts; where each prompt has its own, each has its own call.
+    See ``fill_up``: the decoder leaves padding out of its attention, so the masks are the same as
+    without it.
 
     Args:
-        decoder: takes a single prompt of ``max_points`` points.
+        decoder: takes ``prompts`` prompts of ``max_points`` points, and one mask input.
+        prompts: number of prompts that ``decoder`` takes.
         max_points: number of points that ``decoder`` takes.
     """
-    per_prompt = (c.POINT_COORDS, c.POINT_LABELS, c.MASK_INPUT, c.HAS_MASK_INPUT)
 
     def call(feeds: Arrays) -> Arrays:
-        padded = pad_points(feeds, max_points)
-        batch = len(padded[c.POINT_LABELS])
-        batched = {
-            key: np.broadcast_to(padded[key], (batch, *padded[key].shape[1:])) for key in per_prompt
-        }
-        rows = [  # copies, because a broadcast array is not writable, and torch warns of that
-            decoder(padded | {key: array[i : i + 1].copy() for key, array in batched.items()})
-            for i in range(batch)
-        ]
+        batch, rows = len(feeds[c.POINT_LABELS]), []
+        step = prompts if len(feeds[c.MASK_INPUT]) == 1 else 1
+        for start in range(0, batch, step):
+            stop = min(start + step, batch)
+            part = {
+                key: feeds[key][start:stop] if len(feeds[key]) == batch else feeds[key]
+                for key in PER_PROMPT
+            }
+            found = decoder(fill_up(feeds | part, prompts, max_points))
+            rows.append({key: array[: stop - start] for key, array in found.items()})
         return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
 
     return call

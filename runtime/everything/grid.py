@@ -48,7 +48,7 @@ class Parameters:
     Attributes:
         points_per_side: N for a grid of N x N clicks; None: ``point_grids`` has the clicks.
         points_per_batch: clicks that are examined together; between batches, ``progress`` is called and
-            the time budget is checked. The decoder is called with ``DECODER_BATCH`` clicks.
+            the time budget is checked. See ``decoder_batch`` for the decoder's calls.
         pred_iou_thresh: minimum predicted IoU, 0..1; 0 keeps all masks. Unless it is given,
             ``MaskGenerator`` takes it, and the next one, from the bundle's manifest.
         stability_score_thresh: minimum IoU, 0..1, of the mask at thresholds ± the offset.
