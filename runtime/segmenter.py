@@ -13,12 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pocketsam.errors import PromptError
 from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime import contract, prompts
-from pocketsam.runtime.backends.networks import (
-    decoder_batch,
-    finite,
-    open_for_device,
-    open_network,
-)
+from pocketsam.runtime.backends.networks import decoder_batch, finite, open_for_device, open_network
 from pocketsam.runtime.backends.ort import Arrays
 from pocketsam.runtime.backends.providers import Providers
 from pocketsam.runtime.backends.split_decoder import decode_above, open_split_decoder
