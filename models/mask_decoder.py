@@ -69,13 +69,23 @@ class MaskDecoder(nn.Module):
         bias = None
         if padding_mask is not None:
             bias = F.pad(padding_mask * PADDING_SCORE, (len(output_tokens), 0))[:, None, None]
-        tokens, image = self.transformer(image, pe, tokens, bias)
+        score, answers, image = self.attend(image, pe, tokens, bias)
 
         weights = torch.stack(
-            [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
+            [mlp(answers[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )  # [B, 4, C/8]
         masks = self.upscale(image, weights, height, width)
-        return masks, self.iou_prediction_head(tokens[:, 0])
+        return masks, self.iou_prediction_head(score)
+
+    def attend(
+        self, image: Tensor, pe: Tensor, tokens: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the score's token ``[B, C]``, the masks' ``[B, 4, C]`` and the image ``[B, h·w, C]``.
+
+        The arguments are the transformer's.
+        """
+        tokens, image = self.transformer(image, pe, tokens, bias)
+        return tokens[:, 0], tokens[:, 1 : 1 + self.num_masks], image
 
     def upscale(self, image: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
         """Returns the mask logits ``[B, 4, 4h, 4w]``.

@@ -111,8 +111,26 @@ class TwoWayTransformer(nn.Module):
             token_bias: ``[B, 1, 1, T]``, added to every attention score of a token: very negative for a
                 token that is padding.
         """
+        attended, image = self.attend(image, image_pe, tokens, token_bias)
+        return self.finish(attended, tokens, image, image + image_pe), image
+
+    def attend(
+        self, image: Tensor, image_pe: Tensor, tokens: Tensor, token_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns tokens and image after the blocks; see ``forward``."""
         token_pe = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe, token_bias)
-        attended = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
-        return self.norm_final_attn(tokens + attended), image
+        return tokens, image
+
+    def finish(self, tokens: Tensor, token_pe: Tensor, image: Tensor, keys: Tensor) -> Tensor:
+        """Returns tokens ``[B, T, C]`` after the last attention, each of which depends on itself alone.
+
+        Args:
+            tokens: ``[B, T, C]``, from the blocks.
+            token_pe: ``[B, T, C]``, what the tokens were before the blocks.
+            image: ``[B, H·W, C]``, from the blocks.
+            keys: the image plus its position encoding.
+        """
+        attended = self.final_attn_token_to_image(tokens + token_pe, keys, image)
+        return self.norm_final_attn(tokens + attended)

@@ -31,11 +31,9 @@ MASKS = "masks"  # [B, 4, H, W] logits
 IOU_PREDICTIONS = "iou_predictions"  # [B, 4]
 LOW_RES_MASKS = "low_res_masks"  # [B, 4, S/4, S/4] logits
 
-SPLIT_TENSORS = (
-    "mask_decoder.transformer.layers.1.1",
-    *(f"mask_decoder.output_hypernetworks_mlps.{i}" for i in range(4)),
-)
-"""Tensors inside an ONNX decoder: ``low_res_masks`` follow from them, the scores are known before."""
+SPLIT_TENSORS = ("mask_decoder.transformer.layers.1.0", "mask_decoder.transformer.layers.1.1")
+"""Tensors inside an ONNX decoder, of tokens and image: with the prompts, scores and masks follow from
+them."""
 
 PROMPT_LABELS = {
     "absent": constants.LABEL_PADDING,

@@ -82,7 +82,5 @@ def test_a_bundle_says_how_many(bundle, tmp_path):
 
 @pytest.mark.parametrize("wrong", [0, -1, 10**6, 2.0, True])
 def test_wrong_numbers(wrong):
-    with pytest.raises(
-        UsageError, match=r"--prompts-per-call is .*; it must be a whole number"
-    ):
+    with pytest.raises(UsageError, match=r"--prompts-per-call is .*; it must be a whole number"):
         Options(prompts_per_call=wrong)

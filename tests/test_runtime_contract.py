@@ -109,18 +109,19 @@ def test_a_decoder_that_breaks_the_contract(name, tmp_path):
 
 def test_a_split_decoder_whose_tensors_are_not_of_each_prompt(tmp_path):
     """The whole one broadcasts them."""
+    features = SPLIT_TENSORS[1]
     decoder = changed(
         tiny_bundle.decoder(),
-        SPLIT_TENSORS[0],
-        ("ReduceMax", ["before", "nought"], [SPLIT_TENSORS[0]], {"keepdims": 1}),
+        features,
+        ("ReduceMax", ["before", "nought"], [features], {"keepdims": 1}),
     )
     model = onnx.ModelProto.FromString(decoder)
     for node in model.graph.node:
-        if node.op_type == "Add" and node.output[0].startswith("mask"):
-            node.input[0] = SPLIT_TENSORS[0]
+        if node.op_type == "Add" and node.output[0] == "low_res_masks":
+            node.input[0] = features
     nodes = list(model.graph.node)
     order = [n for n in nodes if n.op_type != "ReduceMax"]
-    at = next(i for i, n in enumerate(order) if SPLIT_TENSORS[0] in n.input)
+    at = next(i for i, n in enumerate(order) if features in n.input)
     del model.graph.node[:]
     model.graph.node.extend([*order[:at], nodes[-1], *order[at:]])
     model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "nought"))

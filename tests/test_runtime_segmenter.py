@@ -385,8 +385,12 @@ def test_a_bundle_that_holds_another_graph(bundle, photo, tmp_path):
     with pytest.raises(BundleError, match=r"decoder\.points is missing"):
         Segmenter(copy)
     manifest["decoder"]["points"] = 16
-    (points,) = (t for t in manifest["decoder"]["inputs"] if t["name"] == "point_coords")
-    points["shape"] = [1, 16, 2]
+    inputs = {tensor["name"]: tensor for tensor in manifest["decoder"]["inputs"]}
+    inputs["point_coords"]["shape"] = [1, 16, 2]
+    (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="point_labels has no number of prompts"):
+        Segmenter(copy)
+    inputs["point_labels"]["shape"] = [1, 16]
     (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"decoder\.onnx: missing, or not a directory"):
         Segmenter(copy)

@@ -61,7 +61,7 @@ DECODER_OUTPUTS: dict[str, Any] = {"iou_predictions": ["B", 4], "low_res_masks":
 def decoder() -> bytes:
     """Returns a decoder: a picture of the embedding and the mask input, shifted by the prompt."""
     random = np.random.default_rng(1)
-    features, *tokens = SPLIT_TENSORS
+    tokens, features = SPLIT_TENSORS
     nodes = [
         ("ReduceMean", ["point_coords", "one"], ["place"], {"keepdims": 0}),
         ("ReduceMean", ["point_labels", "one"], ["label"], {"keepdims": 1}),
@@ -73,12 +73,11 @@ def decoder() -> bytes:
         ("Reshape", ["has_mask_input", "column"], ["has"], {}),
         ("Mul", ["mask_input", "has"], ["mask"], {}),
         ("Add", ["picture", "mask"], ["both"], {}),
-        ("Unsqueeze", ["shift", "last"], ["shifts"], {}),
-        ("Split", ["shifts"], tokens, {"axis": 1, "num_outputs": 4}),
-        ("Mul", [tokens[0], "nothing"], ["zeros"], {}),
+        ("Unsqueeze", ["shift", "last"], [tokens], {}),
+        ("ReduceMean", [tokens, "one"], ["mean"], {"keepdims": 1}),
+        ("Mul", ["mean", "nothing"], ["zeros"], {}),
         ("Add", ["both", "zeros"], [features], {}),
-        *(("Add", [features, token], [f"mask{i}"], {}) for i, token in enumerate(tokens)),
-        ("Concat", [f"mask{i}" for i in range(4)], ["low_res_masks"], {"axis": 1}),
+        ("Add", [features, tokens], ["low_res_masks"], {}),
     ]
     return model(
         DECODER_INPUTS,

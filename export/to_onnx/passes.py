@@ -103,13 +103,29 @@ def _with_bias(old: nn.Linear, bias: Tensor) -> nn.Linear:
     return new
 
 
-class MaskProducts(MaskDecoder):
-    """The mask decoder with its transposed convolutions as matrix products.
+class FastMaskDecoder(MaskDecoder):
+    """The mask decoder with a last attention of the output tokens alone, and products for convolutions.
 
-    Kernel and stride are both 2, so each cell makes its own 4x4 pixels. Each of the four rows of them
-    is computed by itself, so that a row's pixels lie in order, channels last, through norm, GELU and
-    the product with the hypernetworks' weights; only the rows of the masks are put between each other.
+    The score's token has an attention of its own, so that the runtime can have scores without what
+    masks need.
+
+    In the upscaling, kernel and stride are both 2, so each cell makes its own 4x4 pixels. Each of the
+    four rows of them is computed by itself, so that a row's pixels lie in order, channels last, through
+    norm, GELU and the product with the hypernetworks' weights; only the rows of the masks are put
+    between each other.
     """
+
+    def attend(
+        self, image: Tensor, pe: Tensor, tokens: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        transformer: Any = self.transformer
+        attended, image = transformer.attend(image, pe, tokens, bias)
+        keys = image + pe
+        score, answers = (
+            transformer.finish(attended[:, wanted], tokens[:, wanted], image, keys)
+            for wanted in (slice(1), slice(1, 1 + self.num_masks))
+        )
+        return score[:, 0], answers, image
 
     def upscale(self, image: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
         """``[B, h·w, C]`` and ``[B, 4, C/8]`` to ``[B, 4, 4h, 4w]``."""
@@ -143,10 +159,13 @@ class FastDecoder(Decoder):
         return inputs | {key: inputs[key][:1] for key in (c.MASK_INPUT, c.HAS_MASK_INPUT)}
 
     def intermediates(self) -> list[str]:
-        *names, upscaling = super().intermediates()
-        names += [name for name in c.SPLIT_TENSORS if name not in names]
-        # in MaskProducts its pixels lie in another order
-        return names if isinstance(self.model.mask_decoder, MaskProducts) else [*names, upscaling]
+        names = super().intermediates()
+        is_fast = isinstance(self.model.mask_decoder, FastMaskDecoder)
+        return [name for name in names if not (is_fast and name in REPLACED)]
+
+
+REPLACED = ("mask_decoder.transformer.0", "mask_decoder.output_upscaling")
+"""Intermediate outputs that ``FastMaskDecoder`` does not have, or in another order of pixels."""
 
 
 def _cells(model: Sam) -> None:
@@ -158,7 +177,7 @@ def _cells(model: Sam) -> None:
 
 
 def _masks(model: Sam) -> None:
-    model.mask_decoder.__class__ = MaskProducts
+    model.mask_decoder.__class__ = FastMaskDecoder
 
 
 @dataclass(frozen=True)
@@ -178,7 +197,7 @@ class Pass:
 
 PASSES = (
     Pass("cells", "attention without projecting the image's cells", _cells),
-    Pass("masks", "upscaling as matrix products, channels last", _masks),
+    Pass("masks", "last attention of the output tokens alone, upscaling as matrix products", _masks),
 )
 """In the order in which they are applied."""
 

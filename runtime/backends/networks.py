@@ -107,11 +107,12 @@ def open_network(
     if target not in BACKENDS:
         known = ", ".join(BACKENDS)
         raise BundleError(f"{bundle.path}: a bundle for {target}; this runtime runs {known}")
-    backend = BACKENDS[target]
+    backend, shape = BACKENDS[target], {}
+    if backend.is_static:
+        shape = {"max_points": bundle.max_points, "prompts": bundle.prompts_per_call}
     source = bundle.locate(network) if backend.is_directory else bundle.read(network)
     opened = _checked(backend.open(source, name, network, providers, threads), bundle.image_size, name)
-    is_fixed = backend.is_static and network == "decoder"
-    return call_by_call(opened, bundle.prompts_per_call, bundle.max_points) if is_fixed else opened
+    return call_by_call(opened, **shape) if shape and network == "decoder" else opened
 
 
 def decoder_batch(bundle: Bundle) -> int:

@@ -70,9 +70,9 @@ class SplitDecoder:
                 raise BundleError(f"{self.name}: {name} has no entry for each prompt")
         return outputs
 
-    def masks(self, tensors: Arrays) -> Any:
-        """Returns ``low_res_masks`` ``[B, 4, S/4, S/4]`` from ``SPLIT_TENSORS`` of B prompts."""
-        return self._run(self._masks, tensors)[c.LOW_RES_MASKS]
+    def masks(self, feeds: Arrays) -> Any:
+        """Returns ``low_res_masks`` ``[B, 4, S/4, S/4]`` of B prompts with their ``SPLIT_TENSORS``."""
+        return self._run(self._masks, feeds)[c.LOW_RES_MASKS]
 
 
 def open_split_decoder(
@@ -138,7 +138,10 @@ def decode_above(
         if not len(good):
             masks = np.zeros((0, 4, side // 4, side // 4), np.float32)
         elif split:
-            masks = split.masks({name: outputs[name][good] for name in c.SPLIT_TENSORS})
+            of_prompts = {name: outputs[name] for name in c.SPLIT_TENSORS} | {
+                name: feeds[name] for name in (c.POINT_COORDS, c.POINT_LABELS)
+            }
+            masks = split.masks(feeds | {name: array[good] for name, array in of_prompts.items()})
         else:
             masks = outputs[c.LOW_RES_MASKS][good]
         _check({c.LOW_RES_MASKS: masks}, side, len(good), split)

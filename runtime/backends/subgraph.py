@@ -76,18 +76,22 @@ def extract(model: bytes, outputs: Sequence[str], start: Sequence[ort.NodeArg] =
 
 
 def frontier(model: bytes, inputs: Collection[str]) -> list[str]:
-    """Returns names of the last tensors that can be computed from some inputs alone.
+    """Returns names of the last tensors that can be computed from some inputs alone, less constants.
 
     Args:
         model: the bytes of an ONNX file.
         inputs: names of inputs.
     """
     graph = _model_class().FromString(model).graph
-    known = {*inputs, *(tensor.name for tensor in graph.initializer), ""}
+    constants = {*(tensor.name for tensor in graph.initializer), ""}
+    known = {*inputs, *constants}
     computed: set[str] = set()
     wanted: set[str] = set()
     for node in graph.node:
-        if known.issuperset(node.input):
+        if constants.issuperset(node.input):
+            constants.update(node.output)
+            known.update(node.output)
+        elif known.issuperset(node.input):
             known.update(node.output)
             computed.update(node.output)
         else:
