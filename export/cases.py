@@ -112,7 +112,7 @@ class Case:
     @property
     def photo(self) -> Photo:
         """``[H, W, 3]`` uint8."""
-        return _read(self.source)
+        return read_photo(self.source)
 
     @cached_property
     def feeds(self) -> Arrays:
@@ -143,7 +143,7 @@ def compute_cases(
     cases = []
     for number, (name, source) in enumerate(photos):
         progress(name)
-        photo, keep = _read(source), number < detailed
+        photo, keep = read_photo(source), number < detailed
         size = (photo.shape[0], photo.shape[1])
         outputs, intermediates = run(Encoder(model), all_encoder_feeds(photo, model.image_size))
         asked = tuple(_run_prompts(model, name, size, outputs[c.IMAGE_EMBEDDINGS], prompts, keep))
@@ -152,7 +152,8 @@ def compute_cases(
     return cases
 
 
-def _read(source: Photo | Path) -> Photo:
+def read_photo(source: Photo | Path) -> Photo:
+    """Returns a photograph, from its file unless it is one already."""
     return load_image(source) if isinstance(source, Path) else source
 
 

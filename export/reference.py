@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.export.cases import Case, compute_cases
+from pocketsam.export.cases import Case, Photo, compute_cases, read_photo
 from pocketsam.export.options import Options
 from pocketsam.export.target import Progress, Target
 from pocketsam.export.targets import open_converter
@@ -54,6 +54,11 @@ class Reference:
         progress(f"loading {checkpoint}")
         self.loaded: Loaded = load_model(checkpoint, image_size, progress)
         self._networks: dict[tuple[str, Options], dict[str, TracedNetwork]] = {}
+
+    @property
+    def photos(self) -> list[tuple[str, Photo]]:
+        """Names of the photographs to verify on, and the photographs."""
+        return [(name, read_photo(source)) for name, source in self._photos]
 
     @cached_property
     def cases(self) -> list[Case]:

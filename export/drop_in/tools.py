@@ -1,0 +1,136 @@
+"""The tools, a literal for each; what they want was read in their code.
+
+A new tool is a literal here and templates in ``templates/``.
+"""
+
+from pocketsam.errors import UsageError
+from pocketsam.export.drop_in.tool import DecoderForm, EncoderForm, Tool
+
+FRAME = 1024
+"""Side of the frame of most tools, whatever the canvas."""
+
+ANYLABELING = Tool(
+    name="anylabeling",
+    title="AnyLabeling 0.4",
+    encoder=EncoderForm(file="encoder.onnx", input="input_image", layout="HWC"),
+    decoder=DecoderForm(file="decoder.onnx"),
+    frame=FRAME,
+    files={"config.yaml": "segment_anything.yaml", "README.md": "anylabeling.md"},
+)
+X_ANYLABELING = Tool(
+    name="x-anylabeling",
+    title="X-AnyLabeling 4",
+    encoder=EncoderForm(file="encoder.onnx", input="input_image", layout="HWC"),
+    decoder=DecoderForm(file="decoder.onnx"),
+    frame=FRAME,
+    files={"config.yaml": "segment_anything.yaml", "README.md": "x-anylabeling.md"},
+)
+EDGE_SAM = Tool(
+    name="edge-sam",
+    title="X-AnyLabeling 4, its EdgeSAM",
+    encoder=EncoderForm(file="encoder.onnx", input="image", layout="NCHW", dtype="uint8"),
+    decoder=DecoderForm(file="decoder.onnx", mask_side=None, adds_point=True, answers="low"),
+    frame=None,
+    files={"config.yaml": "edge_sam.yaml", "README.md": "edge-sam.md"},
+)
+REMBG = Tool(
+    name="rembg",
+    title="rembg 2.0",
+    encoder=EncoderForm(
+        file="sam_vit_b_01ec64.encoder{suffix}.onnx", input="input_image", layout="HWC"
+    ),
+    decoder=DecoderForm(file="sam_vit_b_01ec64.decoder{suffix}.onnx"),
+    frame=FRAME,
+    suffixes={"fp32": "", "int8": ".quant"},
+    files={"README.md": "rembg.md"},
+)
+OSAM = Tool(
+    name="osam",
+    title="osam 0.8, which labelme uses",
+    encoder=EncoderForm(file="encoder.onnx", input="x"),
+    decoder=DecoderForm(file="decoder.onnx"),
+    frame=None,
+    files={"pocketsam_osam.py": "osam_model.txt", "README.md": "osam.md"},
+)
+SAMEXPORTER = Tool(
+    name="samexporter",
+    title="samexporter 0.5",
+    encoder=EncoderForm(file="encoder.onnx", input="input_image", layout="HWC"),
+    decoder=DecoderForm(file="decoder.onnx"),
+    frame=FRAME,
+    files={"README.md": "samexporter.md"},
+)
+CVAT = Tool(
+    name="cvat",
+    title="CVAT's SAM plugin",
+    encoder=EncoderForm(file="nuclio/encoder.onnx", input="pixel_values"),
+    decoder=DecoderForm(file="decoder.onnx", adds_point=True, answers="cropped"),
+    frame=FRAME,
+    canvas=1024,
+    files={
+        "nuclio/function.yaml": "cvat.yaml",
+        "nuclio/main.py": "cvat_main.txt",
+        "README.md": "cvat.md",
+    },
+)
+TRANSFORMERS_JS = Tool(
+    name="transformersjs",
+    title="transformers.js 4",
+    encoder=EncoderForm(
+        file="onnx/vision_encoder{suffix}.onnx",
+        input="pixel_values",
+        positions="image_positional_embeddings",
+    ),
+    decoder=DecoderForm(
+        file="onnx/prompt_encoder_mask_decoder{suffix}.onnx",
+        coords=("input_points", "float[1, B, N, 2]"),
+        labels=("input_labels", "int64[1, B, N]"),
+        mask_side=None,
+        adds_point=True,
+        answers="three",
+    ),
+    frame=None,
+    suffixes={"fp32": "", "int8": "_quantized"},
+    files={
+        "config.json": "transformersjs_config.json",
+        "preprocessor_config.json": "transformersjs_preprocessor.json",
+        "README.md": "transformersjs.md",
+    },
+)
+
+TOOLS: dict[str, Tool] = {
+    tool.name: tool
+    for tool in (
+        ANYLABELING,
+        X_ANYLABELING,
+        EDGE_SAM,
+        REMBG,
+        OSAM,
+        CVAT,
+        TRANSFORMERS_JS,
+        SAMEXPORTER,
+    )
+}
+
+
+def find_tool(name: str) -> Tool:
+    """Returns the tool called ``name``; raises UsageError if there is none."""
+    if name not in TOOLS:
+        raise UsageError(f"unknown tool {name!r}; known are {', '.join(TOOLS)}")
+    return TOOLS[name]
+
+
+def check_tool(tool: Tool, precision: str, image_size: int) -> None:
+    """Checks that a tool can run what is asked for, before any work.
+
+    Raises:
+        UsageError: a precision or a canvas that it does not read.
+    """
+    if precision not in tool.suffixes:
+        known = " or ".join(tool.suffixes)
+        raise UsageError(f"{tool.title} does not run {precision}; choose --precision {known}")
+    if tool.canvas is not None and image_size != tool.canvas:
+        raise UsageError(
+            f"{tool.title} reads embeddings of a canvas of {tool.canvas} only, not of {image_size}; "
+            f"give --image-size {tool.canvas}"
+        )

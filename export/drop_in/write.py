@@ -1,0 +1,181 @@
+"""From a checkpoint to a directory that a tool takes: networks, its own configuration, a README."""
+
+import json
+import tempfile
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import onnx
+
+from pocketsam.errors import BundleError, ParityError
+from pocketsam.export.bundle import describe_file, resolve_place
+from pocketsam.export.drop_in.build import PaddingDecoder, build_decoder, build_encoder
+from pocketsam.export.drop_in.check import Agreement, compare
+from pocketsam.export.drop_in.tool import Tool
+from pocketsam.export.options import Options
+from pocketsam.export.reference import Reference
+from pocketsam.export.target import Call, Progress
+from pocketsam.export.to_onnx import convert as to_onnx
+from pocketsam.export.to_onnx.passes import optimise
+from pocketsam.export.traced import Encoder
+from pocketsam.files import staged_directory
+from pocketsam.runtime.machine import package_version
+
+RECORD = "pocketsam.json"
+"""What pocketsam says of the directory: checkpoint, hashes of the files, agreement with PyTorch."""
+WORST, MEAN = 0.99, 0.98
+"""IoU with PyTorch's masks that each mask must reach in fp32, and their mean in int8."""
+
+
+def write_drop_in(
+    reference: Reference,
+    output: Path,
+    tool: Tool,
+    precision: str,
+    *,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> Agreement:
+    """Writes a directory that a tool takes; if its masks differ from PyTorch's, nothing is written.
+
+    Args:
+        reference: the checkpoint, and photographs.
+        output: the directory.
+        tool: what it is for; ``check_tool`` has been asked.
+        precision: of the networks.
+        force: whether a directory that was written before gives way.
+        progress: called with a line about each step.
+
+    Returns:
+        How the masks agree with PyTorch's.
+
+    Raises:
+        BundleError: the directory is taken, or cannot be written.
+        ConversionError: the converter failed.
+        ParityError: the masks differ from PyTorch's.
+    """
+    output = resolve_place(output)
+    _check_free(output, force)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with staged_directory(output) as work:
+            networks = _write_networks(reference, work, tool, precision, progress)
+            progress(f"comparing with PyTorch as {tool.title} runs it")
+            agreement = compare(tool, reference.loaded.model, *networks, reference.photos)
+            _judge(agreement, tool, precision)
+            _write_files(work, reference, tool, precision, agreement)
+    except OSError as error:
+        raise BundleError(f"{error.filename or output}: {error.strerror or error}") from error
+    return agreement
+
+
+def _check_free(output: Path, force: bool) -> None:
+    """Raises BundleError unless the directory is absent, empty, or one of ours that may go."""
+    if not output.exists() and not output.is_symlink():
+        return
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if not (output / RECORD).is_file():
+        raise BundleError(
+            f"{output}: exists and holds other files; choose a new directory and copy from there"
+        )
+    if not force:
+        raise BundleError(f"{output}: exists; --force replaces it")
+
+
+def _write_networks(
+    reference: Reference, work: Path, tool: Tool, precision: str, progress: Progress
+) -> tuple[Call, Call]:
+    """Writes encoder and decoder, and opens them."""
+    model = reference.loaded.model
+    options = replace(Options(precision), min_speedup=0.0)
+    fast = optimise(model)
+    opened = []
+    for form, network, build in (
+        (tool.encoder, Encoder(fast), build_encoder),
+        (tool.decoder, PaddingDecoder(fast), build_decoder),
+    ):
+        path = work / form.file.format(suffix=tool.suffixes[precision])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        progress(f"converting {path.name}")
+        with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
+            plain = Path(folder) / "network.onnx"
+            calibration = () if precision == "fp32" else reference.calibration
+            to_onnx.convert(network, plain, options, calibration, progress=progress)
+            traced = onnx.load(plain)
+        data = build(tool, traced, model).SerializeToString(deterministic=True)
+        path.write_bytes(data)
+        opened.append(to_onnx.load(data, path.name))
+    return opened[0], opened[1]
+
+
+def _judge(agreement: Agreement, tool: Tool, precision: str) -> None:
+    """Raises ParityError unless the masks agree."""
+    case, worst = agreement.worst
+    if precision == "fp32" and not worst >= WORST:
+        raise ParityError(
+            f"{tool.title}, {case}: mask IoU {worst:.4f} with PyTorch's, {WORST} is asked for"
+        )
+    if not agreement.mean >= MEAN:
+        raise ParityError(
+            f"{tool.title}, {precision}: mean mask IoU {agreement.mean:.4f} with PyTorch's, {MEAN} is "
+            "asked for"
+        )
+
+
+def _write_files(
+    work: Path, reference: Reference, tool: Tool, precision: str, agreement: Agreement
+) -> None:
+    """Writes what stands beside the networks: the tool's configuration, a README, our record."""
+    loaded, suffix = reference.loaded, tool.suffixes[precision]
+    networks = [form.file.format(suffix=suffix) for form in (tool.encoder, tool.decoder)]
+    described = {name: describe_file(work / name) for name in networks}
+    values = {
+        "title": tool.title,
+        "checkpoint": Path(loaded.name).name,
+        "slug": f"pocketsam-{loaded.architecture.replace('_', '-')}-{precision}",
+        "precision": precision,
+        "size": loaded.model.image_size,
+        "low": loaded.model.image_size // 4,
+        "encoder": networks[0],
+        "decoder": networks[1],
+        "encoder_sha256": described[networks[0]].sha256,
+        "decoder_sha256": described[networks[1]].sha256,
+        "worst": f"{agreement.worst[1]:.4f}",
+        "cases": len(agreement.ious),
+        "quant": "true" if precision == "int8" else "false",
+        "dtype": "q8" if precision == "int8" else "fp32",
+    }
+    for name, template in tool.files.items():
+        path = work / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_fill(template, values), encoding="utf-8")
+    record: dict[str, Any] = {
+        "tool": tool.name,
+        "title": tool.title,
+        "pocketsam": package_version("pocketsam"),
+        "checkpoint": values["checkpoint"],
+        "checkpoint_sha256": loaded.sha256,
+        "architecture": loaded.architecture,
+        "precision": precision,
+        "image_size": loaded.model.image_size,
+        "mask_iou": {
+            "cases": len(agreement.ious),
+            "mean": round(agreement.mean, 5),
+            "worst": round(agreement.worst[1], 5),
+            "worst_case": agreement.worst[0],
+        },
+        "files": {
+            name: {"sha256": described[name].sha256, "bytes": described[name].bytes}
+            for name in networks
+        },
+    }
+    (work / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _fill(template: str, values: dict[str, Any]) -> str:
+    folder = files("pocketsam.export.drop_in").joinpath("templates", template)
+    return Template(folder.read_text(encoding="utf-8")).substitute(values)
