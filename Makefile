@@ -30,7 +30,7 @@ CHOICE = --checkpoint '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SI
 	$(if $(ALL),,--precision $(PRECISION))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-arm fuzz check docs demo bench bench-everything study weights default-bundle clicks lock clean \
+.PHONY: help install test test-all test-arm fuzz check docs demo bench bench-everything drop-in study weights default-bundle clicks lock clean \
 	tflite-env export-coreml export-tflite parity battery int8-converters
 
 help: ## use: list the targets
@@ -148,6 +148,25 @@ bench-everything: install .venv-yolo/installed ## measure: segment everything be
 	$(BIN)/python tests/yolo_random.py "$$(echo .venv-yolo/lib/python3.*/site-packages)" \
 		build/everything/yolov8x-seg.onnx
 	$(BIN)/python tests/everything_bench.py build/everything $(CHECKPOINT) build/everything/yolov8x-seg.onnx
+
+drop-in: install .venv-drop-in/installed ## measure: files of `export --for` inside the unmodified tools (20 minutes)
+	@mkdir -p build/drop-in
+	.venv-drop-in/bin/python tests/drop_in_tools.py build/drop-in $(TOOLS)
+
+# GPL among them, so by themselves, without what only their windows need; torch comes from .venv
+.venv-drop-in/installed: Makefile
+	$(PYTHON) -m venv --clear .venv-drop-in
+	echo "import site; site.addsitedir('$(CURDIR)/$$(echo .venv/lib/python3.*/site-packages)')" > \
+		"$$(echo .venv-drop-in/lib/python3.*/site-packages)/pocketsam.pth"
+	.venv-drop-in/bin/pip install --quiet --no-deps rembg==2.0.86 osam==0.8.1 samexporter==0.5.0
+	.venv-drop-in/bin/pip install --quiet --no-deps --target .venv-drop-in/anylabeling anylabeling==0.4.43
+	.venv-drop-in/bin/pip install --quiet --no-deps --target .venv-drop-in/x-anylabeling \
+		x-anylabeling-cvhub==4.2.1
+	.venv-drop-in/bin/pip install --quiet opencv-python-headless pooch jsonschema pymatting imgviz loguru \
+		gdown click pydantic pyyaml tqdm natsort termcolor
+	mkdir -p .venv-drop-in/node && cd .venv-drop-in/node && npm init --yes > /dev/null && \
+		npm install --silent --ignore-scripts @huggingface/transformers@4.3.1
+	touch $@
 
 # AGPL, so by itself, and without the torch that it asks for
 .venv-yolo/installed: Makefile

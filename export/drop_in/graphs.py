@@ -30,7 +30,8 @@ def picture_graph(name: str, layout: str, dtype: str, side: int, frame: int) -> 
         layout: a key of ``LAYOUTS``.
         dtype: ``float`` or ``uint8``.
         side: S.
-        frame: F; the picture is scaled by S / F, with antialiasing.
+        frame: F; the picture is scaled by S / F, with antialiasing as Pillow's: ``exclude_outside``
+            makes weights of pixels beyond the edge count for the others.
     """
     to_planes = "planes = Transpose<perm = [2, 0, 1]>(values)\n  batch = Unsqueeze(planes, first)"
     scale = """
@@ -43,7 +44,7 @@ def picture_graph(name: str, layout: str, dtype: str, side: int, frame: int) -> 
   new_size = Cast<to = 7>(at_least)
   count = Shape<start = 0, end = 2>(batch)
   sizes = Concat<axis = 0>(count, new_size)
-  scaled = Resize<mode = "linear", antialias = 1>(batch, , , sizes)"""
+  scaled = Resize<mode = "linear", antialias = 1, exclude_outside = 1>(batch, , , sizes)"""
     return _parse(
         f"""picture ({dtype}{LAYOUTS[layout]} {name}) => (float[1, 3, {side}, {side}] pixel_values)
 <float[1] ratio = {{{side / frame!r}}}, float[1] half = {{0.5}}, float[1] one = {{1.0}},

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import onnx
 
@@ -86,17 +87,24 @@ def _check_free(output: Path, force: bool) -> None:
         raise BundleError(f"{output}: exists; --force replaces it")
 
 
+_NETWORKS: WeakKeyDictionary[Reference, tuple[Encoder, PaddingDecoder]] = WeakKeyDictionary()
+"""Of each reference, so that several tools share what is traced."""
+
+
 def _write_networks(
     reference: Reference, work: Path, tool: Tool, precision: str, progress: Progress
 ) -> tuple[Call, Call]:
     """Writes encoder and decoder, and opens them."""
     model = reference.loaded.model
     options = replace(Options(precision), min_speedup=0.0)
-    fast = optimise(model)
+    if reference not in _NETWORKS:
+        fast = optimise(model)
+        _NETWORKS[reference] = Encoder(fast), PaddingDecoder(fast)
+    encoder, decoder = _NETWORKS[reference]
     opened = []
     for form, network, build in (
-        (tool.encoder, Encoder(fast), build_encoder),
-        (tool.decoder, PaddingDecoder(fast), build_decoder),
+        (tool.encoder, encoder, build_encoder),
+        (tool.decoder, decoder, build_decoder),
     ):
         path = work / form.file.format(suffix=tool.suffixes[precision])
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,175 @@
+"""Files for other tools: their graphs, and whole directories compared with PyTorch."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from conftest import call_pocketsam
+
+from pocketsam.errors import BundleError, ParityError, UsageError
+from pocketsam.export import export_for
+from pocketsam.export.bundle import describe_file
+from pocketsam.export.drop_in import check, graphs
+from pocketsam.export.drop_in.tools import TOOLS, check_tool, find_tool
+from pocketsam.export.drop_in.write import RECORD, write_drop_in
+from pocketsam.export.reference import Reference
+from pocketsam.models.checkpoint import DEFAULT
+from pocketsam.runtime.image import preprocess
+
+SIDE = 64
+OWN_CANVAS = [name for name, tool in TOOLS.items() if tool.canvas is None]
+
+
+def run(model, **feeds):
+    session = ort.InferenceSession(model.SerializeToString())
+    return session.run(None, feeds)
+
+
+@pytest.fixture(scope="module")
+def reference(pictures):
+    return Reference(DEFAULT, SIDE, images=pictures, calibration=pictures)
+
+
+@pytest.mark.parametrize("dtype", ["float", "uint8"])
+@pytest.mark.parametrize("layout", ["HWC", "NCHW"])
+def test_a_picture_in_the_frame_becomes_what_sam_wants(layout, dtype, photo):
+    picture = check.to_frame(photo, SIDE)
+    given = picture.transpose(2, 0, 1)[None] if layout == "NCHW" else picture
+    given = given.astype(np.float32 if dtype == "float" else np.uint8)
+    (found,) = run(graphs.picture_graph("image", layout, dtype, SIDE, SIDE), image=given)
+    assert np.abs(found - preprocess(photo, SIDE)).max() < 1e-5
+
+
+def test_a_larger_frame_is_scaled_with_antialiasing():
+    picture = np.random.default_rng(0).integers(0, 255, (100, 256, 3), np.uint8)
+    graph = graphs.picture_graph("image", "HWC", "uint8", SIDE, 256)
+    (found,) = run(graph, image=picture)
+    wanted = check._canvas(check.torch.from_numpy(picture), SIDE, 256).numpy()
+    assert found.shape == (1, 3, SIDE, SIDE)
+    assert np.abs(found - wanted).max() < 1e-3
+    assert found[0, 0, :25].std() < 0.5  # noise that was averaged, not picked
+    assert not found[:, :, 25:].any()
+
+
+def prompts(labels, adds_point, mask_side=None, **more):
+    shapes = {"points": "float[B, N, 2]", "labels": "float[B, N]"}
+    graph = graphs.prompt_graph(shapes, SIDE, 256, mask_side=mask_side, adds_point=adds_point)
+    labels = np.array(labels, np.float32)
+    points = np.arange(2 * labels.size, dtype=np.float32).reshape(*labels.shape, 2)
+    return run(graph, points=points, labels=labels, **more)
+
+
+def test_points_get_sams_own_point_and_boxes_do_not():
+    xy, kinds, mask, given = prompts([[1, 0], [2, 3]], adds_point=True)
+    assert kinds.tolist() == [[1, 0, -1], [2, 3, -2]]
+    assert xy[1].tolist() == [[1, 1.25], [1.5, 1.75], [0, 0]]
+    assert not mask.any()
+    assert not given.any()
+    _, kinds, _, _ = prompts([[1, 0, -1], [2, 3, -1]], adds_point=False)
+    assert kinds.tolist() == [[1, 0, -1], [2, 3, -2]]
+
+
+def test_a_mask_input_of_another_side_is_scaled():
+    given = np.kron(np.random.default_rng(1).normal(size=(1, 1, 16, 16)), np.ones((16, 16)))
+    inputs = {"mask_input": given.astype(np.float32), "has_mask_input": np.ones(1, np.float32)}
+    _, _, mask, has_mask = prompts([[1, -1]], False, 256, **inputs)
+    assert np.allclose(mask[0, 0], given[0, 0, ::16, ::16], atol=1e-6)
+    assert has_mask.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "chosen"),
+    [
+        ([1, -1], 0, 2),
+        ([1], 0, 2),
+        ([1, -1], 1, 0),
+        ([1, 0, -1], 0, 0),
+        ([2, 3, -2], 0, 0),
+        ([2, 3, 1], 0, 0),
+    ],
+)
+def test_only_a_single_click_gets_the_best_of_three(labels, given, chosen):
+    scores = np.array([[0.9, 0.1, 0.8, 0.3]], np.float32)
+    masks = np.random.default_rng(2).normal(size=(1, 4, 16, 16)).astype(np.float32)
+    kinds = np.array([labels], np.float32)
+    score, mask = run(
+        graphs.choice_graph(SIDE), scores=scores, masks=masks, kinds=kinds, given=np.float32([given])
+    )
+    assert score.tolist() == [[scores[0, chosen]]]
+    assert np.array_equal(mask[0, 0], masks[0, chosen])
+
+
+def test_a_mask_is_cropped_to_its_box():
+    logits = np.full((1, 1, 9, 11), -1, np.float32)
+    pixels, *corners = run(graphs.crop_graph(), logits=logits)
+    assert [int(n[0]) for n in corners] == [0, 0, 0, 0]
+    assert pixels.tolist() == [[[[0]]]]
+    logits[0, 0, 2:5, 3:7], logits[0, 0, 3, 4] = 1, -1
+    pixels, *corners = run(graphs.crop_graph(), logits=logits)
+    assert [int(n[0]) for n in corners] == [3, 2, 6, 4]
+    assert pixels[0, 0].tolist() == [[255] * 4, [255, 0, 255, 255], [255] * 4]
+
+
+def test_graphs_of_the_same_names_are_not_joined():
+    one = graphs.crop_graph()
+    with pytest.raises(ValueError, match=r"both graphs have .*crop"):
+        graphs.join(one, graphs.crop_graph(), {"logits": "pixels"})
+
+
+@pytest.mark.parametrize("name", OWN_CANVAS)
+def test_a_directory_for_a_tool(name, reference, tmp_path):
+    tool, output = find_tool(name), tmp_path / "for-tool"
+    agreement = write_drop_in(reference, output, tool, "fp32")
+    assert agreement.worst[1] > 0.99
+    assert len(agreement.ious) == 4 * (len(reference.photos) + 3)
+    record = json.loads((output / RECORD).read_text())
+    assert record["tool"] == name
+    assert record["mask_iou"]["worst"] == round(agreement.worst[1], 5)
+    for file, entry in record["files"].items():
+        described = describe_file(output / file)
+        assert entry == {"sha256": described.sha256, "bytes": described.bytes}
+        onnx.checker.check_model(onnx.load(output / file), full_check=True)
+    for file in tool.files:
+        text = (output / file).read_text()
+        assert "$" not in text, file
+        if file.endswith(".json"):
+            json.loads(text)
+        if file.endswith(".py"):
+            compile(text, file, "exec")
+    with pytest.raises(BundleError, match="exists; --force replaces it"):
+        write_drop_in(reference, output, tool, "fp32")
+    assert write_drop_in(reference, output, tool, "fp32", force=True).ious == agreement.ious
+
+
+def test_wrong_files_are_not_written(reference, tmp_path, monkeypatch):
+    """A decoder that is right for clicks, and takes boxes for clicks."""
+    monkeypatch.setattr(graphs, "BOX", 9.5)
+    with pytest.raises(ParityError, match=r"rembg 2\.0, .*box.*: mask IoU .* with PyTorch's, 0\.99"):
+        write_drop_in(reference, tmp_path / "out", find_tool("rembg"), "fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_are_not_replaced(reference, tmp_path):
+    (tmp_path / "sam_vit_b_01ec64.encoder.onnx").write_bytes(b"another model")
+    with pytest.raises(BundleError, match="holds other files; choose a new directory"):
+        write_drop_in(reference, tmp_path, find_tool("rembg"), "fp32", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["sam_vit_b_01ec64.encoder.onnx"]
+
+
+def test_what_a_tool_cannot_take(tmp_path):
+    with pytest.raises(UsageError, match="unknown tool 'gimp'; known are anylabeling, "):
+        export_for("gimp", DEFAULT, tmp_path / "out")
+    with pytest.raises(
+        UsageError, match=r"rembg 2\.0 does not run fp16; choose --precision fp32 or int8"
+    ):
+        check_tool(find_tool("rembg"), "fp16", SIDE)
+    with pytest.raises(UsageError, match="a canvas of 1024 only, not of 512; give --image-size 1024"):
+        check_tool(find_tool("cvat"), "fp32", 512)
+    done = call_pocketsam(
+        "export", DEFAULT, "--for", "rembg", "--target", "tflite", "--output", tmp_path / "out"
+    )
+    assert done.returncode == 2
+    assert "--for does nothing with --target" in done.stderr
+    assert list(tmp_path.iterdir()) == []
