@@ -26,19 +26,23 @@ if sys.maxsize < 2**32:
     )
 
 if TYPE_CHECKING:
-    from pocketsam.export import export, verify
+    from pocketsam.export import export, export_for, verify
     from pocketsam.images import load_image
     from pocketsam.runtime.everything.generator import MaskGenerator
     from pocketsam.runtime.overlay import draw_overlay
     from pocketsam.runtime.rle import from_rle, to_rle
+    from pocketsam.runtime.sam_api.predictor import SamAutomaticMaskGenerator, SamPredictor
     from pocketsam.runtime.segmenter import Segmenter
 
 __version__ = "0.1.0"
 __all__ = [
     "MaskGenerator",
+    "SamAutomaticMaskGenerator",
+    "SamPredictor",
     "Segmenter",
     "draw_overlay",
     "export",
+    "export_for",
     "from_rle",
     "load_image",
     "to_rle",
@@ -47,8 +51,11 @@ __all__ = [
 
 _MODULES = {
     "MaskGenerator": "pocketsam.runtime.everything.generator",
+    "SamAutomaticMaskGenerator": "pocketsam.runtime.sam_api.predictor",
+    "SamPredictor": "pocketsam.runtime.sam_api.predictor",
     "Segmenter": "pocketsam.runtime.segmenter",
     "draw_overlay": "pocketsam.runtime.overlay",
+    "export_for": "pocketsam.export",
     "from_rle": "pocketsam.runtime.rle",
     "load_image": "pocketsam.images",
     "to_rle": "pocketsam.runtime.rle",

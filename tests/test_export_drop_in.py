@@ -12,6 +12,7 @@ from pocketsam.errors import BundleError, ParityError, UsageError
 from pocketsam.export import export_for
 from pocketsam.export.bundle import describe_file
 from pocketsam.export.drop_in import check, graphs
+from pocketsam.export.drop_in.join import join
 from pocketsam.export.drop_in.tools import TOOLS, check_tool, find_tool
 from pocketsam.export.drop_in.write import RECORD, write_drop_in
 from pocketsam.export.reference import Reference
@@ -115,7 +116,7 @@ def test_a_mask_is_cropped_to_its_box():
 def test_graphs_of_the_same_names_are_not_joined():
     one = graphs.crop_graph()
     with pytest.raises(ValueError, match=r"both graphs have .*crop"):
-        graphs.join(one, graphs.crop_graph(), {"logits": "pixels"})
+        join(one, graphs.crop_graph(), {"logits": "pixels"})
 
 
 @pytest.mark.parametrize("name", OWN_CANVAS)

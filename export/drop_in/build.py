@@ -6,6 +6,13 @@ from torch import Tensor
 
 from pocketsam import constants
 from pocketsam.export.drop_in import graphs
+from pocketsam.export.drop_in.join import (
+    add_constant,
+    add_unused_input,
+    join,
+    ordered,
+    rename,
+)
 from pocketsam.export.drop_in.tool import Tool
 from pocketsam.export.to_onnx.passes import FastDecoder
 from pocketsam.export.to_onnx.upscaling import append_upscaling
@@ -37,14 +44,14 @@ def build_encoder(tool: Tool, encoder: onnx.ModelProto, model: Sam) -> onnx.Mode
     built.CopyFrom(encoder)
     if form.layout:
         before = graphs.picture_graph(form.input, form.layout, form.dtype, side, tool.frame or side)
-        graphs.rename(before, {c.PIXEL_VALUES: "picture.pixel_values"})
-        built = graphs.join(before, encoder, {c.PIXEL_VALUES: "picture.pixel_values"})
-    graphs.rename(built, {c.IMAGE_EMBEDDINGS: form.output, c.PIXEL_VALUES: form.input})
+        rename(before, {c.PIXEL_VALUES: "picture.pixel_values"})
+        built = join(before, encoder, {c.PIXEL_VALUES: "picture.pixel_values"})
+    rename(built, {c.IMAGE_EMBEDDINGS: form.output, c.PIXEL_VALUES: form.input})
     outputs = [form.output]
     if form.positions:
-        graphs.add_constant(built, form.positions, _positions(model))
+        add_constant(built, form.positions, _positions(model))
         outputs.append(form.positions)
-    return graphs.ordered(built, [form.input], outputs)
+    return ordered(built, [form.input], outputs)
 
 
 def build_decoder(tool: Tool, decoder: onnx.ModelProto, model: Sam) -> onnx.ModelProto:
@@ -68,26 +75,26 @@ def build_decoder(tool: Tool, decoder: onnx.ModelProto, model: Sam) -> onnx.Mode
     )
     given = [value.name for value in prompts.graph.input]
     made = [value.name for value in prompts.graph.output]
-    built = graphs.join(prompts, network, dict(zip(graphs.DECODER_INPUTS, made, strict=True)))
+    built = join(prompts, network, dict(zip(graphs.DECODER_INPUTS, made, strict=True)))
     inputs = [c.IMAGE_EMBEDDINGS, *given]
     if form.answers == "three":
         _append_three(built, side // 4)
-        graphs.add_unused_input(built, tool.encoder.positions or "", _positions(model).shape)
+        add_unused_input(built, tool.encoder.positions or "", _positions(model).shape)
         inputs.insert(1, tool.encoder.positions or "")
-        return graphs.ordered(built, inputs, ["iou_scores", "pred_masks"])
+        return ordered(built, inputs, ["iou_scores", "pred_masks"])
     built = _append_choice(built, made, side)
     if form.answers == "low":
-        return graphs.ordered(built, inputs, [c.IOU_PREDICTIONS, c.LOW_RES_MASKS])
+        return ordered(built, inputs, [c.IOU_PREDICTIONS, c.LOW_RES_MASKS])
     append_upscaling(built, side)
     outputs = [c.MASKS, c.IOU_PREDICTIONS, c.LOW_RES_MASKS]
     if form.answers == "cropped":
-        graphs.rename(built, {c.MASKS: "logits"})
-        built = graphs.join(built, graphs.crop_graph(), {"logits": "logits"})
-        graphs.rename(built, {"pixels": c.MASKS})
+        rename(built, {c.MASKS: "logits"})
+        built = join(built, graphs.crop_graph(), {"logits": "logits"})
+        rename(built, {"pixels": c.MASKS})
         outputs += CORNERS
     else:
         _one_mask(built)
-    return graphs.ordered(built, [*inputs, c.ORIG_IM_SIZE], outputs)
+    return ordered(built, [*inputs, c.ORIG_IM_SIZE], outputs)
 
 
 def _append_choice(model: onnx.ModelProto, made: list[str], side: int) -> onnx.ModelProto:
@@ -99,10 +106,10 @@ def _append_choice(model: onnx.ModelProto, made: list[str], side: int) -> onnx.M
         side: S.
     """
     several = {c.IOU_PREDICTIONS: "all_scores", c.LOW_RES_MASKS: "all_masks"}
-    graphs.rename(model, several)
+    rename(model, several)
     fed = {"scores": "all_scores", "masks": "all_masks", "kinds": made[1], "given": made[3]}
-    built = graphs.join(model, graphs.choice_graph(side), fed)
-    graphs.rename(built, {"chosen_score": c.IOU_PREDICTIONS, "chosen_mask": c.LOW_RES_MASKS})
+    built = join(model, graphs.choice_graph(side), fed)
+    rename(built, {"chosen_score": c.IOU_PREDICTIONS, "chosen_mask": c.LOW_RES_MASKS})
     return built
 
 

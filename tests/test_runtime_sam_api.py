@@ -1,0 +1,67 @@
+"""segment-anything's names over a bundle."""
+
+import numpy as np
+import pytest
+from conftest import import_mobile_sam
+
+import pocketsam
+from pocketsam.errors import UsageError
+from pocketsam.runtime.sam_api.predictor import (
+    ResizeLongestSide,
+    SamAutomaticMaskGenerator,
+    SamPredictor,
+)
+
+BOXES = np.array([[50, 40, 300, 250], [0, 0, 99, 99]])
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle, photo):
+    made = SamPredictor(bundle)
+    made.set_image(photo)
+    return made
+
+
+def test_public_names():
+    assert pocketsam.SamPredictor is SamPredictor
+    assert pocketsam.SamAutomaticMaskGenerator is SamAutomaticMaskGenerator is pocketsam.MaskGenerator
+
+
+@pytest.mark.parametrize("size", [(300, 451), (451, 300), (33, 47), (1500, 200)])
+def test_coordinates_are_scaled_as_the_reference_does(size):
+    import_mobile_sam()
+    from mobile_sam.utils.transforms import ResizeLongestSide as Theirs
+
+    ours, theirs, rng = ResizeLongestSide(1024), Theirs(1024), np.random.default_rng(size[0])
+    points = rng.uniform(0, 200, (4, 3, 2))
+    assert np.allclose(ours.apply_coords(points, size), theirs.apply_coords(points, size))
+    assert np.allclose(ours.apply_boxes(BOXES, size), theirs.apply_boxes(BOXES, size))
+    image = rng.integers(0, 255, (*size, 3), np.uint8)
+    assert np.array_equal(ours.apply_image(image), theirs.apply_image(image))
+
+
+def test_predict_torch_is_predict_batch_on_the_canvas(predictor):
+    size, transform = predictor.original_size, predictor.transform
+    points, labels = np.array([[[200, 150]], [[20, 30]]]), np.ones((2, 1))
+    for given, wanted in (
+        (
+            (transform.apply_coords_torch(points, size), labels),
+            predictor.predict_batch(points, labels),
+        ),
+        (
+            (None, None, transform.apply_boxes_torch(BOXES, size)),
+            predictor.predict_batch(boxes=BOXES),
+        ),
+    ):
+        for found, array in zip(predictor.predict_torch(*given), wanted, strict=True):
+            assert np.allclose(found, array, atol=1e-4)
+
+
+def test_the_other_names(predictor):
+    assert predictor.to("cpu") is predictor
+    assert predictor.device == "cpu"
+    assert max(predictor.input_size) == predictor.image_size
+    assert np.array_equal(predictor.features, predictor.get_image_embedding())
+    with pytest.raises(UsageError, match=r'open it there, .*providers=\["cuda", "cpu"\]'):
+        predictor.to("cuda:0")
+    assert SamAutomaticMaskGenerator(predictor, points_per_side=4).parameters.points_per_side == 4
