@@ -331,7 +331,7 @@ def version_of(package: str) -> str:
         return str(json.loads(about.read_text())["version"])
     folder = ENVIRONMENT / package.removesuffix("-cvhub")
     found = sorted(folder.glob("*.dist-info")) if folder.is_dir() else []
-    return found[0].name.split("-")[1] if found else version(package)
+    return found[0].name.removesuffix(".dist-info").rsplit("-", 1)[1] if found else version(package)
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from pycocotools import mask as coco
 
 from pocketsam.cli import main
 from pocketsam.runtime import Segmenter, from_rle, load_image
-from pocketsam.runtime.commands import results
+from pocketsam.runtime.everything.coco import annotations_of
 from pocketsam.runtime.manifest import MANIFEST_NAME
 
 
@@ -423,7 +422,7 @@ def test_one_dataset_of_a_folder_as_coco_has_it(bundle, photo, tmp_path):
     call_pocketsam("everything", bundle, folder, *QUICK, "--output", out)
     dataset = json.loads((out / "dataset.json").read_text(), parse_constant=pytest.fail)
     assert [image["id"] for image in dataset["images"]] == [1, 2]
-    assert [Path(image["file_name"]).name for image in dataset["images"]] == ["a.png", "c.jpg"]
+    assert [image["file_name"] for image in dataset["images"]] == ["a.png", "c.jpg"]
     ids = [annotation["id"] for annotation in dataset["annotations"]]
     assert ids == list(range(1, len(ids) + 1))
     assert {annotation["image_id"] for annotation in dataset["annotations"]} == {1, 2}
@@ -446,4 +445,23 @@ def test_what_changed_is_done_again(bundle, photo, tmp_path):
 
 def test_a_mask_without_pixels_and_a_stability_of_nan_are_no_json():
     record = {"bbox": [3, 4, 0, 0], "area": 1, "stability_score": float("nan")}
-    assert results._coco_entry(record) == {"bbox": [3, 4, 1, 1], "area": 1, "stability_score": None}
+    (found,) = annotations_of([record, record | {"area": 0}], polygons=False)
+    assert found["bbox"] == [3, 4, 1, 1]
+    assert found["stability_score"] is None
+
+
+def test_one_file_for_a_folder_with_polygons(bundle, photo, tmp_path):
+    folder, out = folder_of(tmp_path / "photos", photo), tmp_path / "all.json"
+    done = call_pocketsam("everything", bundle, folder, *QUICK, "--output", out, "--polygons")
+    assert f"wrote {out}" in done.stdout
+    dataset = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert [image["file_name"] for image in dataset["images"]] == ["a.png", "c.jpg"]
+    assert dataset["annotations"]
+    sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    for annotation in dataset["annotations"]:
+        polygons = annotation["segmentation"]
+        x, y = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons]).T
+        left, top, width, height = annotation["bbox"]
+        assert (x.min(), y.min(), x.max(), y.max()) == (left, top, left + width, top + height)
+        assert y.max() <= sizes[annotation["image_id"]][0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.json", "photos"]

@@ -20,6 +20,7 @@ from pocketsam.runtime.commands.options import (
     open_segmenter,
     read_image,
 )
+from pocketsam.runtime.everything.coco import join_datasets
 from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.everything.grid import ORDERS, Parameters, make_parameters
 from pocketsam.runtime.segmenter import Segmenter
@@ -71,8 +72,8 @@ def add_everything(subparsers: terminal.Subparsers) -> None:
         required=True,
         metavar="OUT",
         help="label map (.png), picture (.jpg, .webp), COCO dataset (.json), or a directory for all; "
-        "repeatable. For a folder of images: a directory, for a directory of each image and "
-        f"{DATASET} of them all",
+        "repeatable. For a folder of images: one COCO dataset (.json), or a directory, for a directory "
+        f"of each image and {DATASET} of them all",
     )
     defaults = {field.name: field.default for field in fields(Parameters)}
     for name, (type_, description) in PARAMETERS.items():
@@ -85,6 +86,11 @@ def add_everything(subparsers: terminal.Subparsers) -> None:
         "--order",
         choices=ORDERS,
         help="adaptive: no clicks where masks already lie (default grid)",
+    )
+    parser.add_argument(
+        "--polygons",
+        action="store_true",
+        help="segmentations in JSON as polygons along the edges of pixels, for readers that refuse RLE",
     )
     parser.add_argument("--json", action="store_true", help="print the COCO dataset to stdout as well")
     parser.set_defaults(run=run_everything)
@@ -102,7 +108,7 @@ def run_everything(args: argparse.Namespace) -> None:
     image = read_image(args, args.image)
     results.check_sides(planned, image)
     segmenter = open_segmenter(args)
-    made = _find(segmenter, args.image, image, chosen)
+    made = _find(segmenter, args.image, image, chosen, args.polygons)
     written = [file for path, write in planned for file in write(path, made)]
     if args.json:
         terminal.print_json(made.record)
@@ -126,18 +132,23 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
 def _run_folder(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
     """Searches each image of a folder, less those whose masks are there, and joins the datasets."""
     output = Path(args.output[0])
-    if len(args.output) > 1 or output.suffix or args.json:
-        raise UsageError("for a folder of images, --output is a single directory, without --json")
+    if len(args.output) > 1 or output.suffix not in ("", ".json") or args.json:
+        raise UsageError(
+            "for a folder of images, --output is a single directory or .json file, without --json"
+        )
     results.plan_outputs(args.output, args.image)
     segmenter = open_segmenter(args)
+    if output.suffix:
+        _run_into_dataset(args, output, segmenter, chosen)
+        return
 
     def search(file: Path, name: str) -> str:
         image = read_image(args, file)
         before = _read_record(output / name / results.LAST)
-        parameters = _shown(MaskGenerator(segmenter, **chosen).parameters)
+        parameters = _shown(MaskGenerator(segmenter, **chosen).parameters, args.polygons)
         if before.get("info") == results.Dataset.info(image, segmenter.manifest, parameters):
             return "done before"
-        made = _find(segmenter, str(file), image, chosen)
+        made = _find(segmenter, _inside(args.image, file), image, chosen, args.polygons)
         results.write_all(output / name, made)
         return _count(made)
 
@@ -147,8 +158,33 @@ def _run_folder(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
         found = [_read_record(path) for path in sorted(output.glob(f"*/{results.LAST}"))]
         records = [record for record in found if record]
         if records:
-            write_bytes(output / DATASET, json.dumps(results.join_datasets(records)).encode())
+            write_bytes(output / DATASET, json.dumps(join_datasets(records)).encode())
             print(f"wrote {output / DATASET}")
+
+
+def _run_into_dataset(
+    args: argparse.Namespace, output: Path, segmenter: Segmenter, chosen: dict[str, Any]
+) -> None:
+    """Searches each image of a folder, and writes one dataset, whose file names are the folder's."""
+    records: list[dict[str, Any]] = []
+
+    def search(file: Path, _name: str) -> str:
+        image, name = read_image(args, file), _inside(args.image, file)
+        made = _find(segmenter, name, image, chosen, args.polygons)
+        records.append(made.record)
+        return _count(made)
+
+    try:
+        run_folder(Path(args.image), search)
+    finally:
+        if records:
+            write_bytes(output, json.dumps(join_datasets(records)).encode())
+            print(f"wrote {output}")
+
+
+def _inside(folder: str, file: Path) -> str:
+    """Returns an image's name in a dataset: its path in the folder, with slashes."""
+    return file.relative_to(folder).as_posix()
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -160,17 +196,20 @@ def _read_record(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _shown(parameters: Parameters) -> dict[str, Any]:
-    """Returns parameters as JSON holds them."""
+def _shown(parameters: Parameters, polygons: bool) -> dict[str, Any]:
+    """Returns parameters as JSON holds them, ``polygons`` among them if they were asked for."""
     values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
-    return {name: value for name, value in values.items() if name not in ("output_mode", "point_grids")}
+    shown = {name: v for name, v in values.items() if name not in ("output_mode", "point_grids")}
+    return shown | ({"polygons": True} if polygons else {})
 
 
 def _count(made: results.Dataset) -> str:
     return f"{len(made.found)} object{'' if len(made.found) == 1 else 's'}"
 
 
-def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -> results.Dataset:
+def _find(
+    segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any], polygons: bool
+) -> results.Dataset:
     """Returns the objects of an image; says what to try if there are none."""
 
     def bar(done: int, total: int) -> None:
@@ -183,7 +222,8 @@ def _find(segmenter: Segmenter, name: str, image: Any, chosen: dict[str, Any]) -
     if not records:
         terminal.say(f"{name}: no mask passed: {_hint(generator)}")
     found = [results.Outlined(record) for record in records]
-    return results.Dataset(name, image, found, segmenter.manifest, _shown(generator.parameters))
+    parameters = _shown(generator.parameters, polygons)
+    return results.Dataset(name, image, found, segmenter.manifest, parameters)
 
 
 def _hint(generator: MaskGenerator) -> str:

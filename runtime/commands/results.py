@@ -1,9 +1,8 @@
 """Writes the objects that were found as a mask, a picture or JSON."""
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from pocketsam.errors import PocketSamError, UsageError
 from pocketsam.files import make_folder, write_files
 from pocketsam.images import Pixels
 from pocketsam.runtime.embedding import hash_pixels
+from pocketsam.runtime.everything.coco import CATEGORIES, annotations_of
 from pocketsam.runtime.everything.generator import MaskRecord
 from pocketsam.runtime.manifest import Manifest
 from pocketsam.runtime.overlay import MOST_NUMBERED, draw_overlay, label_map
@@ -126,7 +126,8 @@ class Dataset(Results):
     """Results whose JSON is a COCO dataset of one image and one category.
 
     Attributes:
-        parameters: what the search was asked for, for the dataset's ``info``.
+        parameters: what the search was asked for, for the dataset's ``info``; ``polygons``: whether
+            segmentations are polygons.
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -135,15 +136,13 @@ class Dataset(Results):
     def record(self) -> dict[str, Any]:
         """The content of a JSON file; masks without a pixel are left out."""
         height, width = self.image.shape[:2]
-        entries = [_coco_entry(item.entry) for item in self.found if item.entry["area"]]
         return {
             "info": self.info(self.image, self.manifest, self.parameters),
             "images": [{"id": 1, "file_name": self.name, "width": width, "height": height}],
             "categories": CATEGORIES,
-            "annotations": [
-                {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, **entry}
-                for number, entry in enumerate(entries, start=1)
-            ],
+            "annotations": annotations_of(
+                (item.entry for item in self.found), polygons=bool(self.parameters.get("polygons"))
+            ),
         }
 
     @staticmethod
@@ -158,27 +157,6 @@ class Dataset(Results):
             "parameters": dict(parameters),
         }
 
-
-def _coco_entry(entry: Any) -> dict[str, Any]:
-    """Returns a record of the generator as COCO wants it: the box counts its last row and column."""
-    x, y, width, height = entry["bbox"]
-    stability = entry["stability_score"]
-    stable = stability if math.isfinite(stability) else None
-    return {**entry, "bbox": [x, y, width + 1, height + 1], "stability_score": stable}
-
-
-def join_datasets(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns one COCO dataset for records of an image each."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, record in enumerate(records, start=1):
-        images.append({**record["images"][0], "id": number, "info": record["info"]})
-        for annotation in record["annotations"]:
-            annotations.append({**annotation, "id": len(annotations) + 1, "image_id": number})
-    return {"images": images, "categories": CATEGORIES, "annotations": annotations}
-
-
-CATEGORIES = [{"id": 1, "name": "object"}]
 
 Writer = Callable[[Path, Results], list[Path]]
 """Writes results to a path; returns the files that it wrote."""
