@@ -140,6 +140,12 @@ def _add_onnx_options(group: argparse._ArgumentGroup) -> None:
         f"(default: {Options.min_speedup:g})",
     )
     group.add_argument(
+        "--opset",
+        type=int,
+        metavar="N",
+        help="ONNX: operator set of the files, 15 to 20, for engines that know no newer one (20)",
+    )
+    group.add_argument(
         "--disabled-passes",
         type=lambda text: tuple(text.split(",")),
         metavar="NAME,…",

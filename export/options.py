@@ -7,6 +7,8 @@ from typing import Literal
 from pocketsam.errors import UsageError
 
 MAX_POINTS, MAX_PROMPTS = 1024, 256
+OPSETS = range(15, 21)
+"""Operator sets that ONNX files are written for; from 20 on there is Gelu."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Options:
         timeout: seconds that one run of an outside converter may take.
         min_miou: mean IoU that int8 masks must have with float32's, 0..1.
         min_speedup: how many times as fast as float32 int8 must be on this machine.
+        opset: operator set of an ONNX file, 15 to 20; None: the exporter's, with the fewest operators.
         disabled_passes: names from ``to_onnx.passes.PASSES`` to leave out.
 
     Raises:
@@ -39,6 +42,7 @@ class Options:
     timeout: float = 1800.0
     min_miou: float = 0.98
     min_speedup: float = 1.0
+    opset: int | None = None
     disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -50,6 +54,7 @@ class Options:
             ("input", self.input in ("tensor", "image"), "tensor or image"),
             ("timeout", self.timeout > 0, "positive"),
             ("min_miou", 0 <= self.min_miou <= 1, "from 0 to 1"),
+            ("opset", self.opset in (None, *OPSETS), f"one of {OPSETS[0]} to {OPSETS[-1]}"),
             ("min_speedup", 0 <= self.min_speedup < math.inf, "0 or more"),
         ):
             if not fits:

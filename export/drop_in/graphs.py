@@ -12,7 +12,7 @@ from onnx import numpy_helper, parser
 
 from pocketsam import constants
 from pocketsam.export.drop_in.join import names_of, rename
-from pocketsam.export.to_onnx.convert import OPSET
+from pocketsam.export.to_onnx.opset import OPSET
 from pocketsam.runtime import contract as c
 
 HEAD = f'<ir_version: 10, opset_import: ["" : {OPSET}]>'

@@ -9,9 +9,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from pocketsam.errors import ConversionError
+from pocketsam.export.options import OPSETS
 
-OPSET, OLDEST = 20, 15
-"""The operator set of our files, the first that has Gelu; and the oldest that they are written for."""
+OPSET = OPSETS[-1]
+"""The operator set of our files, unless another is asked for."""
 IR_VERSIONS = {15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9}
 """The file format that came with an operator set."""
 
@@ -42,13 +43,15 @@ def lower_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
     Args:
         model: of ``OPSET``, as the exporter writes them.
-        version: ``OLDEST`` to ``OPSET``.
+        version: one of ``OPSETS``.
 
     Raises:
         ConversionError: an operator that the older set has not, and for which there is no spelling.
     """
     if version == model.opset_import[0].version:
         return model
+    if model.opset_import[0].version > OPSET:
+        raise ConversionError(f"weights in 4 bits take opset 21, not {version}")
     new = onnx.ModelProto()
     new.CopyFrom(model)
     spellings = {op: spell for op, (first, spell) in SPELLINGS.items() if version < first}
