@@ -101,7 +101,7 @@ def export(
         >>> from pocketsam import export
         >>> report = export("default", "bundle", image_size=256)
     """
-    from pocketsam.export.targets import check_options, check_size, find_target, open_converter
+    from pocketsam.export.targets import check_network, check_options, find_target, open_converter
 
     chosen = find_target(target)
     options = check_options(
@@ -128,13 +128,10 @@ def export(
     reference = _open_reference(
         os.fspath(checkpoint), image_size, images=photos, calibration=measured, progress=say
     )
-    loaded = reference.loaded
-    weights = sum(weight.numel() for weight in loaded.model.image_encoder.parameters())
-    check_size(chosen, (precision, *also), loaded.architecture, weights)
+    check_network(chosen, (precision, *also), options, reference.loaded)
     how: dict[str, Any] = {"verify": verify, "force": force, "keep_failed": keep_failed}
-    where = Path(output)
     reports = write_bundle(
-        reference, where, chosen, options, also=also, accept=accept, progress=say, **how
+        reference, Path(output), chosen, options, also=also, accept=accept, progress=say, **how
     )
     return reports[0] if reports else None
 

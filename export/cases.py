@@ -23,6 +23,7 @@ from pocketsam.runtime import contract as c
 from pocketsam.runtime.image import preprocess, preprocess_raw
 from pocketsam.runtime.prompts import assemble
 from pocketsam.runtime.verification.metrics import mask_ious, tensor_figures
+from pocketsam.traits import SAM_PIXELS, Normalisation
 
 Photo = NDArray[np.uint8]
 """``[H, W, 3]`` RGB."""
@@ -99,6 +100,7 @@ class Case:
         outputs: ``image_embeddings`` [1, 256, S/16, S/16].
         intermediates: the encoder's intermediate outputs; empty where they are not kept.
         prompts: a case for each prompt.
+        normalisation: of the encoder's input.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Case:
     outputs: Arrays
     intermediates: Arrays
     prompts: tuple[DecoderCase, ...]
+    normalisation: Normalisation = SAM_PIXELS
 
     @property
     def photo(self) -> Photo:
@@ -117,7 +120,7 @@ class Case:
     @cached_property
     def feeds(self) -> Arrays:
         """The inputs of any encoder of ours: the normalised tensor, and the picture as it is."""
-        return all_encoder_feeds(self.photo, self.image_size)
+        return all_encoder_feeds(self.photo, self.image_size, self.normalisation)
 
 
 def compute_cases(
@@ -140,15 +143,16 @@ def compute_cases(
         detailed: how many of the photographs keep intermediate outputs.
         progress: called with the name of each photograph.
     """
-    cases = []
+    cases, side, pixels = [], model.image_size, model.traits.normalisation
     for number, (name, source) in enumerate(photos):
         progress(name)
         photo, keep = read_photo(source), number < detailed
         size = (photo.shape[0], photo.shape[1])
-        outputs, intermediates = run(Encoder(model), all_encoder_feeds(photo, model.image_size))
+        feeds = all_encoder_feeds(photo, side, pixels)
+        outputs, intermediates = run(Encoder(model), feeds)
         asked = tuple(_run_prompts(model, name, size, outputs[c.IMAGE_EMBEDDINGS], prompts, keep))
         kept = intermediates if keep else {}
-        cases.append(Case(name, source, size, model.image_size, outputs, kept, asked))
+        cases.append(Case(name, source, size, side, outputs, kept, asked, pixels))
     return cases
 
 
@@ -165,7 +169,7 @@ def _run_prompts(
     prompts: Sequence[Prompt],
     keep: bool,
 ) -> Iterable[DecoderCase]:
-    side = model.image_size // 4
+    side = model.mask_side
     mask = np.zeros((1, 1, side, side), np.float32)
     for prompt in prompts:
         feeds = decoder_feeds(prompt, embedding, mask, size, model.image_size)
@@ -175,9 +179,12 @@ def _run_prompts(
         yield DecoderCase(f"{name}, {prompt.name}", size, model.image_size, feeds, outputs, kept)
 
 
-def all_encoder_feeds(photo: Photo, image_size: int) -> Arrays:
+def all_encoder_feeds(
+    photo: Photo, image_size: int, normalisation: Normalisation = SAM_PIXELS
+) -> Arrays:
     """Returns the inputs of any encoder of ours: the normalised tensor, and the picture as it is."""
-    return {c.PIXEL_VALUES: preprocess(photo, image_size)} | preprocess_raw(photo, image_size)
+    values = preprocess(photo, image_size, normalisation)
+    return {c.PIXEL_VALUES: values} | preprocess_raw(photo, image_size)
 
 
 def decoder_feeds(

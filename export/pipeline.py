@@ -121,7 +121,7 @@ def _write_files(
     write_manifest(folder, manifest)  # open_bundle reads it
     bundle = open_bundle(folder)
     opened = open_networks(bundle)
-    answers = answer_prompts(golden.arrays, bundle.image_size, bundle.inputs("encoder"), *opened)
+    answers = answer_prompts(golden.arrays, bundle.manifest, *opened)
     arrays = golden.arrays if precision.drift is None else golden.with_own(answers)
     saved = _save_golden(folder, arrays, thinned(precision.tolerance), precision.drift)
     manifest = replace(manifest, golden=saved)
@@ -231,7 +231,7 @@ def _describe(
     golden: GoldenFile,
 ) -> Manifest:
     """Returns the manifest without a parity report."""
-    tools = (*COMMON_PACKAGES, *target.packages)
+    tools, traits = (*COMMON_PACKAGES, *target.packages), loaded.model.traits
     return Manifest(
         schema_version=SCHEMA_VERSION,
         model=ModelInfo(loaded.architecture, loaded.name, loaded.sha256, loaded.trained),
@@ -244,9 +244,8 @@ def _describe(
             layout=networks["encoder"].inputs[0].layout or "NCHW",
             resize="longest side to image_size: int(side * scale + 0.5), at least 1",
             filter="bilinear with antialiasing (Pillow)",
-            mean=constants.PIXEL_MEAN,
-            std=constants.PIXEL_STD,
             padding="zeros on the right and below, after normalising",
+            **vars(traits.normalisation),
         ),
         prompt_labels=c.PROMPT_LABELS,
         mask_threshold=constants.MASK_THRESHOLD,
@@ -258,5 +257,7 @@ def _describe(
         encoder=networks["encoder"],
         decoder=networks["decoder"],
         golden=golden,
+        embedding_stride=traits.stride,
+        multimask=traits.multimask,
         thresholds=loaded.settings.thresholds,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketsam.errors import UsageError
 from pocketsam.export.options import Options
@@ -11,6 +11,9 @@ from pocketsam.export.to_coreml import TARGET as COREML
 from pocketsam.export.to_onnx import TARGET as ONNX
 from pocketsam.export.to_tflite import TARGET as TFLITE
 from pocketsam.terminal import extra_needed
+
+if TYPE_CHECKING:
+    from pocketsam.models.checkpoint import Loaded
 
 TARGETS: dict[str, Target] = {target.name: target for target in (ONNX, COREML, TFLITE)}
 
@@ -67,6 +70,29 @@ def check_options(target: Target, precisions: Sequence[str], **choices: Any) -> 
     for precision in precisions:
         target.resolve(replace(options, precision=precision))
     return options
+
+
+def check_network(
+    target: Target, precisions: Sequence[str], options: Options, loaded: "Loaded"
+) -> None:
+    """Checks that an export can be made of a checkpoint, before any work is done for it.
+
+    Args:
+        target: what is exported to.
+        precisions: names of the precisions that are written.
+        options: of the export.
+        loaded: the checkpoint.
+
+    Raises:
+        UsageError: a file would be too large, or the encoder is to normalise as it cannot.
+    """
+    weights = sum(weight.numel() for weight in loaded.model.image_encoder.parameters())
+    check_size(target, precisions, loaded.architecture, weights)
+    if options.input == "image" and loaded.model.traits.normalisation.stretch:
+        raise UsageError(
+            f"{loaded.architecture} normalises each picture by its own least and greatest value, which "
+            "--input image does not; leave it out"
+        )
 
 
 def check_size(target: Target, precisions: Sequence[str], architecture: str, weights: int) -> None:

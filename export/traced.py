@@ -90,12 +90,12 @@ class Decoder(nn.Module):
 
     def example(self, prompts: int = 2, points: int = 3) -> dict[str, Tensor]:
         """Returns inputs of the right shapes to trace with."""
-        cells = self.model.image_size // 16
+        cells, side = self.model.embedding_side, self.model.mask_side
         return {
             c.IMAGE_EMBEDDINGS: torch.zeros(1, EMBED_DIM, cells, cells),
             c.POINT_COORDS: torch.zeros(prompts, points, 2),
             c.POINT_LABELS: torch.ones(prompts, points),
-            c.MASK_INPUT: torch.zeros(prompts, 1, 4 * cells, 4 * cells),
+            c.MASK_INPUT: torch.zeros(prompts, 1, side, side),
             c.HAS_MASK_INPUT: torch.zeros(prompts),
         }
 

@@ -3,11 +3,10 @@
 import hashlib
 import io
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,15 +14,27 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from pocketsam.archives import is_torch_archive
 from pocketsam.errors import CheckpointError
 from pocketsam.files import write_bytes
 from pocketsam.images import StrPath
 from pocketsam.models.download import CHECKPOINTS, cached
 from pocketsam.models.image_encoder_vit import PATCH
-from pocketsam.models.sam import POSITIONS, Sam, architecture_of, build, fit, grid_of, seeded
+from pocketsam.models.sam import (
+    POSITIONS,
+    STEM,
+    TRAITS,
+    Sam,
+    architecture_of,
+    build,
+    fit,
+    grid_of,
+    seeded,
+)
 from pocketsam.models.unwrap import read_torch, unwrap
 from pocketsam.reading import read_regular, regular_size
 from pocketsam.thresholds import Thresholds
+from pocketsam.traits import MAX_EMBEDDING_SIDE, Traits
 
 Say = Callable[[str], object]
 SEEDED = "seeded"
@@ -38,8 +49,6 @@ DEFAULT_IMAGE_SIZE = 512
 TORCH_SUFFIXES = ".pt", ".pth", ".ckpt", ".bin"
 LARGEST = 16 << 30
 """Bytes of the largest file that is read: SAM ViT-H with its optimizer's state."""
-OLD_FORMAT = b"\xfc\x9cF\xf9 j\xa8P\x19"
-"""torch's magic number, at the head of files older than its archives."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +90,19 @@ def read_settings(source: StrPath) -> Settings:
     _check_kind(path)
     if path.suffix.lower() in TORCH_SUFFIXES:
         found = unwrap(str(path), _map_torch(path))
-        table = found.state.get(POSITIONS)
-        return _settings_of(None if table is None else table.shape)
+        return _settings_of({key: tensor.shape for key, tensor in found.state.items()})
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            tables = [key for key in file.keys() if key.endswith("_encoder.pos_embed")]  # noqa: SIM118
-            shape = file.get_slice(tables[0]).get_shape() if tables else None
+            shapes = {
+                name: file.get_slice(key).get_shape()
+                for name in (POSITIONS, STEM)
+                for key in file.keys()  # noqa: SIM118
+                if key.endswith(name.removeprefix("image"))  # transformers says vision_encoder
+            }
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(path, error) from None
-    usual = _settings_of(shape)
+    usual = _settings_of(shapes)
     thresholds = {name: metadata.get(name, value) for name, value in vars(Thresholds()).items()}
     try:
         return Settings(
@@ -102,11 +114,11 @@ def read_settings(source: StrPath) -> Settings:
         raise CheckpointError(f"{path}: its metadata makes no sense: {error}") from None
 
 
-def _settings_of(shape: Sequence[int] | None) -> Settings:
-    """Returns what the shape of the position table says, if there is one."""
-    grid = grid_of(shape)
+def _settings_of(shapes: Mapping[str, Sequence[int]]) -> Settings:
+    """Returns what a network says by the shapes of its tensors, by name: SAM's own by its tables."""
+    grid, traits = grid_of(shapes.get(POSITIONS)), TRAITS.get(architecture_of(shapes))
     if grid is None:
-        return Settings()
+        return Settings() if traits is None else Settings(traits.image_size, is_known=True)
     return Settings(image_size=-(-grid * PATCH // 64) * 64, is_known=True)
 
 
@@ -186,9 +198,10 @@ def load_model(source: StrPath, image_size: int = 1024, say: Say = lambda _: Non
     path = _path_of(name)
     content, digest = _read(path)
     found = unwrap(str(path), content)
-    architecture, table = architecture_of(found.state), found.state.get(POSITIONS)
-    grid = None if table is None else grid_of(table.shape)
-    is_large = table is not None  # then no memory is taken before the shapes are known to fit
+    shapes = {key: tensor.shape for key, tensor in found.state.items()}
+    architecture, grid = architecture_of(shapes), grid_of(shapes.get(POSITIONS))
+    _check_canvas(path, image_size, TRAITS.get(architecture, Traits()))
+    is_large = POSITIONS in shapes  # then no memory is taken before the shapes are known to fit
     with torch.device("meta" if is_large else "cpu"):
         model = build(architecture, image_size, grid)
     message = f"{path}: does not fit {architecture}"
@@ -200,6 +213,13 @@ def load_model(source: StrPath, image_size: int = 1024, say: Say = lambda _: Non
     if note:
         say(f"{path.name}: {note}")
     return Loaded(model.eval(), architecture, path.name, digest, True, settings, note)
+
+
+def _check_canvas(path: Path, image_size: int, traits: Traits) -> None:
+    """Raises CheckpointError for a canvas whose embedding is larger than that of any SAM."""
+    if traits.embedding_side(image_size) > MAX_EMBEDDING_SIDE:
+        largest = MAX_EMBEDDING_SIDE * traits.stride
+        raise CheckpointError(f"{path}: its canvas is at most {largest} pixels, not {image_size}")
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], settings: Settings) -> None:
@@ -240,7 +260,7 @@ def _read(path: Path) -> tuple[Any, str]:
         if suffix == ".safetensors":
             content = load_safetensors(data)
         else:
-            _is_archive(str(path), io.BytesIO(data))
+            is_torch_archive(str(path), io.BytesIO(data))
             content = read_torch(str(path), io.BytesIO(data))
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(path, error) from None
@@ -272,29 +292,7 @@ def _map_torch(path: Path) -> Any:
     """Returns what a torch file holds; of the usual format, only what is looked at is read."""
     try:
         with path.open("rb") as file:
-            mappable = _is_archive(str(path), file)
+            mappable = is_torch_archive(str(path), file)
         return read_torch(str(path), str(path)) if mappable else _read(path)[0]
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
-
-
-def _is_archive(name: str, file: BinaryIO) -> bool:
-    """Returns whether a torch file is an archive; refuses one that unpacks to more than its size."""
-    head, size = file.read(32), file.seek(0, os.SEEK_END)
-    if not head.startswith(b"PK"):
-        if OLD_FORMAT not in head:
-            raise CheckpointError(f"{name}: not a torch checkpoint, or truncated")
-        return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {error}") from None
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise CheckpointError(f"{name}: a TorchScript program; save model.state_dict() instead")
-    held = sum(entry.file_size for entry in entries)
-    if held > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(
-            f"{name}: refused: its {size} bytes unpack to {held}; torch writes checkpoints uncompressed"
-        )
-    return True

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
+from pocketsam.constants import resized_shape
 from pocketsam.errors import ImageError
 from pocketsam.images import list_folder, load_image
+from pocketsam.traits import SAM_PIXELS, Normalisation
 
 SMALLEST_SIDE = 16
 """In pixels: one cell of the embedding. An image with a shorter side is refused."""
@@ -104,25 +105,30 @@ def load_truth(path: Path, name: str, image: Image.Image) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def to_pixel_values(pixels: NDArray[np.uint8], image_size: int) -> Tensor:
+def to_pixel_values(
+    pixels: NDArray[np.uint8], image_size: int, normalisation: Normalisation = SAM_PIXELS
+) -> Tensor:
     """Returns ``pixel_values [3, S, S]`` float32: normalised, zeros on the right and below.
 
     Args:
         pixels: ``[h, w, 3]`` RGB in 0..255, neither side longer than S.
         image_size: S, the side of the canvas in pixels.
+        normalisation: the network's.
     """
-    values = normalise(torch.tensor(pixels).permute(2, 0, 1))
+    values = normalise(torch.tensor(pixels).permute(2, 0, 1), normalisation)
     height, width = pixels.shape[:2]
     return F.pad(values, (0, image_size - width, 0, image_size - height))
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalise(images: Tensor, normalisation: Normalisation = SAM_PIXELS) -> Tensor:
     """Returns float32 ``pixel_values`` of the same shape: zero mean and unit deviation per channel.
 
     Args:
-        images: ``[..., 3, H, W]`` RGB in 0..255, of any dtype.
+        images: ``[..., 3, H, W]`` RGB in 0..255, of any dtype; a single one to stretch.
+        normalisation: the network's.
     """
     mean, std = (
-        torch.tensor(values, device=images.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD)
+        torch.tensor(values, device=images.device).view(3, 1, 1)
+        for values in normalisation.statistics(images)
     )
     return (images.float() - mean) / std

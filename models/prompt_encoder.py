@@ -33,13 +33,14 @@ class PromptEncoder(nn.Module):
 
     Args:
         embed_dim: channels of all embeddings.
-        image_size: side of the square canvas in pixels; the embedding's side is a sixteenth of it.
+        image_size: side of the square canvas in pixels.
         mask_channels: hidden channels of the mask input's convolutions.
+        stride: pixels of the canvas to a cell of the embedding.
     """
 
-    def __init__(self, embed_dim: int, image_size: int, mask_channels: int) -> None:
+    def __init__(self, embed_dim: int, image_size: int, mask_channels: int, stride: int = 16) -> None:
         super().__init__()
-        self.image_size = image_size
+        self.image_size, self.stride = image_size, stride
         self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, embed_dim)
@@ -81,7 +82,7 @@ class PromptEncoder(nn.Module):
 
     def dense_pe(self) -> Tensor:
         """Returns the position encoding of the image embedding, ``[1, embed_dim, S/16, S/16]``."""
-        side = self.image_size // 16
+        side = self.image_size // self.stride
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
         centres = (torch.arange(side, dtype=matrix.dtype, device=matrix.device) + 0.5) / side
         y, x = torch.meshgrid(centres, centres, indexing="ij")

@@ -93,7 +93,7 @@ def decode(model: Sam, embeddings: Tensor, prompts: Prompts) -> Decoded:
         embeddings: ``[B, 256, S/16, S/16]``.
         prompts: P of them, a multiple of B: the first P/B belong to the first image, and so on.
     """
-    count, side = len(prompts.coords), model.image_size // 4
+    count, side = len(prompts.coords), model.mask_side
     embeddings = embeddings.repeat_interleave(count // len(embeddings), 0)
     no_mask = embeddings.new_zeros(count, 1, side, side)
     has_mask = no_mask[:, 0, 0, 0]
@@ -109,7 +109,8 @@ def embed(model: Sam, pixels: NDArray[np.uint8]) -> Tensor:
         pixels: ``[h, w, 3]`` RGB in 0..255, its longest side S.
     """
     device = next(model.parameters()).device
-    return model.encode(to_pixel_values(pixels, model.image_size)[None].to(device))
+    values = to_pixel_values(pixels, model.image_size, model.traits.normalisation)
+    return model.encode(values[None].to(device))
 
 
 @torch.inference_mode()
@@ -134,7 +135,7 @@ def predict(model: Sam, embedding: Tensor, prompts: Prompts, shape: tuple[int, .
         decoded = decode(model, embedding, batch)
         low = decoded.masks
         best = torch.zeros(len(low), dtype=torch.long, device=low.device)
-        if batch.coords.shape[1] < 3:
+        if model.traits.multimask and batch.coords.shape[1] < 3:
             best = 1 + decoded.scores[:, 1:].argmax(1)
         logits = low[torch.arange(len(low)), best].unsqueeze(1)
         full = F.interpolate(logits, side, mode="bilinear", align_corners=False)

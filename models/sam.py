@@ -2,7 +2,8 @@
 
 The architectures differ in the image encoder only. Reference: ``build_sam_vit_t`` of
 https://github.com/ChaoningZhang/MobileSAM; ``build_sam_vit_b``, ``_l`` and ``_h`` of
-https://github.com/facebookresearch/segment-anything.
+https://github.com/facebookresearch/segment-anything; ``CVPR24_LiteMedSAM_infer.py`` of
+https://github.com/bowang-lab/MedSAM, branch ``LiteMedSAM``.
 """
 
 import re
@@ -16,30 +17,29 @@ from pocketsam.models.hed_encoder import TeacherEncoder
 from pocketsam.models.image_encoder_vit import ImageEncoderViT
 from pocketsam.models.mask_decoder import MaskDecoder
 from pocketsam.models.prompt_encoder import PromptEncoder
-from pocketsam.models.tiny_vit import TinyViT
+from pocketsam.models.tiny_vit import tiny_vit_5m
 from pocketsam.models.transformer import TwoWayTransformer
+from pocketsam.traits import MIN_MAX, Traits
 
 EMBED_DIM = 256
 """Channels of the image embedding."""
 
 POSITIONS = "image_encoder.pos_embed"
 """Name of the position table ``[1, S/16, S/16, C]`` of SAM's own encoders."""
+STEM = "image_encoder.patch_embed.seq.0.c.weight"
+"""Name of TinyViT's first kernel: ``[32, 3, 3, 3]``, in LiteMedSAM ``[32, 3, 1, 1]``."""
 
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
-    "mobile_sam": lambda: TinyViT(
-        channels=(64, 128, 160, 320),
-        depths=(2, 2, 6, 2),
-        heads=(2, 4, 5, 10),
-        windows=(7, 7, 14, 7),
-        embed_dim=EMBED_DIM,
-        num_classes=1000,
-    ),
+    "mobile_sam": lambda: tiny_vit_5m(EMBED_DIM),
+    "lite_medsam": lambda: tiny_vit_5m(EMBED_DIM, stem=(1, 1)),
     "hed_teacher": lambda: TeacherEncoder(EMBED_DIM),
     "sam_vit_b": lambda: ImageEncoderViT(768, 12, 12, (2, 5, 8, 11), EMBED_DIM),
     "sam_vit_l": lambda: ImageEncoderViT(1024, 24, 16, (5, 11, 17, 23), EMBED_DIM),
     "sam_vit_h": lambda: ImageEncoderViT(1280, 32, 16, (7, 15, 23, 31), EMBED_DIM),
 }
 """Makers of image encoders by the name of the architecture; ``hed_teacher`` is this project's own."""
+TRAITS = {"lite_medsam": Traits(4, MIN_MAX, multimask=False, image_size=256)}
+"""By architecture; the others have SAM's."""
 
 LUGGAGE = re.compile(
     r"layers\.\d+\.blocks\.\d+\.attn\.(ab|attention_bias_idxs)$"  # tables that TinyViT computes
@@ -51,11 +51,6 @@ LUGGAGE = re.compile(
 UNUSED = re.compile(r"image_encoder\.(head|norm_head)\.(weight|bias)$|\.num_batches_tracked$")
 """Names of the network that no output depends on, and that a file may lack."""
 
-STEM = "image_encoder.patch_embed.seq.0.c.weight"
-LITE_MEDSAM = (
-    "LiteMedSAM, whose encoder starts without strides: the side of its embedding is a quarter of the "
-    "canvas, MobileSAM's a sixteenth"
-)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MOST_LINES = 16
 """Lines of an error that list names."""
@@ -68,20 +63,34 @@ class Sam(nn.Module):
         image_encoder: ``[B, 3, S, S]`` to ``[B, 256, S/16, S/16]``.
         image_size: side of the canvas. The official checkpoints were trained at 1024. Any multiple of
             64 runs with the same weights; the cost grows with its square.
+        traits: what sets the network apart from SAM.
 
     Raises:
         ValueError: ``image_size`` is not a positive multiple of 64.
     """
 
-    def __init__(self, image_encoder: nn.Module, image_size: int = 1024) -> None:
+    def __init__(
+        self, image_encoder: nn.Module, image_size: int = 1024, traits: Traits | None = None
+    ) -> None:
         if image_size <= 0 or image_size % 64:
             raise ValueError(f"image_size must be a positive multiple of 64, not {image_size}")
         super().__init__()
-        self.image_size = image_size
+        self.image_size, self.traits = image_size, traits or Traits()
         self.image_encoder = image_encoder
-        self.prompt_encoder = PromptEncoder(EMBED_DIM, image_size, mask_channels=16)
+        stride = self.traits.stride
+        self.prompt_encoder = PromptEncoder(EMBED_DIM, image_size, mask_channels=16, stride=stride)
         transformer = TwoWayTransformer(depth=2, channels=EMBED_DIM, heads=8, mlp_dim=2048)
         self.mask_decoder = MaskDecoder(EMBED_DIM, transformer, num_masks=4)
+
+    @property
+    def embedding_side(self) -> int:
+        """Side of the embedding: S/16 in SAM."""
+        return self.traits.embedding_side(self.image_size)
+
+    @property
+    def mask_side(self) -> int:
+        """Side of the low-resolution masks and of a mask input: S/4 in SAM."""
+        return self.traits.mask_side(self.image_size)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Returns the image embeddings ``[B, 256, S/16, S/16]``.
@@ -131,20 +140,22 @@ def build(architecture: str = "mobile_sam", image_size: int = 1024, grid: int | 
         KeyError: the architecture is unknown.
         ValueError: ``image_size`` is not a positive multiple of 64.
     """
-    model = Sam(ARCHITECTURES[architecture](), image_size)
+    model = Sam(ARCHITECTURES[architecture](), image_size, TRAITS.get(architecture))
     if grid is not None and isinstance(model.image_encoder, ImageEncoderViT):
         model.image_encoder.resize_grid(grid)
     return model
 
 
-def architecture_of(state: Mapping[str, Tensor]) -> str:
-    """Returns the key of ``ARCHITECTURES`` that a state dict belongs to; ``mobile_sam`` in doubt."""
-    if any(key.startswith("image_encoder.vgg.") for key in state):
+def architecture_of(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Returns the key of ``ARCHITECTURES`` that tensors of these shapes, by name, belong to."""
+    if any(key.startswith("image_encoder.vgg.") for key in shapes):
         return "hed_teacher"
-    position = state.get(POSITIONS)
-    if position is None or position.ndim != 4:
-        return "mobile_sam" if position is None else "sam_vit_b"
-    return {1280: "sam_vit_h", 1024: "sam_vit_l"}.get(position.shape[-1], "sam_vit_b")
+    position = shapes.get(POSITIONS)
+    if position is None:
+        return "lite_medsam" if tuple(shapes.get(STEM, ())[2:]) == (1, 1) else "mobile_sam"
+    if len(position) != 4:
+        return "sam_vit_b"
+    return {1280: "sam_vit_h", 1024: "sam_vit_l"}.get(position[-1], "sam_vit_b")
 
 
 def grid_of(shape: Sequence[int] | None) -> int | None:
@@ -183,9 +194,6 @@ def fit(
         for key, want in wanted.items()
         if UNUSED.search(key) and (key not in found or found[key].shape != want.shape)
     ]
-    stem = found.get(STEM)
-    if stem is not None and tuple(stem.shape) == (32, 3, 1, 1):
-        raise CheckpointError(f"{message}: it is {LITE_MEDSAM}")
     problems = [f"missing: {key}" for key in wanted if key not in found and key not in lacking]
     problems += [f"unexpected: {key}" for key in found if key not in wanted and key not in left_out]
     for key in wanted.keys() & found.keys() - set(lacking):

@@ -28,12 +28,19 @@ class ConvBN(nn.Sequential):
 
 
 class PatchEmbed(nn.Module):
-    """Two strided convolutions: ``[B, 3, S, S]`` in, ``[B, C, S/4, S/4]`` out."""
+    """Two convolutions: ``[B, 3, S, S]`` in, ``[B, C, S/4, S/4]`` out.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: C.
+        kernel, stride: of both convolutions; LiteMedSAM's are 1 and 1, and give ``[B, C, S, S]``.
+    """
+
+    def __init__(self, channels: int, kernel: int = 3, stride: int = 2) -> None:
         super().__init__()
         self.seq = nn.Sequential(
-            ConvBN(3, channels // 2, 3, 2), nn.GELU(), ConvBN(channels // 2, channels, 3, 2)
+            ConvBN(3, channels // 2, kernel, stride),
+            nn.GELU(),
+            ConvBN(channels // 2, channels, kernel, stride),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +185,7 @@ class AttentionStage(nn.Module):
 
 
 class TinyViT(nn.Module):
-    """The encoder of MobileSAM.
+    """The encoder of MobileSAM, and with other ``stem`` of LiteMedSAM.
 
     Args:
         channels: of each stage.
@@ -188,6 +195,7 @@ class TinyViT(nn.Module):
         embed_dim: channels of the image embedding.
         num_classes: outputs of the classifier that TinyViT was pretrained with. The checkpoint holds
             the classifier's weights (``head``, ``norm_head``); the encoder never runs it.
+        stem: kernel and stride of both convolutions at the start.
     """
 
     def __init__(
@@ -198,9 +206,11 @@ class TinyViT(nn.Module):
         windows: tuple[int, int, int, int],
         embed_dim: int,
         num_classes: int,
+        *,
+        stem: tuple[int, int] = (3, 2),
     ) -> None:
         super().__init__()
-        self.patch_embed = PatchEmbed(channels[0])
+        self.patch_embed = PatchEmbed(channels[0], *stem)
         self.layers = nn.ModuleList([ConvStage(channels[0], depths[0], channels[1])])
         for i, stride in ((1, 2), (2, 1), (3, 0)):
             outputs = channels[i + 1] if i < 3 else None
@@ -211,8 +221,24 @@ class TinyViT(nn.Module):
         self.neck = neck(channels[-1], embed_dim)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Returns the embedding ``[B, embed_dim, S/16, S/16]`` of ``pixel_values [B, 3, S, S]``."""
+        """Returns the embedding ``[B, embed_dim, S/16, S/16]`` of ``pixel_values [B, 3, S, S]``.
+
+        Without strides in the stem its side is S/4.
+        """
         x = self.patch_embed(pixel_values)
         for layer in self.layers:
             x = layer(x)
         return self.neck(x)
+
+
+def tiny_vit_5m(embed_dim: int, stem: tuple[int, int] = (3, 2)) -> TinyViT:
+    """Returns the encoder in the size that MobileSAM and its relatives have; see ``TinyViT``."""
+    return TinyViT(
+        channels=(64, 128, 160, 320),
+        depths=(2, 2, 6, 2),
+        heads=(2, 4, 5, 10),
+        windows=(7, 7, 14, 7),
+        embed_dim=embed_dim,
+        num_classes=1000,
+        stem=stem,
+    )

@@ -1,15 +1,18 @@
-"""Reads ``.npz`` files of anybody: what they unpack to is known before it is unpacked.
+"""Archives of anybody, ``.npz`` and torch's: what they unpack to is known before it is unpacked.
 
 ``numpy.load`` believes a header's shape, unpacks as much as there is, and raises a dozen classes.
 """
 
 import io
 import math
+import os
 import zipfile
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pocketsam.errors import CheckpointError
 
 MAX_BYTES = 2**27
 """Of all arrays together: twice what the largest canvas, 4096 pixels, gives."""
@@ -20,6 +23,8 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 KINDS = "biufU"
 """Of dtypes: bool, integers, floats and text."""
 ENCRYPTED = 1
+OLD_FORMAT = b"\xfc\x9cF\xf9 j\xa8P\x19"
+"""torch's magic number, at the head of files older than its archives."""
 
 
 def read_npz(data: bytes) -> dict[str, NDArray[Any]]:
@@ -75,3 +80,29 @@ def _parse(data: bytes, name: str) -> NDArray[Any]:
         np.frombuffer(data, dtype, math.prod(shape), start) if math.prod(shape) else np.empty(0, dtype)
     )
     return flat.reshape(shape, order="F" if is_fortran else "C").copy()
+
+
+def is_torch_archive(name: str, file: BinaryIO) -> bool:
+    """Returns whether a torch file is an archive, or of the format before that.
+
+    Raises:
+        CheckpointError: it is neither, or a program, or it unpacks to more than its size.
+    """
+    head, size = file.read(32), file.seek(0, os.SEEK_END)
+    if not head.startswith(b"PK"):
+        if OLD_FORMAT not in head:
+            raise CheckpointError(f"{name}: not a torch checkpoint, or truncated")
+        return False
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {error}") from None
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError(f"{name}: a TorchScript program; save model.state_dict() instead")
+    held = sum(entry.file_size for entry in entries)
+    if held > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{name}: refused: its {size} bytes unpack to {held}; torch writes checkpoints uncompressed"
+        )
+    return True

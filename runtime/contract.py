@@ -2,7 +2,8 @@
 
 The decoder has the tensors of segment-anything's ``SamOnnxModel``, with an axis B for independent
 prompts where that has 1. S is the image size (the side of the square canvas), N the number of points of
-a prompt, (H, W) the size of the original image.
+a prompt, (H, W) the size of the original image. S/16 and S/4 are SAM's; ``Traits.stride`` may be
+another than 16.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from pocketsam import constants
 from pocketsam.errors import BundleError, IntegrityError
+from pocketsam.traits import MIN_MAX, SAM_PIXELS, UPSCALING
 
 if TYPE_CHECKING:
     from pocketsam.runtime.manifest import Manifest
@@ -56,14 +58,17 @@ def check_contract(manifest: "Manifest", where: Path) -> None:
         where: the manifest's path, for the error.
     """
     side, preprocessing = manifest.image_size, manifest.preprocessing
+    pixels = MIN_MAX if preprocessing.stretch else SAM_PIXELS
     layout = preprocessing.layout
     shape = (1, side, side, 3) if layout == "NHWC" else (1, 3, side, side)
+    is_normalised = preprocessing.input == PIXEL_VALUES
     tensors = {tensor.name: tensor for tensor in (*manifest.encoder.inputs, *manifest.decoder.inputs)}
     picture = tensors.get(preprocessing.input)
     points, count = tensors.get(POINT_COORDS), manifest.decoder.max_points
     for key, found, wanted in (
-        ("preprocessing.mean", preprocessing.mean, constants.PIXEL_MEAN),
-        ("preprocessing.std", preprocessing.std, constants.PIXEL_STD),
+        ("preprocessing.mean", preprocessing.mean, pixels.mean),
+        ("preprocessing.std", preprocessing.std, pixels.std),
+        ("preprocessing.stretch", preprocessing.stretch, preprocessing.stretch and is_normalised),
         ("preprocessing.color", preprocessing.color, "RGB"),
         ("mask_threshold", manifest.mask_threshold, constants.MASK_THRESHOLD),
         ("prompt_labels", dict(manifest.prompt_labels), PROMPT_LABELS),
@@ -82,16 +87,16 @@ def check_contract(manifest: "Manifest", where: Path) -> None:
             )
 
 
-def check_outputs(outputs: Mapping[str, Any], side: int, batch: int, name: str) -> None:
+def check_outputs(outputs: Mapping[str, Any], cells: int, batch: int, name: str) -> None:
     """Raises BundleError unless a network's outputs have the shapes above, in float32.
 
     Args:
         outputs: arrays by name, or ``OrtValue``s on a GPU.
-        side: of the canvas, S.
+        cells: side of the embedding.
         batch: B, the number of prompts.
         name: of the network, for the error.
     """
-    cells, low = side // 16, side // 4
+    low = UPSCALING * cells
     shapes = {
         IMAGE_EMBEDDINGS: (1, 256, cells, cells),
         IOU_PREDICTIONS: (batch, 4),

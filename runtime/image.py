@@ -1,17 +1,18 @@
 """Turns pixels into the encoder's input."""
 
 import os
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketsam.constants import PIXEL_MEAN, PIXEL_STD, resized_shape
+from pocketsam.constants import resized_shape
 from pocketsam.errors import ImageError
 from pocketsam.images import Pixels, StrPath, check_size, load_image
 from pocketsam.runtime.contract import IMAGE, PIXEL_VALUES, RESIZED_SIZE
+from pocketsam.runtime.manifest import Manifest
+from pocketsam.traits import SAM_PIXELS, Normalisation
 
 ImageLike = Pixels | Image.Image | StrPath
 
@@ -78,7 +79,9 @@ def check_pixels(image: Any) -> Pixels:
     return pixels
 
 
-def preprocess(image: Pixels, image_size: int) -> NDArray[np.float32]:
+def preprocess(
+    image: Pixels, image_size: int, normalisation: Normalisation = SAM_PIXELS
+) -> NDArray[np.float32]:
     """Returns ``[H, W, 3]`` uint8 RGB as the encoder's ``pixel_values`` ``[1, 3, S, S]`` float32.
 
     Scales the longest side to S (Pillow's antialiased bilinear filter), normalises, pads with zeros on
@@ -86,8 +89,9 @@ def preprocess(image: Pixels, image_size: int) -> NDArray[np.float32]:
     """
     values = _resized(image, image_size)
     _, height, width = values.shape
-    mean = np.array(PIXEL_MEAN, np.float32).reshape(3, 1, 1)
-    std = np.array(PIXEL_STD, np.float32).reshape(3, 1, 1)
+    mean, std = (
+        np.array(numbers, np.float32).reshape(3, 1, 1) for numbers in normalisation.statistics(values)
+    )
     canvas = np.zeros((1, 3, image_size, image_size), np.float32)
     canvas[0, :, :height, :width] = (values - mean) / std
     return canvas
@@ -101,19 +105,17 @@ def preprocess_raw(image: Pixels, image_size: int) -> dict[str, NDArray[np.float
     return {IMAGE: canvas, RESIZED_SIZE: np.array(values.shape[1:], np.float32)}
 
 
-def encoder_feeds(
-    image: Pixels, image_size: int, inputs: Collection[str]
-) -> dict[str, NDArray[np.float32]]:
-    """Returns an encoder's inputs.
+def encoder_feeds(image: Pixels, manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+    """Returns the inputs of a bundle's encoder.
 
     Args:
         image: ``[H, W, 3]`` uint8 RGB.
-        image_size: side of the canvas, in pixels.
-        inputs: names of the tensors that the encoder takes.
+        manifest: of the bundle.
     """
-    if IMAGE in inputs:
-        return preprocess_raw(image, image_size)
-    return {PIXEL_VALUES: preprocess(image, image_size)}
+    size = manifest.image_size
+    if manifest.preprocessing.input == IMAGE:
+        return preprocess_raw(image, size)
+    return {PIXEL_VALUES: preprocess(image, size, manifest.traits.normalisation)}
 
 
 def _resized(image: Pixels, image_size: int) -> NDArray[np.float32]:

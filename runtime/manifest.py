@@ -15,6 +15,7 @@ from pocketsam.runtime.json_fields import Fields, Json
 from pocketsam.runtime.manifest_files import GoldenFile, NetworkFile
 from pocketsam.runtime.verification.tolerance import GRADE_NAMES, Grade
 from pocketsam.thresholds import Thresholds
+from pocketsam.traits import MAX_EMBEDDING_SIDE, Normalisation, Traits
 
 SCHEMA_VERSION = 2
 """Version 1 had no grades, and golden vectors with a single number as tolerance."""
@@ -56,6 +57,8 @@ class Preprocessing:
         color, layout: order of the channels and of the axes.
         resize, filter, padding: how the picture gets onto the square canvas, in words.
         mean, std: of red, green and blue in 0..255.
+        stretch: whether the picture's least and greatest value become 0 and 1 before that; see
+            ``Normalisation``.
     """
 
     input: str
@@ -66,6 +69,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     padding: str
+    stretch: bool = False
 
     @classmethod
     def from_json(cls, fields: Fields) -> "Preprocessing":
@@ -75,11 +79,13 @@ class Preprocessing:
             **{key: fields.required(key, str) for key in texts},  # type: ignore[arg-type]
             mean=fields.channels("mean"),
             std=fields.channels("std"),
+            stretch=fields.optional("stretch", bool) or False,
         )
 
     def to_json(self) -> Json:
-        """Returns the manifest's entry of the preprocessing."""
-        return vars(self) | {"mean": list(self.mean), "std": list(self.std)}
+        """Returns the manifest's entry of the preprocessing; ``stretch`` only where it is true."""
+        entry = vars(self) | {"mean": list(self.mean), "std": list(self.std)}
+        return {key: value for key, value in entry.items() if key != "stretch" or value}
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ class Manifest:
         tools: versions of what wrote the bundle.
         encoder, decoder: the networks.
         golden: the golden vectors.
+        embedding_stride: pixels of the canvas to a cell of the embedding, along a side.
+        multimask: whether masks 1 to 3, the readings of an ambiguous prompt, were trained.
         thresholds: what suits the checkpoint's scores in ``everything``; SAM's where there are none.
         grade: what the verification found the masks to be worth; None if the bundle was not verified.
         parity: the report of the verification with PyTorch; None if the bundle was not verified.
@@ -117,6 +125,8 @@ class Manifest:
     encoder: NetworkFile
     decoder: NetworkFile
     golden: GoldenFile
+    embedding_stride: int = Traits.stride
+    multimask: bool = True
     thresholds: Thresholds = field(default_factory=Thresholds)
     grade: Grade | None = None
     parity: Json | None = None
@@ -154,6 +164,8 @@ class Manifest:
             encoder=NetworkFile.from_json(fields.nested("encoder")),
             decoder=NetworkFile.from_json(fields.nested("decoder")),
             golden=GoldenFile.from_json(fields.nested("golden"), version),
+            embedding_stride=_read_stride(fields, size, where),
+            multimask=fields.optional("multimask", bool) is not False,
             thresholds=_read_thresholds(fields, where),
             grade=fields.optional_choice("grade", GRADE_NAMES),
             parity=fields.optional("parity", dict),
@@ -161,7 +173,11 @@ class Manifest:
         )
 
     def to_json(self) -> Json:
-        """Returns the manifest as ``json.dumps`` takes it, the keys in the order of the attributes."""
+        """Returns the manifest as ``json.dumps`` takes it, the keys in the order of the attributes.
+
+        ``embedding_stride`` and ``multimask`` are left out where they are SAM's.
+        """
+        usual = {"embedding_stride": Traits.stride, "multimask": Traits.multimask}
         entries = {
             "model": dict(vars(self.model)),
             "preprocessing": self.preprocessing.to_json(),
@@ -173,7 +189,25 @@ class Manifest:
             "thresholds": dict(vars(self.thresholds)),
             "also": dict(self.also),
         }
-        return vars(self) | entries
+        written = vars(self) | entries
+        return {key: value for key, value in written.items() if value != usual.get(key, ...)}
+
+    @property
+    def traits(self) -> Traits:
+        """What sets the network apart from SAM."""
+        pixels = self.preprocessing
+        normalisation = Normalisation(pixels.mean, pixels.std, pixels.stretch)
+        return Traits(self.embedding_stride, normalisation, self.multimask, self.image_size)
+
+    @property
+    def embedding_side(self) -> int:
+        """Side of the embedding: S/16 in SAM."""
+        return self.traits.embedding_side(self.image_size)
+
+    @property
+    def mask_side(self) -> int:
+        """Side of the low-resolution masks and of a mask input: S/4 in SAM."""
+        return self.traits.mask_side(self.image_size)
 
     def network(self, name: str) -> NetworkFile:
         """Returns the entry of ``encoder`` or ``decoder``."""
@@ -189,6 +223,16 @@ def _check_version(version: object, where: Path) -> int:
             "upgrade pocketsam"
         )
     return version
+
+
+def _read_stride(fields: Fields, size: int, where: Path) -> int:
+    stride = fields.optional_whole("embedding_stride", 1, 64) or Traits.stride
+    if size % stride or size // stride > MAX_EMBEDDING_SIDE:
+        raise IntegrityError(
+            f"{where}: embedding_stride {stride} does not go with image_size {size}: the embedding's "
+            f"side is a whole number up to {MAX_EMBEDDING_SIDE}"
+        )
+    return stride
 
 
 def _read_thresholds(fields: Fields, where: Path) -> Thresholds:

@@ -78,7 +78,6 @@ class Segmenter:
         self.manifest: Manifest = bundle.manifest
         self.image_size: int = bundle.image_size
         self.encoder_sha256: str = bundle.manifest.encoder.sha256
-        self._inputs = bundle.inputs("encoder")
         self._encoder, self._decoder = (
             finite(open_network(bundle, network, providers, threads), f"{bundle.path}: {network}")
             for network in NETWORKS
@@ -114,7 +113,7 @@ class Segmenter:
         """
         pixels = as_pixels(image, image_format)
         size = (pixels.shape[0], pixels.shape[1])
-        upscaler = Upscaler(self.image_size, size)
+        upscaler = Upscaler(self.image_size, size, self.manifest.mask_side)
         embedding = self._encoder(self.encoder_feeds(pixels))[contract.IMAGE_EMBEDDINGS]
         # hashed when needed; a caller's array is copied if it may change until then
         may_change = isinstance(image, np.ndarray) and (image.flags.writeable or image.base is not None)
@@ -149,14 +148,14 @@ class Segmenter:
             ImageError: another kind of file. The image set before stays set, in any case.
             IntegrityError: an embedding of another image, or by another encoder.
         """
-        side = self.image_size // 16
+        side = self.manifest.embedding_side
         file = read_matching(path, self.encoder_sha256, (1, 256, side, side), image)
-        scaled = Upscaler(self.image_size, file.original_size)
+        scaled = Upscaler(self.image_size, file.original_size, self.manifest.mask_side)
         self._image = _ImageState(file.values, scaled, file.original_size, lambda: file.image_sha256)
 
     def encoder_feeds(self, pixels: Pixels) -> dict[str, FloatArray]:
         """Returns the encoder's inputs by name, from ``[H, W, 3]`` uint8 RGB."""
-        return encoder_feeds(pixels, self.image_size, self._inputs)
+        return encoder_feeds(pixels, self.manifest)
 
     def encode(self, feeds: dict[str, FloatArray]) -> FloatArray:
         """Returns the embedding ``[1, 256, S/16, S/16]`` float32; the image that is set stays set.
@@ -283,7 +282,7 @@ class Segmenter:
     ) -> Iterator[Arrays]:
         """Yields the decoder's inputs, as many prompts at a time as ``decoder_batch`` says."""
         image = self._require_image()
-        side = self.image_size // 4
+        side = self.manifest.mask_side
         masks = None if mask_inputs is None else prompts.check_mask_input(mask_inputs, None, side)
         batch = None if masks is None else len(masks)
         coords, labels = prompts.assemble(

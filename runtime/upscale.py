@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from pocketsam.constants import MASK_THRESHOLD, resized_shape
 from pocketsam.runtime.rle import Box
+from pocketsam.traits import Traits
 
 _BAND = 256
 """Rows of a mask whose logits are in memory."""
@@ -52,13 +53,14 @@ class Upscaler:
     once per image.
 
     Args:
-        image_size: side of the canvas; the logits have a quarter of it.
+        image_size: side of the canvas.
         original_size: (height, width) of the original image.
+        low: side of the low-resolution logits; None: SAM's, a quarter of the canvas.
     """
 
-    def __init__(self, image_size: int, original_size: tuple[int, int]) -> None:
+    def __init__(self, image_size: int, original_size: tuple[int, int], low: int | None = None) -> None:
         height, width = resized_shape(*original_size, image_size)
-        low = image_size // 4
+        low = low or Traits().mask_side(image_size)
         self._rows = _axis_matrix(low, image_size, height, original_size[0])
         self._columns = np.ascontiguousarray(_axis_matrix(low, image_size, width, original_size[1]).T)
 

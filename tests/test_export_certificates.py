@@ -115,7 +115,7 @@ def test_each_number_of_the_golden_results(several_precisions):
     assert len(results) == 8
     arrays = np.load(bundle.path / "golden.npz")
     networks = open_networks(bundle)
-    answers = golden.answer_prompts(arrays, SMALL, bundle.inputs("encoder"), *networks)
+    answers = golden.answer_prompts(arrays, bundle.manifest, *networks)
     for (prompt, against), result in results.items():
         prefix = prompt if against == golden.PYTORCH else f"{prompt}_own"
         wanted, found = arrays[f"{prefix}_low_res_masks"], answers[prompt]["low_res_masks"]

@@ -167,7 +167,7 @@ LUGGAGE = {
 
 @torch.inference_mode()
 def test_luggage_changes_no_bit_of_the_embedding(state, tmp_path):
-    """With all that people leave in, and without what TinyViT does not run, as LiteMedSAM's does."""
+    """With all that people leave in, and without what TinyViT does not run."""
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     wanted = seeded(64, seed=3).encode(pixels)
     light = {k: v for k, v in state.items() if "head." not in k or "mask_decoder" in k}
@@ -317,16 +317,6 @@ def test_relatives_with_another_network_are_refused_by_name(key, state, tmp_path
     """Light HQ-SAM's names: ``mask_decoder_hq.py`` of SysCV/sam-hq. The others' as I know them."""
     (line,) = refuse({"model": state | {key: torch.zeros(1)}}, tmp_path, "mine.pt: holds ")
     assert STRANGERS[key] in line
-
-
-def test_lite_medsam_is_refused_by_name(state, tmp_path):
-    """Its ``tiny_vit_sam.py`` starts with two 1 × 1 convolutions of stride 1."""
-    stem = {
-        f"image_encoder.patch_embed.seq.{i}.c.weight": torch.zeros(32 * i or 32, 3, 1, 1)
-        for i in (0, 2)
-    }
-    (line,) = refuse(state | stem, tmp_path, "it is LiteMedSAM")
-    assert "a quarter of the canvas" in line
 
 
 def test_an_encoder_alone(state, tmp_path):

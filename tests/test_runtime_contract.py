@@ -171,11 +171,11 @@ def test_a_good_bundle_keeps_the_contract(tmp_path):
 def test_outputs_that_stay_on_a_device():
     """As ``OrtValue``, whose shape and type are asked for in another way."""
     value = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, 256, 4, 4), np.float32))
-    check_outputs({"image_embeddings": value}, SIDE, 1, "encoder")
+    check_outputs({"image_embeddings": value}, SIDE // 16, 1, "encoder")
     for wrong in (np.zeros((1, 256, 4, 5), np.float32), np.zeros((1, 256, 4, 4), np.float16)):
         value = ort.OrtValue.ortvalue_from_numpy(wrong)
         with pytest.raises(BundleError, match="encoder: image_embeddings is tensor"):
-            check_outputs({"image_embeddings": value}, SIDE, 1, "encoder")
+            check_outputs({"image_embeddings": value}, SIDE // 16, 1, "encoder")
 
 
 def test_a_copy_shares_the_networks_and_has_its_own_image(tmp_path):

@@ -145,7 +145,7 @@ def write_tiny(folder: Path, **changed: bytes) -> Path:
     bundle = open_bundle(write(folder, base(), **files))
     arrays = prompts()
     networks = [open_network(bundle, name, "cpu", 1) for name in ("encoder", "decoder")]
-    for name, answer in golden.answer_prompts(arrays, SIDE, ["pixel_values"], *networks).items():
+    for name, answer in golden.answer_prompts(arrays, bundle.manifest, *networks).items():
         arrays |= {f"{name}_{key}": value for key, value in answer.items()}
         arrays |= {f"{name}_own_{key}": value for key, value in answer.items()}
     stream = io.BytesIO()

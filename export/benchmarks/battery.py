@@ -192,7 +192,7 @@ class Battery:
         if subject.preprocessing is None:
             return case.feeds
         return image.preprocess_raw(case.photo, case.image_size) | {
-            c.PIXEL_VALUES: image.preprocess(case.photo, case.image_size)
+            c.PIXEL_VALUES: image.preprocess(case.photo, case.image_size, case.normalisation)
         }
 
     def _answer(self, subject: Subject, case: Case) -> list[Arrays]:

@@ -19,6 +19,7 @@ class PocketSam(encoderFile: File, decoderFile: File, threads: Int = 4) : AutoCl
         const val BOX_SECOND = 3f
         const val PAD = -1f             // SAM's own: one, wherever there are points but no box
         const val PADDING = -2f          // fills a prompt up to MAX_POINTS
+        const val STRETCH = $stretch  // whether a picture's least and greatest value become 0 and 1 first
         private val MEAN = floatArrayOf($mean_kt)
         private val DEVIATION = floatArrayOf($std_kt)
     }
@@ -45,13 +46,23 @@ class PocketSam(encoderFile: File, decoderFile: File, threads: Int = 4) : AutoCl
         val small = Bitmap.createScaledBitmap(picture, width, height, true)
         val pixels = IntArray(width * height)
         small.getPixels(pixels, 0, width, 0, 0, width, height)
+        fun value(pixel: Int, channel: Int) = ((pixel shr (16 - 8 * channel)) and 0xff).toFloat()
+        var least = 255f
+        var greatest = 0f
+        for (pixel in pixels) {
+            for (channel in 0 until 3) {
+                least = minOf(least, value(pixel, channel))
+                greatest = maxOf(greatest, value(pixel, channel))
+            }
+        }
+        val (zero, range) = if (STRETCH) Pair(least, maxOf(greatest - least, 1e-8f)) else Pair(0f, 1f)
         val input = Array(1) { Array(SIDE) { Array(SIDE) { FloatArray(3) } } }
         for (y in 0 until height) {
             for (x in 0 until width) {
                 val pixel = pixels[y * width + x]
                 for (channel in 0 until 3) {
-                    val value = ((pixel shr (16 - 8 * channel)) and 0xff).toFloat()
-                    input[0][y][x][channel] = (value - MEAN[channel]) / DEVIATION[channel]
+                    val stretched = (value(pixel, channel) - zero) / range
+                    input[0][y][x][channel] = (stretched - MEAN[channel]) / DEVIATION[channel]
                 }
             }
         }

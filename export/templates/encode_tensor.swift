@@ -8,6 +8,10 @@
             bitmapInfo: CGImageAlphaInfo.noneSkipLast.rawValue)!
         context.interpolationQuality = .high
         context.draw(picture, in: CGRect(x: 0, y: 0, width: width, height: height))
+        let stretch = $stretch  // whether the picture's least and greatest value become 0 and 1 first
+        let colours = pixels.enumerated().lazy.filter { $$0.offset % 4 < 3 }.map { Float($$0.element) }
+        let zero = stretch ? colours.min()! : 0
+        let range = stretch ? max(colours.max()! - zero, 1e-8) : 1
         let mean: [Float] = [$mean], deviation: [Float] = [$std]
         let input = try Self.float32([1, 3, Self.side, Self.side])  // zeros: SAM pads after normalising
         let values = Self.pointer(input)
@@ -16,7 +20,7 @@
                 for x in 0..<width {
                     let value = Float(pixels[(y * width + x) * 4 + channel])
                     values[(channel * Self.side + y) * Self.side + x] =
-                        (value - mean[channel]) / deviation[channel]
+                        ((value - zero) / range - mean[channel]) / deviation[channel]
                 }
             }
         }

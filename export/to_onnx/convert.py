@@ -242,7 +242,7 @@ def _free_mask_batch(model: onnx.ModelProto, network: Decoder) -> None:
     for value in model.graph.input:
         if value.name in (c.MASK_INPUT, c.HAS_MASK_INPUT):
             value.type.tensor_type.shape.dim[0].dim_param = "M"
-    cells = (network.model.image_size // 16) ** 2
+    cells = network.model.embedding_side**2
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.INT64 and tensor.dims == [3]:
             shape = numpy_helper.to_array(tensor)

@@ -136,9 +136,9 @@ def _describe(path: Path, network: TracedNetwork) -> Converted:
 
     example = network.example()
     wanted: dict[str, list[int]] = {name: list(value.shape) for name, value in example.items()}
-    side = network.model.image_size // 4
+    cells, side = network.model.embedding_side, network.model.mask_side
     prompts = network.prompts if isinstance(network, StaticDecoder) else 1
-    wanted[c.IMAGE_EMBEDDINGS] = [1, 256, side // 4, side // 4]
+    wanted[c.IMAGE_EMBEDDINGS] = [1, 256, cells, cells]
     wanted |= {c.LOW_RES_MASKS: [prompts, 4, side, side], c.IOU_PREDICTIONS: [prompts, 4]}
     signature = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
     tensors: dict[str, list[TensorInfo]] = {}

@@ -120,7 +120,8 @@ def make_golden(model: Sam) -> Golden:
     the furthest from being empty or full.
     """
     image = draw_scene(model.image_size)
-    feeds = all_encoder_feeds(image, model.image_size)
+    pixels = model.traits.normalisation
+    feeds = all_encoder_feeds(image, model.image_size, pixels)
     outputs = run_outputs(Encoder(model), feeds)
     embedding = outputs[c.IMAGE_EMBEDDINGS]
     arrays: Arrays = {"image": image}
@@ -141,7 +142,7 @@ def make_golden(model: Sam) -> Golden:
         arrays[f"{name}_scores"] = case.outputs[c.IOU_PREDICTIONS]
         arrays[f"{name}_low_res_masks"] = golden.thin(case.outputs[c.LOW_RES_MASKS])
     size = (image.shape[0], image.shape[1])
-    whole = Case("golden", image, size, model.image_size, outputs, {}, tuple(cases))
+    whole = Case("golden", image, size, model.image_size, outputs, {}, tuple(cases), pixels)
     return Golden(whole, arrays)
 
 
@@ -190,7 +191,7 @@ def _decode(model: Sam, image: Photo, embedding: NDArray[np.float32], given: Arr
 
 def _feeds(model: Sam, image: Photo, embedding: NDArray[np.float32], given: Arrays) -> Arrays:
     """Returns the decoder's inputs for B prompts, as ``Segmenter.predict_batch`` takes them."""
-    size, side = (image.shape[0], image.shape[1]), model.image_size // 4
+    size, side = (image.shape[0], image.shape[1]), model.mask_side
     coords, labels = prompts.assemble(
         given.get("point_coords"), given.get("point_labels"), given.get("boxes"), size, model.image_size
     )

@@ -71,7 +71,6 @@ def add_case(report: Report, artefact: Artefact, case: Case) -> None:
     embedding = artefact.encoder(feeds)[c.IMAGE_EMBEDDINGS]
     expected = case.outputs[c.IMAGE_EMBEDDINGS]
     report.add_tensor("encoder", c.IMAGE_EMBEDDINGS, case.name, expected, embedding)
-    upscaler = Upscaler(case.image_size, case.size)
 
     def compare(part: str, prompt: DecoderCase, full: NDArray[np.float32], found: Arrays) -> None:
         name = prompt.name
@@ -83,6 +82,7 @@ def add_case(report: Report, artefact: Artefact, case: Case) -> None:
         masks = found.get(c.MASKS)
         if masks is None:  # formats with static shapes leave the upscaling to the application
             lows = found[c.LOW_RES_MASKS]
+            upscaler = Upscaler(case.image_size, case.size, lows.shape[-1])
             masks = np.array([[upscaler.logits(low) for low in row] for row in lows])
         report.add_tensor(part, "mask logits", name, full, masks)
         report.add_masks(part, name, case.photo, full, masks)

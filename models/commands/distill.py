@@ -2,9 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pocketsam import terminal
 from pocketsam.errors import ImageError, UsageError
+from pocketsam.traits import Traits
+
+if TYPE_CHECKING:
+    from pocketsam.models.checkpoint import Loaded
 
 _PROMPTS = 8
 
@@ -80,7 +85,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 def run_distill(args: argparse.Namespace) -> None:
     """Checks the options and the images, then trains."""
     with terminal.extra_needed("train"):
-        from pocketsam.models.checkpoint import default_image_size, load_model
+        from pocketsam.models.checkpoint import default_image_size
         from pocketsam.models.images import check_folder
         from pocketsam.models.training.distill import distill
         from pocketsam.models.training.recipe import Recipe, check_recipe
@@ -108,7 +113,7 @@ def run_distill(args: argparse.Namespace) -> None:
         raise ImageError(f"{args.images}: no image can be used")
     student = distill(
         images,
-        load_model(args.teacher, recipe.image_size, terminal.say),
+        _load_teacher(args.teacher, recipe.image_size),
         args.output,
         recipe,
         cache_folder=args.cache,
@@ -118,6 +123,19 @@ def run_distill(args: argparse.Namespace) -> None:
     )
     print(student)
     terminal.say(f"the student is trained; next: pocketsam export {student} --output BUNDLE")
+
+
+def _load_teacher(source: str, image_size: int) -> "Loaded":
+    """Returns a checkpoint, unless MobileSAM's encoder cannot imitate its encoder."""
+    from pocketsam.models.checkpoint import load_model
+
+    teacher = load_model(source, image_size, terminal.say)
+    if teacher.model.traits != Traits():
+        raise UsageError(
+            f"{source}: {teacher.architecture} has an embedding or a normalisation of another kind "
+            "than MobileSAM, whose encoder cannot imitate it"
+        )
+    return teacher
 
 
 def _show_progress(what: str, done: int, total: int) -> None:

@@ -111,7 +111,8 @@ def open_network(
     if backend.is_static:
         shape = {"max_points": bundle.max_points, "prompts": bundle.prompts_per_call}
     source = bundle.locate(network) if backend.is_directory else bundle.read(network)
-    opened = _checked(backend.open(source, name, network, providers, threads), bundle.image_size, name)
+    opened = backend.open(source, name, network, providers, threads)
+    opened = _checked(opened, bundle.manifest.embedding_side, name)
     return call_by_call(opened, **shape) if shape and network == "decoder" else opened
 
 
@@ -126,10 +127,10 @@ def decoder_batch(bundle: Bundle) -> int:
     return bundle.prompts_per_call * max(1, DECODER_BATCH // bundle.prompts_per_call)
 
 
-def _checked(network: Network, side: int, name: str) -> Network:
+def _checked(network: Network, cells: int, name: str) -> Network:
     def call(feeds: Arrays) -> Arrays:
         outputs = network(feeds)
-        c.check_outputs(outputs, side, len(feeds.get(c.POINT_LABELS, [0])), name)
+        c.check_outputs(outputs, cells, len(feeds.get(c.POINT_LABELS, [0])), name)
         return outputs
 
     return call

@@ -12,6 +12,7 @@ from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import Arrays, Network, asks_for_gpu, open_session, run_session
 from pocketsam.runtime.backends.providers import OPENVINO, Providers, is_provider
 from pocketsam.runtime.bundle import Bundle
+from pocketsam.traits import UPSCALING
 
 
 class SplitDecoder:
@@ -128,7 +129,7 @@ def decode_above(
             outputs = split.scores(shared, feeds)
         else:
             outputs = decoder(feeds)
-        side = 4 * feeds[c.MASK_INPUT].shape[-1]
+        side = feeds[c.MASK_INPUT].shape[-1]
         found = {c.IOU_PREDICTIONS: outputs[c.IOU_PREDICTIONS]}
         _check(found, side, len(feeds[c.POINT_LABELS]), split)
         scores.append(outputs[c.IOU_PREDICTIONS][:, 1:])
@@ -136,7 +137,7 @@ def decode_above(
         kept.append(done + good)
         done += len(scores[-1])
         if not len(good):
-            masks = np.zeros((0, 4, side // 4, side // 4), np.float32)
+            masks = np.zeros((0, 4, side, side), np.float32)
         elif split:
             of_prompts = {name: outputs[name] for name in c.SPLIT_TENSORS} | {
                 name: feeds[name] for name in (c.POINT_COORDS, c.POINT_LABELS)
@@ -149,7 +150,7 @@ def decode_above(
     return np.concatenate(scores), np.concatenate(kept), np.concatenate(low_res)
 
 
-def _check(outputs: Arrays, side: int, batch: int, split: SplitDecoder | None) -> None:
+def _check(outputs: Arrays, mask_side: int, batch: int, split: SplitDecoder | None) -> None:
     name = split.name if split else "decoder"
-    c.check_outputs(outputs, side, batch, name)
+    c.check_outputs(outputs, mask_side // UPSCALING, batch, name)
     c.check_finite(outputs, name)

@@ -139,7 +139,7 @@ def find_objects(segmenter: Segmenter, points: list[Point], boxes: list[Box]) ->
     else:
         prompts = [([], [box]) for box in boxes]
         batch = {"boxes": boxes}
-    multimask = is_ambiguous(len(points), bool(boxes))
+    multimask = segmenter.manifest.multimask and is_ambiguous(len(points), bool(boxes))
     scores, low_res = segmenter.predict_low_res(**batch, multimask_output=multimask)
     best = scores.argmax(axis=1)
     return [

@@ -67,7 +67,8 @@ class SamSystem:
         """Returns the mask ``[H, W]`` of a prompt."""
         points = prompt.points
         labels = None if points is None else np.ones(len(points))
-        multimask = is_ambiguous(0 if points is None else len(points), prompt.box is not None)
+        count = 0 if points is None else len(points)
+        multimask = self._segmenter.manifest.multimask and is_ambiguous(count, prompt.box is not None)
         scores, low_res = self._segmenter.predict_low_res(
             None if points is None else points[None],
             None if labels is None else labels[None],

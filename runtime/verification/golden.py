@@ -34,6 +34,7 @@ from pocketsam.runtime.backends.recorded import resolve_auto
 from pocketsam.runtime.bundle import NETWORKS, Bundle, choose_bundles
 from pocketsam.runtime.embedding import as_array
 from pocketsam.runtime.image import check_pixels, encoder_feeds
+from pocketsam.runtime.manifest import Manifest
 from pocketsam.runtime.verification.metrics import mask_figures, score_figures, tensor_figures
 from pocketsam.runtime.verification.tolerance import Tolerance, Violation
 
@@ -162,9 +163,7 @@ def check_networks(
         tolerance, drift = tolerance.or_looser(ARITHMETIC), drift and drift.or_looser(ARITHMETIC)
     arrays = load_golden(bundle)
     try:
-        answers = answer_prompts(
-            arrays, manifest.image_size, bundle.inputs("encoder"), among_others(encoder), decoder
-        )
+        answers = answer_prompts(arrays, manifest, among_others(encoder), decoder)
         results = []
         for name in PROMPTS:
             expected = {key: arrays[f"{name}_{key}"] for key in answers[name]}
@@ -223,31 +222,26 @@ def load_golden(bundle: Bundle) -> Arrays:
 
 
 def answer_prompts(
-    arrays: Mapping[str, NDArray[Any]],
-    image_size: int,
-    inputs: Sequence[str],
-    encoder: Network,
-    decoder: Network,
+    arrays: Mapping[str, NDArray[Any]], manifest: Manifest, encoder: Network, decoder: Network
 ) -> dict[str, Arrays]:
     """Returns ``scores`` and ``low_res_masks`` of each golden prompt, as ``golden.npz`` holds them.
 
     Args:
         arrays: ``image`` and the prompts.
-        image_size: side of the canvas.
-        inputs: names of the encoder's inputs.
-        encoder, decoder: the networks.
+        manifest: of the bundle.
+        encoder, decoder: its networks.
     """
     image = check_pixels(arrays["image"])
-    feeds = encoder_feeds(image, image_size, inputs)
-    embedding = encoder(feeds)[c.IMAGE_EMBEDDINGS]
+    side = manifest.mask_side
+    embedding = encoder(encoder_feeds(image, manifest))[c.IMAGE_EMBEDDINGS]
     answers = {}
     for name in PROMPTS:
         coords, labels, boxes, mask = (arrays.get(f"{name}_{key}") for key in INPUTS)
         if mask is not None:
-            mask = prompts.check_mask_input(mask, 1, image_size // 4)
+            mask = prompts.check_mask_input(mask, 1, side)
         size = (image.shape[0], image.shape[1])
-        coords, labels = prompts.assemble(coords, labels, boxes, size, image_size)
-        (batch,) = prompts.batches(coords, labels, mask, image_size // 4, 1)
+        coords, labels = prompts.assemble(coords, labels, boxes, size, manifest.image_size)
+        (batch,) = prompts.batches(coords, labels, mask, side, 1)
         extra = {c.IMAGE_EMBEDDINGS: embedding, c.ORIG_IM_SIZE: np.zeros(2, np.float32)}
         outputs = decoder(batch | extra)
         answers[name] = {
