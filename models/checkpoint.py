@@ -14,7 +14,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from pocketsam.archives import is_torch_archive
+from pocketsam.archives import describe_stranger, is_torch_archive
 from pocketsam.errors import CheckpointError
 from pocketsam.files import write_bytes
 from pocketsam.images import StrPath
@@ -34,7 +34,7 @@ from pocketsam.models.sam import (
 from pocketsam.models.unwrap import read_torch, unwrap
 from pocketsam.reading import read_regular, regular_size
 from pocketsam.thresholds import Thresholds
-from pocketsam.traits import MAX_EMBEDDING_SIDE, Traits
+from pocketsam.traits import Traits
 
 Say = Callable[[str], object]
 SEEDED = "seeded"
@@ -200,7 +200,9 @@ def load_model(source: StrPath, image_size: int = 1024, say: Say = lambda _: Non
     found = unwrap(str(path), content)
     shapes = {key: tensor.shape for key, tensor in found.state.items()}
     architecture, grid = architecture_of(shapes), grid_of(shapes.get(POSITIONS))
-    _check_canvas(path, image_size, TRAITS.get(architecture, Traits()))
+    largest = TRAITS.get(architecture, Traits()).largest_image_size
+    if image_size > largest:
+        raise CheckpointError(f"{path}: its canvas is at most {largest} pixels, not {image_size}")
     is_large = POSITIONS in shapes  # then no memory is taken before the shapes are known to fit
     with torch.device("meta" if is_large else "cpu"):
         model = build(architecture, image_size, grid)
@@ -213,13 +215,6 @@ def load_model(source: StrPath, image_size: int = 1024, say: Say = lambda _: Non
     if note:
         say(f"{path.name}: {note}")
     return Loaded(model.eval(), architecture, path.name, digest, True, settings, note)
-
-
-def _check_canvas(path: Path, image_size: int, traits: Traits) -> None:
-    """Raises CheckpointError for a canvas whose embedding is larger than that of any SAM."""
-    if traits.embedding_side(image_size) > MAX_EMBEDDING_SIDE:
-        largest = MAX_EMBEDDING_SIDE * traits.stride
-        raise CheckpointError(f"{path}: its canvas is at most {largest} pixels, not {image_size}")
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], settings: Settings) -> None:
@@ -270,6 +265,8 @@ def _read(path: Path) -> tuple[Any, str]:
 def _check_kind(path: Path) -> None:
     """Raises CheckpointError for anything but a regular file with a suffix that is known."""
     try:
+        if path.is_dir():
+            raise CheckpointError(f"{path}: a folder; name the file with the weights in it")
         regular_size(path)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
@@ -281,7 +278,10 @@ def _check_kind(path: Path) -> None:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     """Returns the error for a file that cannot be read, or not as safetensors."""
     if isinstance(error, SafetensorError):
-        return CheckpointError(f"{path}: damaged safetensors file: {error}")
+        with path.open("rb") as file:
+            what = describe_stranger(file.read(512))
+        why = f"no safetensors file, but {what}" if what else f"damaged safetensors file: {error}"
+        return CheckpointError(f"{path}: {why}")
     reason = error.strerror if isinstance(error, OSError) else None
     if isinstance(error, FileNotFoundError) and not path.suffix:
         reason = f"{reason}, and not one of the names {', '.join((DEFAULT, SEEDED, *CHECKPOINTS))}"

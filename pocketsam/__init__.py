@@ -15,9 +15,11 @@ The subpackages live in folders of their own at the top of the repository (see `
 This package itself holds what all three share, and the ``pocketsam`` command.
 """
 
+from __future__ import annotations
+
+import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 if sys.maxsize < 2**32:
     raise ImportError(
@@ -25,7 +27,10 @@ if sys.maxsize < 2**32:
         "newer), install the 64-bit Raspberry Pi OS"
     )
 
+TYPE_CHECKING = False  # typing takes longer to import than all the rest
 if TYPE_CHECKING:
+    from typing import Any
+
     from pocketsam.export import export, export_for, verify
     from pocketsam.images import load_image
     from pocketsam.runtime.everything.generator import MaskGenerator
@@ -33,6 +38,9 @@ if TYPE_CHECKING:
     from pocketsam.runtime.rle import from_rle, to_rle
     from pocketsam.runtime.sam_api.predictor import SamAutomaticMaskGenerator, SamPredictor
     from pocketsam.runtime.segmenter import Segmenter
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+"""onnxruntime 1.29 and newer report to a server what they run; "0" lets them. Read at their import."""
 
 __version__ = "0.1.0"
 __all__ = [

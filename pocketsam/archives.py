@@ -6,6 +6,7 @@
 import io
 import math
 import os
+import re
 import zipfile
 from typing import Any, BinaryIO
 
@@ -23,6 +24,24 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 KINDS = "biufU"
 """Of dtypes: bool, integers, floats and text."""
 ENCRYPTED = 1
+STRANGERS = (
+    (rb"version https://git-lfs", "a pointer of Git LFS instead of the file; run `git lfs pull`"),
+    (rb"(?i)\s*<(!doctype|html|\?xml)", "a web page instead of the file; download it again"),
+    (rb'\s*[{\[]\s*["{\[}\]]', "JSON, a text; name the file with the weights"),
+    (rb"\x80[\x02-\x05]", "a plain pickle, which could run code; save it with torch.save"),
+    (
+        rb"\x1f\x8b|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar",
+        "a packed file; unpack it first",
+    ),
+    (rb"\x89HDF", "an HDF5 file, as Keras writes; pocketsam reads PyTorch's weights"),
+    (rb".{4}TFL3", "a TFLite file, which is exported already"),
+    (rb"\x93NUMPY", "an array of NumPy, without names"),
+    (rb"PK", "a zip archive, as torch writes; name it .pt, or unpack it"),
+    (rb"\x08[\x03-\x14]\x12", "an ONNX file, which is exported already"),
+    (rb"$", "an empty file"),
+)
+"""(pattern of the first bytes, what the file is): what people have where a checkpoint should be."""
+SAFETENSORS = rb".{6}\0\0\{"
 OLD_FORMAT = b"\xfc\x9cF\xf9 j\xa8P\x19"
 """torch's magic number, at the head of files older than its archives."""
 
@@ -82,16 +101,26 @@ def _parse(data: bytes, name: str) -> NDArray[Any]:
     return flat.reshape(shape, order="F" if is_fortran else "C").copy()
 
 
+def describe_stranger(head: bytes) -> str:
+    """Returns what a file is that is no checkpoint, by its first 512 bytes; "" for something else."""
+    kinds = (what for pattern, what in STRANGERS if re.match(pattern, head, re.DOTALL))
+    return next(kinds, "")
+
+
 def is_torch_archive(name: str, file: BinaryIO) -> bool:
     """Returns whether a torch file is an archive, or of the format before that.
 
     Raises:
         CheckpointError: it is neither, or a program, or it unpacks to more than its size.
     """
-    head, size = file.read(32), file.seek(0, os.SEEK_END)
+    head, size = file.read(512), file.seek(0, os.SEEK_END)
     if not head.startswith(b"PK"):
-        if OLD_FORMAT not in head:
-            raise CheckpointError(f"{name}: not a torch checkpoint, or truncated")
+        if OLD_FORMAT not in head[:32]:
+            what = describe_stranger(head)
+            if re.match(SAFETENSORS, head, re.DOTALL):
+                what = "a safetensors file; name it .safetensors"
+            why = f"but {what}" if what else "or truncated"
+            raise CheckpointError(f"{name}: not a torch checkpoint, {why}")
         return False
     try:
         with zipfile.ZipFile(file) as archive:
@@ -100,6 +129,11 @@ def is_torch_archive(name: str, file: BinaryIO) -> bool:
         raise CheckpointError(f"{name}: not a torch checkpoint, or truncated: {error}") from None
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise CheckpointError(f"{name}: a TorchScript program; save model.state_dict() instead")
+    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
+        listed = ", ".join(ascii(entry.filename)[1:-1] for entry in entries[:3])
+        raise CheckpointError(
+            f"{name}: not a torch checkpoint, but a zip archive of {listed:.150}; unpack it"
+        )
     held = sum(entry.file_size for entry in entries)
     if held > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(

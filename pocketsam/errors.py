@@ -6,7 +6,7 @@
     ├── UsageError          exit 2    options that do not go together, a value out of range
     ├── CheckpointError               a checkpoint that is unreadable, or does not fit the network
     ├── DownloadError                 a download that failed, or arrived damaged
-    ├── ImageError                    an image that cannot be read or used
+    ├── ImageError                    an image, or an embedding of one, that cannot be read or used
     ├── PromptError                   a point, box, label or mask input that cannot be used
     ├── MaskError                     a mask that cannot be encoded, decoded or drawn
     ├── ProviderError                 an execution provider that is unknown or not present here
@@ -16,8 +16,9 @@
     ├── ParityError         exit 3    a file that does not compute what the checkpoint computes
     └── MissingExtraError   exit 4    an optional dependency that is not installed
 
-0 is fine; 130: interrupted, see ``terminal.run_command``. argparse's own errors (an unknown option,
-a malformed value) exit with 2 as well.
+0 is fine; 130: interrupted, 143: told to end, see ``pocketsam.__main__``. argparse's own errors (an
+unknown option, a malformed value) exit with 2 as well. Of a folder, a file that cannot be used is
+skipped, and the command ends with 1 when the others are done.
 """
 
 from typing import Any
@@ -49,7 +50,7 @@ class DownloadError(PocketSamError):
 
 
 class ImageError(PocketSamError):
-    """An image cannot be read or used."""
+    """An image, or an embedding of one, cannot be read or used, or is another than was asked for."""
 
 
 class PromptError(PocketSamError, ValueError):

@@ -64,8 +64,24 @@ def list_folder(folder: Path, *, deep: bool = False) -> tuple[list[Path], list[s
         raise ImageError(f"{folder}: {error.strerror}") from None
     if not images:
         why = f"{seen} that cannot be read: {skipped[0]}" if seen else ", ".join(IMAGE_SUFFIXES)
+        inside = "" if deep else describe_inside(folder)
+        why = "; ".join(part for part in (why, inside) if part)
         raise ImageError(f"{folder}: a folder without images ({why})")
     return images, skipped
+
+
+def describe_inside(folder: Path) -> str:
+    """Returns that the folders inside a folder are not searched, and how many; "" without any."""
+    names = [
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.suffix.lower() not in IMAGE_SUFFIXES
+    ]
+    if not names:
+        return ""
+    return (
+        f"{len(names)} folder{'s are' if len(names) > 1 else ' is'} not searched, such as {min(names)}"
+    )
 
 
 def find_images(path: StrPath) -> list[Path]:
@@ -87,7 +103,8 @@ def load_image(source: StrPath | Image.Image, *, window: Window | None = None) -
     Args:
         source: the file or the image.
         window: of an image with 16 bits, the values that become black and white; None: 0 and 65535. A
-            camera of 12 bits needs (0, 4095). Other images are read as they are.
+            camera of 12 bits needs (0, 4095). Other images are read as they are, of 16-bit colours the
+            upper 8 bits.
 
     Returns:
         ``[H, W, 3]`` uint8.
@@ -96,7 +113,7 @@ def load_image(source: StrPath | Image.Image, *, window: Window | None = None) -
         ImageError: missing, not an image, truncated, too large (``check_size``), or of float pixels.
 
     Warns:
-        UserWarning: 16-bit pixels that are nearly black without a window.
+        UserWarning: 16-bit pixels that are nearly black without a window, or a window for colours.
     """
     if window is not None and not window[0] < window[1]:
         raise ImageError(f"window must be (low, high) with low < high, not {window}")
@@ -124,6 +141,7 @@ def load_image(source: StrPath | Image.Image, *, window: Window | None = None) -
 def _to_rgb(image: Image.Image, name: str, window: Window | None) -> Pixels:
     width, height = image.size
     check_size(height, width, name)
+    has_upper_bits = image.mode.startswith(("RGB", "LA")) and ";16" in str(getattr(image, "tile", ""))
     if image.mode == "F":
         raise ImageError(f"{name}: float pixels have no agreed range; convert to 8 or 16 bits first")
     if image.getexif().get(_ORIENTATION, 1) != 1:
@@ -131,8 +149,15 @@ def _to_rgb(image: Image.Image, name: str, window: Window | None) -> Pixels:
     if image.mode.startswith("I"):
         image = _to_8_bits(image, name, window)
     if image.has_transparency_data:
-        return np.concatenate(list(_over_white(image)))
-    return np.array(image.convert("RGB"))
+        pixels = np.concatenate(list(_over_white(image)))
+    else:
+        pixels = np.array(image.convert("RGB"))
+    if has_upper_bits and (window is not None or 0 < pixels.max() < _DARK >> 8):
+        text = (
+            f"{name}: of 16-bit colours the upper 8 bits are read, without a window; convert to 8 bits"
+        )
+        warnings.warn(text, stacklevel=2)
+    return pixels
 
 
 def _over_white(image: Image.Image) -> Iterator[Pixels]:

@@ -61,6 +61,11 @@ class Traits:
     multimask: bool = True
     image_size: int = 1024
 
+    @property
+    def largest_image_size(self) -> int:
+        """Side, in pixels, of the largest canvas: its embedding is as large as SAM's can be."""
+        return MAX_EMBEDDING_SIDE * self.stride
+
     def embedding_side(self, image_size: int) -> int:
         """Returns the side of the embedding, in cells, for a canvas, both in pixels."""
         return image_size // self.stride

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.archives import MAX_BYTES, read_npz
-from pocketsam.errors import ImageError, IntegrityError
+from pocketsam.errors import ImageError
 from pocketsam.files import make_folder, write_file
 from pocketsam.images import Pixels, StrPath, check_size
 from pocketsam.reading import read_regular
@@ -100,12 +100,12 @@ def read_matching(
         image: ``[H, W, 3]`` uint8; None: any image.
 
     Raises:
-        ImageError: the file cannot be read or is something else, or ``image`` cannot be used.
-        IntegrityError: an embedding of another encoder or image.
+        ImageError: the file cannot be read, is something else, or an embedding of another encoder or
+            image; or ``image`` cannot be used.
     """
     embedding = read_embedding(path)
     if embedding.encoder_sha256 != encoder_sha256 or embedding.values.shape != shape:
-        raise IntegrityError(
+        raise ImageError(
             f"{path}: embedding of another encoder (sha256 {embedding.encoder_sha256[:12]}…, this "
             f"bundle's is {encoder_sha256[:12]}…); encode the image again"
         )
@@ -113,7 +113,7 @@ def read_matching(
         return embedding
     pixels = check_pixels(image)
     if (embedding.image_sha256, embedding.original_size) != (hash_pixels(pixels), pixels.shape[:2]):
-        raise IntegrityError(f"{path}: embedding of another image; encode this image")
+        raise ImageError(f"{path}: embedding of another image; encode this image")
     return embedding
 
 

@@ -30,7 +30,7 @@ def as_pixels(image: ImageLike, image_format: str = "RGB") -> Pixels:
     Raises:
         ImageError: the image cannot be read or used.
     """
-    if image_format not in FORMATS:
+    if not isinstance(image_format, str) or image_format not in FORMATS:
         raise ImageError(f"image_format must be one of {', '.join(FORMATS)}, not {image_format!r}")
     if isinstance(image, Image.Image | str | os.PathLike):
         return load_image(image)
@@ -61,7 +61,7 @@ def _check_uint8(image: Any) -> NDArray[np.uint8]:
         if image.dtype.kind == "f":
             fix += ", such as (image * 255).astype(numpy.uint8) if its values are in 0..1"
         raise ImageError(f"image must be a uint8 array, not {image.dtype}; {fix}")
-    return image
+    return np.asarray(image)  # a masked array or a matrix would behave in ways of its own
 
 
 def check_pixels(image: Any) -> Pixels:

@@ -145,8 +145,8 @@ class Segmenter:
             image: ``[H, W, 3]`` uint8; if given, the embedding must be of this image.
 
         Raises:
-            ImageError: another kind of file. The image set before stays set, in any case.
-            IntegrityError: an embedding of another image, or by another encoder.
+            ImageError: another kind of file, or an embedding of another image or by another encoder.
+                The image set before stays set.
         """
         side = self.manifest.embedding_side
         file = read_matching(path, self.encoder_sha256, (1, 256, side, side), image)

@@ -147,7 +147,7 @@ def test_other_files_are_refused(tmp_path, name, data, says):
 def test_a_missing_file_and_a_directory_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere\.pt: No such file"):
         load_model(tmp_path / "nowhere.pt", 64)
-    with pytest.raises(CheckpointError, match="Is a directory"):
+    with pytest.raises(CheckpointError, match="a folder; name the file with the weights in it"):
         load_model(tmp_path, 64)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, hostile, or hold values that float32 cannot: refused, and cheaply."""
 
+import gzip
 import io
 import pathlib
 import pickle
@@ -10,11 +11,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_models_unwrap import load, refuse, same
 
 from pocketsam.errors import CheckpointError
 from pocketsam.models.checkpoint import load_model, read_settings
 from pocketsam.models.sam import seeded
+from pocketsam.runtime.bundle import DEFAULT_BUNDLE
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +233,47 @@ def test_places_that_cannot_be_read(tmp_path):
         file.truncate(20 << 30)
     with pytest.raises(CheckpointError, match="not a torch checkpoint"):
         load_model(tmp_path / "sparse.pt", 64)
+
+
+STRANGERS = {
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:6d\nsize 40\n",
+    "a web page": b"\n<!DOCTYPE html><html><head><title>Not found</title></head></html>",
+    "JSON, a text": b'{"error": "Repository not found"}',
+    "a packed file": gzip.compress(b"weights"),
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(99),
+    "a TFLite file": b"\x1c\0\0\0TFL3" + bytes(99),
+    "an ONNX file": (DEFAULT_BUNDLE / "decoder.onnx").read_bytes(),
+    "a plain pickle": pickle.dumps({"a": 1}, 4),
+    "an empty file": b"",
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("what", STRANGERS)
+def test_what_it_is_instead(what, suffix, tmp_path):
+    path = tmp_path / f"mobile_sam{suffix}"
+    path.write_bytes(STRANGERS[what])
+    with pytest.raises(
+        CheckpointError, match=f"mobile_sam{suffix}: (not a|no) .*, but {what}"
+    ) as caught:
+        load_model(path, 64)
+    assert "\n" not in str(caught.value)
+
+
+def test_containers_and_names_that_do_not_fit(tmp_path):
+    state = {"image_encoder.neck.0.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "weights.pt")
+    save_file(state, tmp_path / "weights.safetensors")
+    with zipfile.ZipFile(tmp_path / "release.pt", "w") as archive:
+        archive.write(tmp_path / "weights.pt", "weights.pt")
+    (tmp_path / "renamed.pt").write_bytes((tmp_path / "weights.safetensors").read_bytes())
+    (tmp_path / "renamed.safetensors").write_bytes((tmp_path / "weights.pt").read_bytes())
+    (tmp_path / "checkpoint-100").mkdir()
+    for name, message in (
+        ("release.pt", "but a zip archive of weights.pt; unpack it"),
+        ("renamed.pt", "but a safetensors file; name it .safetensors"),
+        ("renamed.safetensors", "but a zip archive, as torch writes; name it .pt, or unpack it"),
+        ("checkpoint-100", "a folder; name the file with the weights in it"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_model(tmp_path / name, 64)

@@ -131,6 +131,21 @@ def test_the_command_starts_without_torch():
     assert done.stdout.strip() == "[]"
 
 
+def test_onnxruntime_reports_nothing(tmp_path):
+    """From 1.29 on, it writes an identifier to the home folder and sends what it runs, unless told."""
+    usual = {
+        key: value for key, value in os.environ.items() if key not in ("CI", "ORT_DISABLE_TELEMETRY")
+    }
+    usual |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": ""}
+    code = "import os, pocketsam, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    for more, wanted in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0", "CI": "1"}, "0")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=usual | more, capture_output=True, text=True, check=True
+        )
+        assert (done.stdout.strip(), done.stderr) == (wanted, "")
+        assert not list(tmp_path.rglob("*"))
+
+
 def test_32_bits_are_refused_by_name():
     code = "import sys; sys.maxsize = 2**31 - 1; import pocketsam"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -417,6 +417,42 @@ def test_a_bad_file_does_not_end_the_run_of_a_folder(bundle, photo, tmp_path):
         assert again.returncode == 1
 
 
+def test_folders_inside_a_folder_are_said(bundle, photo, tmp_path):
+    (tmp_path / "photos").mkdir()
+    folder_of(tmp_path / "photos/more", photo)
+    for _ in range(2):  # alone, then beside an image
+        done = call_pocketsam("embed", bundle, tmp_path / "photos", "--output", tmp_path / "out")
+        assert "1 folder is not searched, such as more" in done.stderr
+        codes = done.returncode
+        Image.fromarray(photo[:50, :60]).save(tmp_path / "photos/a.png")
+    assert codes == 0
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.npz"]
+    fails(
+        call_pocketsam(
+            "segment", bundle, tmp_path / "photos", "--point", "1,1", "--output", tmp_path / "a.png"
+        ),
+        2,
+        "photos: a folder; name one image in it",
+    )
+
+
+def test_an_embedding_of_another_image_is_no_damaged_bundle(bundle, photo, tmp_path):
+    for name, rows in (("a", 50), ("b", 60)):
+        Image.fromarray(photo[:rows, :60]).save(tmp_path / f"{name}.png")
+    call_pocketsam("embed", bundle, tmp_path / "a.png", "--output", tmp_path)
+    command = [
+        "segment",
+        bundle,
+        tmp_path / "b.png",
+        "--box",
+        "1,1,9,9",
+        "--output",
+        tmp_path / "m.png",
+    ]
+    done = call_pocketsam(*command, "--embedding", tmp_path / "a.npz")
+    fails(done, 1, "a.npz: embedding of another image; encode this image")
+
+
 def test_one_dataset_of_a_folder_as_coco_has_it(bundle, photo, tmp_path):
     folder, out = folder_of(tmp_path / "photos", photo), tmp_path / "out"
     call_pocketsam("everything", bundle, folder, *QUICK, "--output", out)

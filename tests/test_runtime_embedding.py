@@ -7,7 +7,7 @@ import pytest
 from conftest import call_pocketsam, change_encoder
 from PIL import Image
 
-from pocketsam.errors import ImageError, IntegrityError, PromptError
+from pocketsam.errors import ImageError, PromptError
 from pocketsam.images import load_image
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.embedding import read_embedding
@@ -35,11 +35,11 @@ def test_the_same_masks_without_the_encoder(bundle, photo, saved):
 
 def test_what_does_not_belong(bundle, photo, saved, tmp_path):
     segmenter = Segmenter(bundle)
-    with pytest.raises(IntegrityError, match=r"cat\.npz: embedding of another image"):
+    with pytest.raises(ImageError, match=r"cat\.npz: embedding of another image"):
         segmenter.set_embedding(saved, photo[:, ::-1])
     assert not segmenter.is_image_set
     change_encoder(bundle, tmp_path / "other")
-    with pytest.raises(IntegrityError, match=r"cat\.npz: embedding of another encoder"):
+    with pytest.raises(ImageError, match=r"cat\.npz: embedding of another encoder"):
         Segmenter(tmp_path / "other").set_embedding(saved)
 
 
@@ -61,7 +61,7 @@ def test_files_that_are_no_embedding(bundle, saved, tmp_path):
         with pytest.raises(ImageError, match=r"damaged\.npz"):
             segmenter.set_embedding(damaged)
     np.savez(damaged, **(arrays | {"image_embeddings": np.zeros((1, 256, 32, 32), np.float32)}))
-    with pytest.raises(IntegrityError, match="another encoder"):
+    with pytest.raises(ImageError, match="another encoder"):
         segmenter.set_embedding(damaged)
     with pytest.raises(ImageError, match="cannot be read: No such file"):
         read_embedding(tmp_path / "absent.npz")
@@ -107,7 +107,7 @@ def test_the_size_must_be_the_images(bundle, photo, saved, tmp_path):
     with np.load(saved) as file:
         np.savez(tmp_path / "other.npz", **(dict(file) | {"original_size": np.array([30, 45])}))
     segmenter = Segmenter(bundle)
-    with pytest.raises(IntegrityError, match=r"other\.npz: embedding of another image"):
+    with pytest.raises(ImageError, match=r"other\.npz: embedding of another image"):
         segmenter.set_embedding(tmp_path / "other.npz", photo)
     with pytest.raises(ImageError, match="uint8 array"):
         segmenter.set_embedding(saved, "cat.png")

@@ -39,7 +39,7 @@ def add_compare(subparsers: terminal.Subparsers) -> None:
         description="Gives all systems pairs of points at growing distance, and boxes; prints the mean "
         "IoU with the reference.",
     )
-    parser.add_argument("images", help="an image, or a folder of images")
+    parser.add_argument("images", help="an image, or a folder of images, without the folders inside it")
     parser.add_argument("--reference", required=True, metavar="BUNDLE", help="such as one of SAM ViT-H")
     parser.add_argument(
         "--bundle", action="append", default=[], metavar="[NAME=]BUNDLE", help="repeatable"

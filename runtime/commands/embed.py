@@ -29,7 +29,10 @@ def add_embed(subparsers: terminal.Subparsers) -> None:
     add_bundle(parser)
     add_device(parser)
     add_window(parser)
-    parser.add_argument("image", help="an image, or a folder; images done before are skipped")
+    parser.add_argument(
+        "image",
+        help="an image, or a folder, without the folders inside it; images done before are skipped",
+    )
     parser.add_argument(
         "--output",
         required=True,

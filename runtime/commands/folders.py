@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pocketsam import terminal
 from pocketsam.errors import ImageError
-from pocketsam.images import list_folder
+from pocketsam.images import describe_inside, list_folder
 
 
 def output_names(files: Sequence[Path]) -> list[str]:
@@ -34,6 +34,8 @@ def run_folder(folder: Path, work: Callable[[Path, str], str]) -> list[str]:
     names = output_names(files)
     for line in unused:
         terminal.say(f"skipped: {line}")
+    if inside := describe_inside(folder):
+        terminal.say(f"note: {folder}: {inside}")
     done = []
     for number, (file, name) in enumerate(zip(files, names, strict=True), start=1):
         try:

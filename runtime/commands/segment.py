@@ -1,6 +1,7 @@
 """``pocketsam segment``: cuts objects out of an image, as a mask, a picture or JSON."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def add_segment(subparsers: terminal.Subparsers) -> None:
     add_bundle(parser)
     add_device(parser)
     add_window(parser)
-    parser.add_argument("image")
+    parser.add_argument("image", help="one image; `embed` and `everything` take folders")
     parser.add_argument(
         "--point",
         action="append",
@@ -95,6 +96,8 @@ def run_segment(args: argparse.Namespace) -> None:
     """Runs the command; ``--json`` prints ``Results.record``."""
     check_threads(args.threads)
     check_is_no_bundle(args.image)
+    if Path(args.image).is_dir():
+        raise UsageError(f"{args.image}: a folder; name one image in it, prompts are for a single one")
     planned = results.plan_outputs(args.output, args.image)
     points, boxes = list(args.point), list(args.box)
     if args.prompt_file:
