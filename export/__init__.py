@@ -176,7 +176,8 @@ def export_for(
     reference = _open_reference(
         os.fspath(checkpoint), image_size, images=photos, calibration=measured, progress=say
     )
-    check_tool(chosen, precision, reference.loaded.model.image_size)
+    model = reference.loaded.model
+    check_tool(chosen, precision, model.image_size, model.traits)
     return write_drop_in(reference, Path(output), chosen, precision, force=force, progress=say)
 
 

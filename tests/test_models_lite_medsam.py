@@ -15,6 +15,7 @@ from tiny_bundle import write_tiny
 from pocketsam import MaskGenerator, Segmenter, export
 from pocketsam.cli import main
 from pocketsam.errors import BundleError, CheckpointError, IntegrityError, UsageError
+from pocketsam.export import export_for
 from pocketsam.models.checkpoint import load_model, read_settings
 from pocketsam.models.images import scaled
 from pocketsam.models.prompted import Prompts, decode, embed, predict
@@ -340,6 +341,8 @@ def test_bundles_without_traits_are_sams(tmp_path):
 def test_what_it_cannot_do_is_refused(checkpoint, photo_file, tmp_path, capsys):
     with pytest.raises(UsageError, match="by its own least and greatest value, which --input image"):
         export(checkpoint, tmp_path / "b", target="coreml", input="image", image_size=SIZE)
+    with pytest.raises(UsageError, match="rembg.* prepares pictures as SAM does"):
+        export_for("rembg", checkpoint, tmp_path / "r")
     command = ["distill", str(photo_file.parent), "--teacher", str(checkpoint), "--image-size", "64"]
     assert main([*command, "--output", str(tmp_path / "run")]) == 2
     assert "whose encoder cannot imitate it" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from pocketsam import constants
 from pocketsam.export.target import Arrays, Call
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.bundle import Bundle
+from pocketsam.traits import Normalisation
 
 Values = NDArray[Any]
 
@@ -138,7 +139,8 @@ def _patched(
         if resize is not None:
             stack.enter_context(mock.patch("pocketsam.runtime.image._resized", resize))
         if mean is not None:
-            stack.enter_context(mock.patch("pocketsam.runtime.image.PIXEL_MEAN", mean))
+            wrong = mean, constants.PIXEL_STD
+            stack.enter_context(mock.patch.object(Normalisation, "statistics", return_value=wrong))
         yield
 
 

@@ -5,6 +5,7 @@ A new tool is a literal here and templates in ``templates/``.
 
 from pocketsam.errors import UsageError
 from pocketsam.export.drop_in.tool import DecoderForm, EncoderForm, Tool
+from pocketsam.traits import Traits
 
 FRAME = 1024
 """Side of the frame of most tools, whatever the canvas."""
@@ -120,12 +121,23 @@ def find_tool(name: str) -> Tool:
     return TOOLS[name]
 
 
-def check_tool(tool: Tool, precision: str, image_size: int) -> None:
+def check_tool(tool: Tool, precision: str, image_size: int, traits: Traits | None = None) -> None:
     """Checks that a tool can run what is asked for, before any work.
 
+    Args:
+        tool: what it is for.
+        precision: of the files.
+        image_size: side of the canvas.
+        traits: of the network; None: SAM's.
+
     Raises:
-        UsageError: a precision or a canvas that it does not read.
+        UsageError: a precision, a canvas or a network that it does not read.
     """
+    if traits not in (None, Traits()):
+        raise UsageError(
+            f"{tool.title} prepares pictures as SAM does, and this network wants them otherwise; leave "
+            "--for out"
+        )
     if precision not in tool.suffixes:
         known = " or ".join(tool.suffixes)
         raise UsageError(f"{tool.title} does not run {precision}; choose --precision {known}")
