@@ -109,7 +109,8 @@ def run_command(commands: Sequence[AddCommand], argv: Sequence[str] | None = Non
         with suppress(OSError, AttributeError):  # what is left in the buffer has nowhere to go
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # otherwise the reader of a pipe has left
-            say(f"pocketsam: error: {error}")
+            where = f"{error.filename}: " if error.filename else ""
+            say(f"pocketsam: error: {where}{error.strerror or error}")
         return 1
     return 0
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_NOT_A_POINT, resized_shape
-from pocketsam.errors import PromptError
+from pocketsam.errors import PromptError, first_line
 from pocketsam.images import StrPath
 from pocketsam.reading import read_regular
 from pocketsam.runtime.contract import HAS_MASK_INPUT, MASK_INPUT, POINT_COORDS, POINT_LABELS
@@ -30,6 +30,9 @@ def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArr
     """Returns finite float64 of a shape (None: any length), or raises PromptError."""
     try:
         array = np.asarray(values)
+    except Exception as error:  # of whatever class, such as a tensor's that has a gradient
+        raise PromptError(f"{name} is not an array of numbers: {first_line(error)}") from None
+    try:
         is_text = array.dtype.kind in "OUS"
         array = array.astype(np.float64, casting="unsafe" if is_text else "same_kind")
     except (TypeError, ValueError, OverflowError):

@@ -341,7 +341,7 @@ def test_bundles_without_traits_are_sams(tmp_path):
 def test_what_it_cannot_do_is_refused(checkpoint, photo_file, tmp_path, capsys):
     with pytest.raises(UsageError, match="by its own least and greatest value, which --input image"):
         export(checkpoint, tmp_path / "b", target="coreml", input="image", image_size=SIZE)
-    with pytest.raises(UsageError, match="rembg.* prepares pictures as SAM does"):
+    with pytest.raises(UsageError, match=r"rembg.* prepares pictures as SAM does"):
         export_for("rembg", checkpoint, tmp_path / "r")
     command = ["distill", str(photo_file.parent), "--teacher", str(checkpoint), "--image-size", "64"]
     assert main([*command, "--output", str(tmp_path / "run")]) == 2

@@ -451,6 +451,8 @@ def test_an_embedding_of_another_image_is_no_damaged_bundle(bundle, photo, tmp_p
     ]
     done = call_pocketsam(*command, "--embedding", tmp_path / "a.npz")
     fails(done, 1, "a.npz: embedding of another image; encode this image")
+    done = call_pocketsam("embed", bundle, tmp_path / "a.png", "--output", tmp_path / "b.png")
+    fails(done, 2, "b.png: a file, and --output is a folder")
 
 
 def test_one_dataset_of_a_folder_as_coco_has_it(bundle, photo, tmp_path):

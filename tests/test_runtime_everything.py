@@ -287,6 +287,7 @@ def test_wrong_parameters(wrong, message):
 
 def test_numbers_of_numpy_are_numbers():
     assert Parameters(pred_iou_thresh=np.float32(0.5), time_budget=np.int64(3)).pred_iou_thresh == 0.5
+    assert type(Parameters(points_per_side=np.int64(2)).points_per_side) is int
     assert Parameters(points_per_side=None, point_grids=np.full((1, 1, 2), 0.5)).grids()[0].shape == (
         1,
         2,

@@ -2,6 +2,7 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 
 import numpy as np
@@ -457,6 +458,34 @@ def test_a_window_of_16_bits(tmp_path):
         with pytest.raises(ImageError, match="low < high"):
             load_image(tmp_path / "a.png", window=wrong)
     assert np.array_equal(load_image(Image.fromarray(RGB), window=(0, 9)), RGB)
+
+
+def test_16_bit_colours_say_that_no_window_applies(tmp_path):
+    """Pillow reads the upper 8 bits: of a camera of 12 bits, nearly nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    for scale, window, says in ((257, None, False), (257, (0, 4095), True), (16, None, True)):
+        rows = b"".join(b"\0" + (row.astype(np.uint16) * scale).astype(">u2").tobytes() for row in RGB)
+        head = struct.pack(">IIBBBBB", RGB.shape[1], RGB.shape[0], 16, 2, 0, 0, 0)
+        parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = load_image(tmp_path / "a.png", window=window)
+        assert np.array_equal(found, RGB if scale == 257 else RGB >> 4)
+        assert any("the upper 8 bits are read" in str(each.message) for each in said) == says
+
+
+def test_subclasses_of_arrays_are_their_pixels():
+    """With a new axis, NumPy's own matrix class corrupted the memory."""
+    grey = RGB[..., 0].copy()
+    for image in (np.asmatrix(grey), np.ma.array(grey)):
+        assert type(found := as_pixels(image, "GRAY")) is np.ndarray
+        assert np.array_equal(found, np.repeat(grey[..., None], 3, axis=2))
+    with pytest.raises(ImageError, match="image_format must be one of"):
+        as_pixels(RGB, ["RGB"])
 
 
 def test_arrays_of_every_format():

@@ -323,6 +323,13 @@ def test_mask_inputs():
     with pytest.raises(PromptError, match="mask_input is not an array of numbers"):
         check_mask_input("logits", None, 64)
 
+    class Odd:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("a tensor with a gradient")
+
+    with pytest.raises(PromptError, match="not an array of numbers: a tensor with a gradient"):
+        check_mask_input(Odd(), None, 64)
+
 
 def test_a_prompt_file(tmp_path):
     path = tmp_path / "prompts.json"

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from pocketsam import terminal
-from pocketsam.errors import ImageError
+from pocketsam.errors import ImageError, UsageError
 from pocketsam.images import Pixels
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands.folders import run_folder
@@ -47,6 +47,8 @@ def run_embed(args: argparse.Namespace) -> None:
     """Runs the command."""
     check_threads(args.threads)
     check_is_no_bundle(args.image)
+    if args.output.exists() and not args.output.is_dir():
+        raise UsageError(f"{args.output}: a file, and --output is a folder")
     segmenter = open_segmenter(args)
 
     def encode(file: Path, name: str) -> str:

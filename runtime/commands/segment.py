@@ -1,7 +1,7 @@
 """``pocketsam segment``: cuts objects out of an image, as a mask, a picture or JSON."""
 
 import argparse
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ def run_segment(args: argparse.Namespace) -> None:
     """Runs the command; ``--json`` prints ``Results.record``."""
     check_threads(args.threads)
     check_is_no_bundle(args.image)
-    if Path(args.image).is_dir():
+    if os.path.isdir(args.image):
         raise UsageError(f"{args.image}: a folder; name one image in it, prompts are for a single one")
     planned = results.plan_outputs(args.output, args.image)
     points, boxes = list(args.point), list(args.box)

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -122,9 +122,11 @@ class Parameters:
 
     def _whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
-        if type(value) is not int or not low <= value <= high:
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_whole or not low <= value <= high:
             whole = f"a whole number from {low} to {high}"
             raise PromptError(f"{name} must be {whole}, not {_shown(value)}")
+        object.__setattr__(self, name, int(value))  # of NumPy's, which JSON does not take
 
     def _number(self, name: str) -> float:
         value = getattr(self, name)
