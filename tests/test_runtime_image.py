@@ -481,7 +481,7 @@ def test_16_bit_colours_say_that_no_window_applies(tmp_path):
 def test_subclasses_of_arrays_are_their_pixels():
     """With a new axis, NumPy's own matrix class corrupted the memory."""
     grey = RGB[..., 0].copy()
-    for image in (np.asmatrix(grey), np.ma.array(grey)):
+    for image in (grey.view(np.matrix), np.ma.array(grey)):
         assert type(found := as_pixels(image, "GRAY")) is np.ndarray
         assert np.array_equal(found, np.repeat(grey[..., None], 3, axis=2))
     with pytest.raises(ImageError, match="image_format must be one of"):
