@@ -31,7 +31,7 @@ CHOICE = --checkpoint '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SI
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-all test-arm fuzz check docs demo bench bench-everything drop-in study weights default-bundle clicks lock clean \
-	tflite-env export-coreml export-tflite parity battery int8-converters
+	tflite-env export-coreml export-tflite parity layer-costs battery int8-converters
 
 help: ## use: list the targets
 	@for group in use measure develop; do echo "to $$group:"; \
@@ -104,6 +104,9 @@ parity: install tflite-env ## measure: every target and precision against PyTorc
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions onnx coreml tflite --output build/parity \
 		--checkpoint '$(CHECKPOINT)' --image-size 512
 
+layer-costs: install ## measure: what each layer of the encoder costs in 8 and 4 bits (minutes)
+	$(BIN)/python -m pocketsam.export.quantization '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE))
+
 battery: install tflite-env ## measure: damage every target and precision at 256 pixels: do the certificates notice? (an hour)
 	$(BIN)/python -m pocketsam.export.benchmarks.battery onnx tflite coreml --output build/battery \
 		--checkpoint '$(CHECKPOINT)'
@@ -152,6 +155,7 @@ bench-everything: install .venv-yolo/installed ## measure: segment everything be
 drop-in: install .venv-drop-in/installed ## measure: files of `export --for` inside the unmodified tools (20 minutes)
 	@mkdir -p build/drop-in
 	.venv-drop-in/bin/python tests/drop_in_tools.py build/drop-in $(TOOLS)
+	.venv-drop-in/bin/python tests/engine_versions.py build/drop-in/engines
 
 # GPL among them, so by themselves, without what only their windows need; torch comes from .venv
 .venv-drop-in/installed: Makefile
