@@ -15,13 +15,12 @@ from pocketsam.errors import UsageError
 from pocketsam.terminal import extra_needed
 
 if TYPE_CHECKING:
-    from pocketsam.export.drop_in.check import Agreement
     from pocketsam.export.reference import Reference
     from pocketsam.export.verification.report import Report
     from pocketsam.runtime.verification.golden import GoldenResult
     from pocketsam.runtime.verification.tolerance import Grade
 
-__all__ = ["export", "export_for", "verify"]
+__all__ = ["export", "verify"]
 
 StrPath = str | os.PathLike[str]
 Providers = str | Sequence[str]
@@ -125,7 +124,7 @@ def export(
     open_converter(chosen)
     say = progress or _ignore
     photos, measured = ([os.fspath(path) for path in paths] for paths in (images, calibration))
-    reference = _open_reference(
+    reference = open_reference(
         os.fspath(checkpoint), image_size, images=photos, calibration=measured, progress=say
     )
     check_network(chosen, (precision, *also), options, reference.loaded)
@@ -134,51 +133,6 @@ def export(
         reference, Path(output), chosen, options, also=also, accept=accept, progress=say, **how
     )
     return reports[0] if reports else None
-
-
-def export_for(
-    tool: str,
-    checkpoint: StrPath,
-    output: StrPath,
-    *,
-    precision: str = "fp32",
-    image_size: int | None = None,
-    images: Sequence[StrPath] = (),
-    calibration: Sequence[StrPath] = (),
-    force: bool = False,
-    progress: Progress | None = None,
-) -> "Agreement":
-    """Writes files that another tool takes as they are, as ``pocketsam export --for`` does.
-
-    Args:
-        tool: a key of ``drop_in.tools.TOOLS``, such as ``rembg`` or ``anylabeling``.
-        checkpoint, image_size, images, calibration, progress: as for ``export``.
-        output: the directory: encoder, decoder, the tool's configuration, a README.
-        precision: ``fp32``, or ``int8`` where the tool takes it.
-        force: whether a directory that was written before is replaced.
-
-    Returns:
-        How the masks agree with PyTorch's, through the tool's own steps.
-
-    Raises:
-        UsageError: an unknown tool, or a precision or a canvas that it does not read.
-        ParityError: the masks differ from PyTorch's; nothing is written.
-        CheckpointError, ConversionError, BundleError, ImageError: what could not be read or written.
-        MissingExtraError: an optional dependency is not installed.
-    """
-    from pocketsam.export.drop_in.tools import check_tool, find_tool
-
-    chosen = find_tool(tool)
-    with extra_needed("export"):
-        from pocketsam.export.drop_in.write import write_drop_in
-    photos, measured = ([os.fspath(path) for path in paths] for paths in (images, calibration))
-    say = progress or _ignore
-    reference = _open_reference(
-        os.fspath(checkpoint), image_size, images=photos, calibration=measured, progress=say
-    )
-    model = reference.loaded.model
-    check_tool(chosen, precision, model.image_size, model.traits)
-    return write_drop_in(reference, Path(output), chosen, precision, force=force, progress=say)
 
 
 def verify(
@@ -255,10 +209,10 @@ def check_anywhere(
     return check_golden(bundle, precision=precision, open_networks=open_networks)
 
 
-def _open_reference(
+def open_reference(
     source: str, image_size: int | None, *, progress: Progress, **photos: list[str]
 ) -> "Reference":
-    """Returns a loaded checkpoint, and says whether the canvas suits it."""
+    """Returns a loaded checkpoint, and says whether the canvas suits it; see ``Reference``."""
     with extra_needed("export"):
         from pocketsam.export.reference import Reference
         from pocketsam.models.checkpoint import read_settings

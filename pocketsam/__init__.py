@@ -31,7 +31,8 @@ TYPE_CHECKING = False  # typing takes longer to import than all the rest
 if TYPE_CHECKING:
     from typing import Any
 
-    from pocketsam.export import export, export_for, verify
+    from pocketsam.export import export, verify
+    from pocketsam.export.drop_in import export_for
     from pocketsam.images import load_image
     from pocketsam.runtime.everything.generator import MaskGenerator
     from pocketsam.runtime.overlay import draw_overlay
@@ -63,7 +64,7 @@ _MODULES = {
     "SamPredictor": "pocketsam.runtime.sam_api.predictor",
     "Segmenter": "pocketsam.runtime.segmenter",
     "draw_overlay": "pocketsam.runtime.overlay",
-    "export_for": "pocketsam.export",
+    "export_for": "pocketsam.export.drop_in",
     "from_rle": "pocketsam.runtime.rle",
     "load_image": "pocketsam.images",
     "to_rle": "pocketsam.runtime.rle",

@@ -9,9 +9,8 @@ import pytest
 from conftest import call_pocketsam
 
 from pocketsam.errors import BundleError, ParityError, UsageError
-from pocketsam.export import export_for
 from pocketsam.export.bundle import describe_file
-from pocketsam.export.drop_in import check, graphs
+from pocketsam.export.drop_in import check, export_for, graphs
 from pocketsam.export.drop_in.join import join
 from pocketsam.export.drop_in.tools import TOOLS, check_tool, find_tool
 from pocketsam.export.drop_in.write import RECORD, write_drop_in
