@@ -28,29 +28,10 @@ CHECKPOINT_HELP = (
 
 def add_export(subparsers: terminal.Subparsers) -> None:
     """Adds ``export``."""
-    precisions = sorted({p.name for target in TARGETS.values() for p in target.precisions})
     parser = subparsers.add_parser("export", help="turn a checkpoint into a verified bundle")
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the bundle")
-    parser.add_argument(
-        "--target", choices=sorted(TARGETS), default="onnx", help="format (default: onnx)"
-    )
-    parser.add_argument(
-        "--for",
-        dest="tool",
-        choices=list(TOOLS),
-        help="instead of a bundle, files that this tool takes as they are",
-    )
-    parser.add_argument(
-        "--precision", choices=precisions, default="fp32", help="one of the target's (default: fp32)"
-    )
-    parser.add_argument(
-        "--also",
-        action="append",
-        choices=precisions,
-        default=[],
-        help="a further precision in the same bundle, repeatable; the runtime takes what suits",
-    )
+    _add_what(parser)
     parser.add_argument(
         "--image-size",
         type=terminal.parse_image_size,
@@ -72,6 +53,30 @@ def add_export(subparsers: terminal.Subparsers) -> None:
     )
     _add_target_options(parser)
     parser.set_defaults(run=run_export)
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    """Adds what is written: the format or the tool, and the precisions."""
+    precisions = sorted({p.name for target in TARGETS.values() for p in target.precisions})
+    parser.add_argument(
+        "--target", choices=sorted(TARGETS), default="onnx", help="format (default: onnx)"
+    )
+    parser.add_argument(
+        "--for",
+        dest="tool",
+        choices=list(TOOLS),
+        help="instead of a bundle, files that this tool takes as they are",
+    )
+    parser.add_argument(
+        "--precision", choices=precisions, default="fp32", help="one of the target's (default: fp32)"
+    )
+    parser.add_argument(
+        "--also",
+        action="append",
+        choices=precisions,
+        default=[],
+        help="a further precision in the same bundle, repeatable; the runtime takes what suits",
+    )
 
 
 def _add_judgement(parser: argparse.ArgumentParser) -> None:

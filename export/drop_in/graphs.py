@@ -18,6 +18,26 @@ from pocketsam.runtime import contract as c
 HEAD = f'<ir_version: 10, opset_import: ["" : {OPSET}]>'
 BOX = 1.5
 """Labels above it are corners of a box."""
+ADDING = (
+    "first_xy = Slice(xy, zero, one, second)",
+    "added_xy = Mul(first_xy, nought)",
+    "all_xy = Concat<axis = 1>(xy, added_xy)",
+    "first_kind = Slice(kinds, zero, one, second)",
+    "no_kind = Mul(first_kind, nought)",
+    "added_kind = Sub(no_kind, unit)",
+    "all_kinds = Concat<axis = 1>(kinds, added_kind)",
+)
+"""Adds a point of label -1 to each prompt."""
+DROPPING = (
+    "is_corner = Greater(all_kinds, box)",
+    "corners = Cast<to = 1>(is_corner)",
+    "has_box = ReduceMax<keepdims = 1>(corners, second)",
+    "is_added = Equal(all_kinds, minus)",
+    "added = Cast<to = 1>(is_added)",
+    "dropped = Mul(added, has_box)",
+    "used_kinds = Sub(all_kinds, dropped)",
+)
+"""Makes of label -1 in a prompt with a box ``LABEL_PADDING``, which is left out."""
 LAYOUTS = {"HWC": "[H, W, 3]", "NCHW": "[1, 3, H, W]"}
 
 
@@ -100,28 +120,8 @@ def prompt_graph(
         "xy = Mul(given_xy, ratio)",
         "kinds = Cast<to = 1>(given_kinds)",
     ]
-    if adds_point:
-        lines += [
-            "first_xy = Slice(xy, zero, one, second)",
-            "added_xy = Mul(first_xy, nought)",
-            "all_xy = Concat<axis = 1>(xy, added_xy)",
-            "first_kind = Slice(kinds, zero, one, second)",
-            "no_kind = Mul(first_kind, nought)",
-            "added_kind = Sub(no_kind, unit)",
-            "all_kinds = Concat<axis = 1>(kinds, added_kind)",
-        ]
-    else:
-        lines += ["all_xy = Identity(xy)", "all_kinds = Identity(kinds)"]
-    lines += [
-        "is_corner = Greater(all_kinds, box)",
-        "corners = Cast<to = 1>(is_corner)",
-        "has_box = ReduceMax<keepdims = 1>(corners, second)",
-        "is_added = Equal(all_kinds, minus)",
-        "added = Cast<to = 1>(is_added)",
-        "dropped = Mul(added, has_box)",
-        "used_kinds = Sub(all_kinds, dropped)",
-    ]
-    body = "\n  ".join(lines)
+    lines += ADDING if adds_point else ["all_xy = Identity(xy)", "all_kinds = Identity(kinds)"]
+    body = "\n  ".join([*lines, *DROPPING])
     return _parse(
         f"""prompts ({", ".join(inputs)})
 => (float[B, N, 2] all_xy, float[B, N] used_kinds, float[1, 1, {low}, {low}] mask, float[1] has_mask)

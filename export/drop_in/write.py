@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +25,7 @@ from pocketsam.export.to_onnx.passes import optimise
 from pocketsam.export.traced import Encoder
 from pocketsam.files import staged_directory
 from pocketsam.runtime.machine import package_version
+from pocketsam.runtime.manifest_files import BundleFile
 
 RECORD = "pocketsam.json"
 """What pocketsam says of the directory: checkpoint, hashes of the files, agreement with PyTorch."""
@@ -141,22 +143,7 @@ def _write_files(
     loaded, suffix = reference.loaded, tool.suffixes[precision]
     networks = [form.file.format(suffix=suffix) for form in (tool.encoder, tool.decoder)]
     described = {name: describe_file(work / name) for name in networks}
-    values = {
-        "title": tool.title,
-        "checkpoint": Path(loaded.name).name,
-        "slug": f"pocketsam-{loaded.architecture.replace('_', '-')}-{precision}",
-        "precision": precision,
-        "size": loaded.model.image_size,
-        "low": loaded.model.image_size // 4,
-        "encoder": networks[0],
-        "decoder": networks[1],
-        "encoder_sha256": described[networks[0]].sha256,
-        "decoder_sha256": described[networks[1]].sha256,
-        "worst": f"{agreement.worst[1]:.4f}",
-        "cases": len(agreement.ious),
-        "quant": "true" if precision == "int8" else "false",
-        "dtype": "q8" if precision == "int8" else "fp32",
-    }
+    values = _values(reference, tool, precision, agreement, described)
     for name, template in tool.files.items():
         path = work / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +169,33 @@ def _write_files(
         },
     }
     (work / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _values(
+    reference: Reference,
+    tool: Tool,
+    precision: str,
+    agreement: Agreement,
+    described: Mapping[str, BundleFile],
+) -> dict[str, Any]:
+    """Returns what the templates name."""
+    loaded, networks = reference.loaded, list(described)
+    return {
+        "title": tool.title,
+        "checkpoint": Path(loaded.name).name,
+        "slug": f"pocketsam-{loaded.architecture.replace('_', '-')}-{precision}",
+        "precision": precision,
+        "size": loaded.model.image_size,
+        "low": loaded.model.image_size // 4,
+        "encoder": networks[0],
+        "decoder": networks[1],
+        "encoder_sha256": described[networks[0]].sha256,
+        "decoder_sha256": described[networks[1]].sha256,
+        "worst": f"{agreement.worst[1]:.4f}",
+        "cases": len(agreement.ious),
+        "quant": "true" if precision == "int8" else "false",
+        "dtype": "q8" if precision == "int8" else "fp32",
+    }
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:
