@@ -258,7 +258,11 @@ class Osam:
         sys.path.insert(0, str(folder))
         import pocketsam_osam
 
-        self.model = pocketsam_osam.PocketSam()
+        import osam
+
+        pocketsam_osam.take_place_of("sam:100m")  # as labelme asks for it
+        self.model = osam.apis.get_model_type_by_name("sam:100m")()
+        assert isinstance(self.model, pocketsam_osam.PocketSam)
 
     def swap(self, encoder: Any, decoder: Any) -> None:
         self.model._inference_sessions = {"encoder": encoder, "decoder": decoder}
@@ -270,7 +274,7 @@ class Osam:
         for marks in prompts:
             points, labels = points_of(marks)
             prompt = types.Prompt(points=points, point_labels=labels.astype(int))
-            request = types.GenerateRequest(model="pocketsam:latest", image=image, prompt=prompt)
+            request = types.GenerateRequest(model="sam:100m", image=image, prompt=prompt)
             found = self.model.generate(request).annotations[0]
             box, mask = found.bounding_box, np.zeros(image.shape[:2], bool)
             mask[box.ymin : box.ymax + 1, box.xmin : box.xmax + 1] = found.mask

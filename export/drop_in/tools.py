@@ -28,7 +28,7 @@ X_ANYLABELING = Tool(
 )
 EDGE_SAM = Tool(
     name="edge-sam",
-    title="X-AnyLabeling 4, its EdgeSAM",
+    title="the EdgeSAM of X-AnyLabeling 4",
     encoder=EncoderForm(file="encoder.onnx", input="image", layout="NCHW", dtype="uint8"),
     decoder=DecoderForm(file="decoder.onnx", mask_side=None, adds_point=True, answers="low"),
     frame=None,
@@ -47,7 +47,7 @@ REMBG = Tool(
 )
 OSAM = Tool(
     name="osam",
-    title="osam 0.8, which labelme uses",
+    title="osam 0.8",
     encoder=EncoderForm(file="encoder.onnx", input="x"),
     decoder=DecoderForm(file="decoder.onnx"),
     frame=None,
