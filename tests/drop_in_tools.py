@@ -256,9 +256,8 @@ class Osam:
     def __init__(self, folder: Path) -> None:
         os.environ["HOME"] = tempfile.mkdtemp()
         sys.path.insert(0, str(folder))
-        import pocketsam_osam
-
         import osam
+        import pocketsam_osam
 
         pocketsam_osam.take_place_of("sam:100m")  # as labelme asks for it
         self.model = osam.apis.get_model_type_by_name("sam:100m")()
