@@ -152,8 +152,11 @@ bench-everything: install .venv-yolo/installed ## measure: segment everything be
 		build/everything/yolov8x-seg.onnx
 	$(BIN)/python tests/everything_bench.py build/everything $(CHECKPOINT) build/everything/yolov8x-seg.onnx
 
+CVAT_WORKER = https://raw.githubusercontent.com/cvat-ai/cvat/199dc891862009974d84fb91444ad6ab1172d864/cvat-ui/plugins/sam/src/ts/inference.worker.ts
 drop-in: install .venv-drop-in/installed ## measure: files of `export --for` inside the unmodified tools (20 minutes)
 	@mkdir -p build/drop-in
+	@test -f build/drop-in/inference.worker.ts || curl --silent --fail --output \
+		build/drop-in/inference.worker.ts $(CVAT_WORKER) || echo "CVAT's worker cannot be fetched"
 	.venv-drop-in/bin/python tests/drop_in_tools.py build/drop-in $(TOOLS)
 	.venv-drop-in/bin/python tests/engine_versions.py build/drop-in/engines
 
@@ -169,7 +172,7 @@ drop-in: install .venv-drop-in/installed ## measure: files of `export --for` ins
 	.venv-drop-in/bin/pip install --quiet opencv-python-headless pooch jsonschema pymatting imgviz loguru \
 		gdown click pydantic pyyaml tqdm natsort termcolor
 	mkdir -p .venv-drop-in/node && cd .venv-drop-in/node && npm init --yes > /dev/null && \
-		npm install --silent --ignore-scripts @huggingface/transformers@4.3.1
+		npm install --silent --ignore-scripts @huggingface/transformers@4.3.1 esbuild@0.28.2
 	touch $@
 
 # AGPL, so by itself, and without the torch that it asks for
