@@ -15,9 +15,11 @@ from pocketsam.export.artefact import open_artefact
 from pocketsam.export.bundle import describe_file
 from pocketsam.export.cases import PROMPTS, compute_cases
 from pocketsam.export.options import Options
+from pocketsam.export.quantization.rounding import few_bit_layers, rounded_network
 from pocketsam.export.reference import find_photos
 from pocketsam.export.to_coreml import TARGET
 from pocketsam.export.to_coreml import convert as to_coreml
+from pocketsam.export.to_coreml.interpreter import load_package
 from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.export.verification import parity
 from pocketsam.models.sam import seeded
@@ -122,6 +124,39 @@ def test_precisions(precision, pictures, coreml, tmp_path):
             for half in ("encoder", "decoder")
         ]
         assert fallbacks == [{"cast"}, {"cast", "equal", "sin", "cos"}]
+
+
+@pytest.mark.slow
+def test_planned_layers_alone_have_8_bit_inputs(cases, tmp_path):
+    found, converted = convert_encoder(seeded(SIZE, 5), cases, tmp_path, precision="int8")
+    count = converted.details["int8"]["layers"]
+    assert converted.details["operations"]["quantize"] == count > 10
+    assert count + len(converted.details["int8"]["kept_in_float"]) == 40
+    wanted = cases[0].outputs[c.IMAGE_EMBEDDINGS]
+    assert 10 * np.log10(np.square(wanted).sum() / np.square(found - wanted).sum()) > 35
+
+
+@pytest.mark.slow
+def test_palettes_hold_exactly_the_rounded_weights(cases, tmp_path, monkeypatch):
+    """A table of 16 values for each weight that has few bits, and none of them moved."""
+    kept = []
+
+    def rounded(*arguments):
+        kept.append(rounded_network(*arguments))
+        return kept[0]
+
+    monkeypatch.setattr("pocketsam.export.to_coreml.rounded.rounded_network", rounded)
+    convert_encoder(seeded(SIZE, 5), cases, tmp_path, precision="palette4")
+    program, _ = load_package(tmp_path / "encoder.mlpackage")
+    stored = [x for x in program._constants.values() if isinstance(x, torch.Tensor) and x.ndim == 4]
+    layers = few_bit_layers(kept[0].model)
+    wanted = [m.weight.detach() for n, m in layers.items() if n.startswith("image_encoder")]
+    assert len(wanted) > 30
+    for weight in wanted:
+        assert len(weight.unique()) <= 16
+        assert any(
+            x.shape[:2] == weight.shape and torch.equal(x[..., 0, 0].float(), weight) for x in stored
+        )
 
 
 @pytest.mark.slow

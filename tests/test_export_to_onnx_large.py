@@ -7,7 +7,7 @@ from pocketsam.errors import ConversionError
 from pocketsam.export.cases import compute_cases
 from pocketsam.export.options import Options
 from pocketsam.export.to_onnx import convert as to_onnx
-from pocketsam.export.to_onnx import large
+from pocketsam.export.to_onnx import large, simplify
 from pocketsam.models.image_encoder_vit import ImageEncoderViT
 from pocketsam.models.sam import ARCHITECTURES, seeded
 
@@ -40,7 +40,7 @@ def test_the_same_file_whichever_way(model, cases, monkeypatch, tmp_path):
     monkeypatch.setattr(large, "LARGE", 2**12)
     detached = []
     monkeypatch.setattr(
-        to_onnx, "attach", lambda *both: detached.append(both[1]) or large.attach(*both)
+        simplify, "attach", lambda *both: detached.append(both[1]) or large.attach(*both)
     )
     for precision, expected in zip(precisions, wanted, strict=True):
         found = convert(precision)

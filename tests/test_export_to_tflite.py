@@ -17,6 +17,7 @@ from test_runtime_manifest import TFLITE
 from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError, UsageError
 from pocketsam.export.options import Options
 from pocketsam.export.pipeline import write_bundle
+from pocketsam.export.quantization.plan import static_layers
 from pocketsam.export.reference import Reference
 from pocketsam.export.to_tflite import TARGET
 from pocketsam.export.to_tflite import convert as to_tflite
@@ -298,12 +299,21 @@ def test_float16_arithmetic_is_chosen_where_the_cpu_has_it(monkeypatch):
 
 
 @needs_converter
-def test_linear_layers_are_what_static_int8_is_for(tflite):
-    """Names of GELU between linear layers come from the graph: one for each block of attention."""
+def test_planned_layers_are_found_by_their_weights(tflite, reference):
+    """A GELU has 8 bits only where it lies between two planned layers."""
     from pocketsam.export.to_tflite import worker as tflite_worker
 
-    found = tflite_worker.gelus_of_linear_layers(str(tflite / "encoder.tflite"))
-    assert len(found) == len(set(found)) == 10
+    model = reference.loaded.model
+    weights = {n: m.weight.detach().numpy() for n, m in static_layers(model).items()}
+    file = str(tflite / "encoder.tflite")
+    layers, gelus = tflite_worker.find_layers(file, {w.tobytes() for w in weights.values()})
+    assert len(layers) == len(set(layers)) == 40
+    assert len(gelus) == len(set(gelus)) == 10
+    some = [w for n, w in weights.items() if n.endswith("fc1") or n.endswith("0.mlp.fc2")]
+    layers, gelus = tflite_worker.find_layers(file, {w.tobytes() for w in some})
+    assert (len(layers), len(gelus)) == (14, 4)
+    with pytest.raises(ValueError, match="1 linear layers are to have 8 bits, the file has 0"):
+        tflite_worker.static_recipe(file, [some[0] + 1])
 
 
 def test_files_that_are_no_tflite():

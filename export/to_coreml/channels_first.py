@@ -30,6 +30,8 @@ MAX_SIDE = 16384
 class Pointwise(nn.Linear):
     """A linear layer as a 1×1 convolution: ``[B, in, H, W]`` to ``[B, out, H, W]``."""
 
+    channel_axis = 1
+
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight[:, :, None, None], self.bias)
 

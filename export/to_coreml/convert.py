@@ -28,6 +28,7 @@ from pocketsam.export.to_coreml.interpreter import (
     number_operations,
 )
 from pocketsam.export.to_coreml.neural_engine import fallbacks
+from pocketsam.export.to_coreml.rounded import bias_name, prepare
 from pocketsam.export.traced import (
     Encoder,
     PixelEncoder,
@@ -87,7 +88,10 @@ def convert(
         ConversionError: the converter failed, or wrote something that does not run.
     """
     with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
+        network, planned = prepare(network, options, calibration, progress)
         job = _describe_job(network, Path(folder), path, options, about)
+        if planned is not None:
+            job["static_layers"] = [bias_name(layer) for layer in planned.spans]
         _trace(network, Path(job["traced"]))
         float16: dict[str, Any] | None = None
         if options.precision != "fp32":
@@ -105,7 +109,9 @@ def convert(
         outputs=tuple(TensorInfo(name, program.shapes[name], "float32") for name in program.outputs),
         intermediates=tuple(intermediates),
         max_points=network.max_points if isinstance(network, StaticDecoder) else None,
-        details=details if float16 is None else details | {"float16": float16},
+        details=details
+        | ({} if float16 is None else {"float16": float16})
+        | ({} if planned is None else {"int8": planned.to_json()}),
     )
 
 
@@ -238,6 +244,7 @@ def _describe_job(
         "deployment_target": options.deployment_target,
         "fp32_operations": [],
         "ranges": {},
+        "static_layers": [],
         "network": kind,
         "author": "pocketsam",
         "license": "Apache-2.0 (the code and the architecture; the weights have their own)",

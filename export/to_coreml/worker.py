@@ -13,7 +13,9 @@ import coremltools as ct
 import coremltools.optimize.coreml as cto
 import numpy as np
 import torch
-from coremltools.optimize.coreml import _post_training_quantization as quantization
+from coremltools.converters.mil.mil.passes.graph_pass import PassOption
+from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+from coremltools.models.utils import _apply_graph_pass
 
 from pocketsam.export.to_coreml.interpreter import number_operations
 
@@ -63,30 +65,57 @@ def convert(job: dict[str, Any]) -> Any:
 
 def compress(model: Any, job: dict[str, Any]) -> Any:
     """Weights and activations as the job's precision says."""
-    precision, modern = job["precision"], job["deployment_target"] not in ("iOS16", "iOS17")
+    precision = job["precision"]
     if precision in ("int8-weights", "int8"):
+        if job["static_layers"]:
+            model = quantize_inputs(model, job["static_layers"], job["ranges"])
         config: Any = cto.OpLinearQuantizerConfig(
             mode="linear_symmetric",
             weight_threshold=DECODER_THRESHOLD if job["network"] == "decoder" else WEIGHT_THRESHOLD,
         )
-        # The decoder's few tokens do not bear 8-bit activations: mask IoU 0.06 on the trained weights.
-        if precision == "int8" and job["network"] == "encoder":
-            activations = cto.OptimizationConfig(cto.OpLinearQuantizerConfig(mode="linear_symmetric"))
-            # coremltools gathers the ranges by predicting, which only a Mac can; ours come from
-            # mil_reference, which executes the same program
-            quantization._get_activation_calibration_stats = lambda *_: job["ranges"]
-            model = cto.linear_quantize_activations(model, activations, [{}])
         return cto.linear_quantize_weights(model, cto.OptimizationConfig(config))
     if precision.startswith("palette"):
+        bits = int(precision.removeprefix("palette"))
+        if bits < 8:  # the weights that have so few bits have no more values than that already
+            config = cto.OpPalettizerConfig(mode="unique", weight_threshold=WEIGHT_THRESHOLD)
+            model = cto.palettize_weights(model, cto.OptimizationConfig(config))
+        modern = job["deployment_target"] not in ("iOS16", "iOS17")
         groups = {"granularity": "per_grouped_channel", "group_size": 16} if modern else {}
         config = cto.OpPalettizerConfig(
-            mode="kmeans",
-            nbits=int(precision.removeprefix("palette")),
-            weight_threshold=WEIGHT_THRESHOLD,
-            **groups,
+            mode="kmeans", nbits=8, weight_threshold=WEIGHT_THRESHOLD, **groups
         )
         return cto.palettize_weights(model, cto.OptimizationConfig(config))
     return model
+
+
+def quantize_inputs(model: Any, layers: list[str], ranges: dict[str, dict[str, float]]) -> Any:
+    """Returns a model in which the inputs of layers have 8 bits, on an asymmetric grid.
+
+    coremltools' own function also rounds outputs, which residual branches do not bear, and gathers the
+    ranges by predicting, which only a Mac can; ours come from the interpreter.
+
+    Args:
+        model: a float16 program.
+        layers: starts of the names of their biases.
+        ranges: tensor to ``rmin`` and ``rmax``.
+    """
+    insert: Any = PASS_REGISTRY["compression::insert_prefix_quantize_dequantize_pair"]
+    program = model._mil_program
+    found = {
+        layer: op.name
+        for op in program.functions["main"].operations
+        if op.op_type == "conv" and op.inputs.get("bias") is not None
+        for layer in layers
+        if op.bias.name.startswith(layer)
+    }
+    if len(found) < len(layers):
+        raise ValueError(f"no convolution of {min(set(layers) - set(found))}")
+    config = cto.OptimizationConfig(
+        op_name_configs=dict.fromkeys(found.values(), cto.OpLinearQuantizerConfig(mode="linear"))
+    )
+    options = {"config": config, "activation_stats": ranges}
+    insert.set_options([PassOption(name, value) for name, value in options.items()])
+    return _apply_graph_pass(model, insert, spec_version=ct.target.iOS17, skip_model_load=True)
 
 
 def save(model: Any, job: dict[str, Any]) -> None:

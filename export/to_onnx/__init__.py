@@ -34,6 +34,9 @@ TARGET = Target(
             calibrated=True,
             options=("min_miou", "min_speedup"),
         ),
+        Precision(
+            name="int8-static", tolerance=LOOSE, grade="close", drift=DRIFT_8_BIT, calibrated=True
+        ),
         Precision(name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close", drift=DRIFT, bits=8),
         Precision(
             name="int4-weights",
@@ -41,9 +44,10 @@ TARGET = Target(
             grade="lossy",
             drift=DRIFT,
             bits=8,  # of convolutions
+            calibrated=True,
         ),
     ),
-    options=("disabled_passes",),
+    options=("disabled_passes", "opset"),
     max_bytes=2**31 - 2**24,  # a protobuf of 2 GiB, less the graph
     next_step="pocketsam segment {path} PHOTO --point X,Y --output out",
     open_converter=_open_converter,

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import onnx
 import onnxruntime as ort
-import onnxsim
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -21,10 +20,16 @@ from onnx import TensorProto, helper, numpy_helper
 from pocketsam.errors import ConversionError
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
+from pocketsam.export.quantization.decisions import DECODER_SMALLEST
+from pocketsam.export.quantization.plan import Plan
 from pocketsam.export.target import Call, Converted, Progress
 from pocketsam.export.to_onnx import int8, weights
-from pocketsam.export.to_onnx.large import attach, count_bytes, detach, fits, open_model
+from pocketsam.export.to_onnx.large import count_bytes, fits
+from pocketsam.export.to_onnx.opset import OPSET, lower_opset
 from pocketsam.export.to_onnx.passes import FastDecoder, optimise
+from pocketsam.export.to_onnx.rounded import prepare
+from pocketsam.export.to_onnx.simplify import simplify
+from pocketsam.export.to_onnx.static import quantize_static
 from pocketsam.export.to_onnx.upscaling import append_upscaling
 from pocketsam.export.traced import Decoder, Encoder, Tapped, TracedNetwork
 from pocketsam.models.sam import EMBED_DIM, Sam
@@ -33,8 +38,6 @@ from pocketsam.runtime.backends.open_vino import check_openvino, open_openvino
 from pocketsam.runtime.backends.ort import open_session
 from pocketsam.runtime.backends.providers import OPENVINO, is_provider
 from pocketsam.runtime.manifest_files import TensorInfo
-
-OPSET = 20
 
 Arrays = dict[str, NDArray[Any]]
 OPTIONS = Options()
@@ -77,8 +80,11 @@ def convert(
         ConversionError: the exporter failed, its result does not run, or int8 is too slow.
         ParityError: int8 does not reach ``options.min_miou``.
     """
+    network, planned = prepare(network, options, calibration, progress)
     whole, simplified = _trace_float(network)
-    model, measured = _in_precision(whole, network, options, calibration, progress)
+    model, measured = _in_precision(whole, network, options, calibration, planned, progress)
+    if options.opset is not None:
+        model = lower_opset(model, options.opset)
     if not fits(model):
         raise ConversionError(
             f"{path.name}: {count_bytes(model) / 1e9:.1f} GB of weights in {options.precision}, and an "
@@ -106,7 +112,7 @@ def _trace_float(network: TracedNetwork) -> tuple[onnx.ModelProto, bool]:
         if isinstance(network, Decoder):
             _free_mask_batch(exported, network)
             append_upscaling(exported, network.model.image_size)
-        model, simplified = _simplify(exported, network)
+        model, simplified = simplify(exported, network)
         _strip(model, network)
         weights.share_bias_tables(model)
         _TRACED[network] = model, simplified
@@ -118,6 +124,7 @@ def _in_precision(
     network: TracedNetwork,
     options: Options,
     calibration: Sequence[Case],
+    planned: Plan | None,
     progress: Progress,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Returns the model in the precision of the options, and what the manifest says of that.
@@ -133,8 +140,13 @@ def _in_precision(
         limits = options.min_miou, options.min_speedup
         mixed, measured = int8.quantize_encoder(model, network, calibration, *limits, progress)
         return weights.store_weights(mixed, 8), {"int8": measured}
+    if planned is not None:
+        mixed = quantize_static(model, planned)
+        return weights.store_weights(mixed, 8), {"int8": planned.to_json()}
     # The decoder's few tokens do not bear 8-bit activations; its weights do.
-    bits = {"int8": 8, "int8-weights": 8, "int4-weights": 4}[options.precision]
+    if options.precision == "int8-static":
+        return weights.store_weights(model, 8, DECODER_SMALLEST), {}
+    bits = 4 if options.precision == "int4-weights" else 8
     return weights.store_weights(model, bits), {}
 
 
@@ -181,7 +193,7 @@ def load(
 def trace_static(network: TracedNetwork) -> onnx.ModelProto:
     """Returns a network as ONNX with its example's shapes, for converters that start from ONNX."""
     if network not in _STATIC:
-        model, _ = _simplify(_trace(network, static=True), network)
+        model, _ = simplify(_trace(network, static=True), network)
         del model.graph.output[len(network.outputs) :]
         _STATIC[network] = model
     return _STATIC[network]
@@ -250,27 +262,6 @@ def _free_mask_batch(model: onnx.ModelProto, network: Decoder) -> None:
                 free = np.array([-1, *shape[1:]], np.int64)
                 tensor.CopyFrom(numpy_helper.from_array(free, tensor.name))
     del model.graph.value_info[:]
-
-
-def _simplify(model: onnx.ModelProto, network: TracedNetwork) -> tuple[onnx.ModelProto, bool]:
-    """Returns onnxsim's result if it loads, runs and agrees; otherwise the model as it came.
-
-    onnxsim has written operators that the opset lacks, so its word is not taken for it.
-    """
-    feeds = {name: value.numpy() for name, value in network.example().items()}
-    feeds[c.ORIG_IM_SIZE] = np.array([60, 80], np.float32)
-    expected = open_model(model, "converted model")(feeds)
-    small, detached = detach(model)
-    try:
-        simplified, _ = onnxsim.simplify(small)
-        simplified = attach(simplified, detached)
-        found = open_model(simplified, "simplified model")(feeds)
-    except Exception:  # onnxsim and onnxruntime raise what they like; the answer is the same
-        return model, False
-    same = found.keys() == expected.keys() and all(
-        np.allclose(found[name], expected[name], rtol=1e-3, atol=1e-3) for name in expected
-    )
-    return (simplified, True) if same else (model, False)
 
 
 def _strip(model: onnx.ModelProto, network: TracedNetwork) -> None:

@@ -10,25 +10,26 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError
+from pocketsam.export.quantization.decisions import FEW_BITS
 from pocketsam.export.to_onnx.bias_tables import factor
 from pocketsam.export.to_onnx.large import detach, fits, infer_types, open_detached
 from pocketsam.runtime import contract as c
 
 SMALLEST = 4096
 """Constants with fewer elements stay float32: norms, biases, depthwise kernels."""
-BLOCK = 32
-"""Inputs that share a scale in 4 bits."""
 FLOAT16_MAX, HEADROOM = 65504.0, 8.0
+_ON_GRID = 1e-3
+"""Of a step: how far a value may be from its code by float32's rounding."""
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def store_weights(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
+def store_weights(model: onnx.ModelProto, bits: int, smallest: int = SMALLEST) -> onnx.ModelProto:
     """A copy with the weights of convolutions and matrix products in 8 or 4 bits.
 
     Each becomes a DequantizeLinear, which onnxruntime computes once, when it loads the file. 8 bits
-    have a scale for each output; 4 bits one for each ``BLOCK`` inputs of each output of a matrix
-    product (opset 21), and leave convolutions in 8.
+    have a scale for each output. In 4 bits are those whose values lie on such a grid already, with a
+    scale for each ``FEW_BITS.block`` inputs of each output of a matrix product (opset 21).
     """
     new = onnx.ModelProto()
     new.CopyFrom(model)
@@ -38,7 +39,7 @@ def store_weights(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
     made = []
     for name, tensor in constants.items():
         kind = users.get(name, ("", 0))
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALLEST:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < smallest:
             continue
         if kind not in (("Conv", 1), ("Gemm", 1), ("MatMul", 1)):
             continue
@@ -69,12 +70,11 @@ def _stored(
     name: str, values: NDArray[np.float32], kind: str, bits: int
 ) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
     axis = 0 if kind == "Conv" else 1
-    if bits == 4 and kind != "Conv" and values.ndim == 2 and values.shape[0] % BLOCK == 0:
-        blocks = values.reshape(-1, BLOCK, values.shape[1])
-        scale = np.maximum(np.abs(blocks).max(axis=1) / 7, np.float32(1e-12)).astype(np.float32)
-        codes = np.rint(blocks / scale[:, None]).astype(np.int8).reshape(values.shape)
+    blocks = _four_bits(values) if bits == 4 and kind != "Conv" else None
+    if blocks is not None:
+        codes, scale = blocks
         packed = helper.make_tensor(f"{name}_int4", TensorProto.INT4, values.shape, codes.ravel())
-        attributes: dict[str, Any] = {"axis": 0, "block_size": BLOCK}
+        attributes: dict[str, Any] = {"axis": 0, "block_size": FEW_BITS.block}
     else:
         others = tuple(i for i in range(values.ndim) if i != axis)
         scale = np.maximum(np.abs(values).max(axis=others) / 127, np.float32(1e-12)).astype(np.float32)
@@ -86,6 +86,22 @@ def _stored(
         "DequantizeLinear", [packed.name, scales.name], [name], name=f"{name}_float", **attributes
     )
     return node, [packed, scales]
+
+
+def _four_bits(
+    values: NDArray[np.float32],
+) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
+    """Returns codes [inputs, outputs] and scales [blocks, outputs] that give exactly these values in 4
+    bits; None if there are none."""
+    if values.ndim != 2 or values.shape[0] % FEW_BITS.block:
+        return None
+    blocks = values.reshape(-1, FEW_BITS.block, values.shape[1])
+    scale = np.maximum(np.abs(blocks).max(axis=1) / 7, np.float32(1e-12)).astype(np.float32)
+    steps = blocks / scale[:, None]
+    codes = np.rint(steps)
+    if np.abs(steps - codes).max() > _ON_GRID:
+        return None
+    return codes.astype(np.int8).reshape(values.shape), scale
 
 
 def share_bias_tables(model: onnx.ModelProto) -> None:

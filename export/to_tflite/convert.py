@@ -9,8 +9,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,10 +22,11 @@ from pocketsam.child import own_environment, run_child
 from pocketsam.errors import ConversionError
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
+from pocketsam.export.quantization.plan import Plan, plan
 from pocketsam.export.target import Arrays, Call, Converted, Progress
 from pocketsam.export.to_onnx import convert as to_onnx
-from pocketsam.export.to_tflite.program import check_version, find_onnx2tf
-from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork, static_decoder
+from pocketsam.export.to_tflite.program import STATIC_LAYERS, check_version, find_onnx2tf
+from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork, count_macs, static_decoder
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST, SIGNATURE, open_tflite
@@ -72,8 +75,21 @@ def convert(
     with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
         float_file = Path(folder) / "float.tflite"
         float_file.write_bytes(_convert_float(network, Path(folder), options.timeout))
-        _write_precision(network, float_file, path, options, samples_of(network, calibration))
-    return _describe(path, network)
+        planned = _plan(network, options, calibration, progress)
+        samples = samples_of(network, calibration)
+        _write_precision(network, float_file, path, options, samples, planned)
+    details = {} if planned is None else {"int8": planned.to_json()}
+    return replace(_describe(path, network), details=details)
+
+
+def _plan(
+    network: TracedNetwork, options: Options, calibration: Sequence[Case], progress: Progress
+) -> Plan | None:
+    """Returns the layers of 8-bit activations, whose kernels also write 8 bits; None where none has."""
+    if options.precision != "int8" or not isinstance(network, Encoder):
+        return None
+    macs = count_macs(Encoder(network.model))
+    return plan(network.model, calibration, macs, outputs=True, progress=progress)
 
 
 _CONVERTED: WeakKeyDictionary[TracedNetwork, bytes] = WeakKeyDictionary()
@@ -110,16 +126,24 @@ def _check_room(work: Path, size: int) -> None:
 
 
 def _write_precision(
-    network: TracedNetwork, float_file: Path, path: Path, options: Options, samples: Sequence[Arrays]
+    network: TracedNetwork,
+    float_file: Path,
+    path: Path,
+    options: Options,
+    samples: Sequence[Arrays],
+    planned: Plan | None,
 ) -> None:
     sample_file = float_file.with_name("samples.npz")
-    if options.precision == "int8":
+    if planned is not None:
         arrays = {}
         for number, sample in enumerate(samples):
             feeds = fill_up(sample, *network.shape) if isinstance(network, StaticDecoder) else sample
             for name in network.inputs:
                 value = feeds[name].transpose(0, 2, 3, 1) if name in CHANNELS_LAST else feeds[name]
                 arrays[f"{number}/{name}"] = value
+        for layer in planned.spans:  # the worker knows layers by their weights
+            weight: Any = network.model.image_encoder.get_submodule(layer).weight
+            arrays[f"{STATIC_LAYERS}/{layer}"] = weight.detach().numpy()
         np.savez(sample_file, **arrays)  # type: ignore[arg-type]
     # The decoder's few tokens do not bear 8-bit activations; its weights do.
     is_decoder = isinstance(network, StaticDecoder)

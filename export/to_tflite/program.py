@@ -19,6 +19,8 @@ HOW = (
     "run `make tflite-env` in a checkout, or `python3.12 -m venv DIR && DIR/bin/pip install "
     f"onnx2tf=={ONNX2TF}` and set {ONNX2TF_VARIABLE}=DIR/bin/onnx2tf"
 )
+STATIC_LAYERS = "static"
+"""In the file of samples: the group of the weights of layers whose activations have 8 bits."""
 SECONDS = 120.0
 """How long the program may take to say its version: it imports numpy and onnx first."""
 

@@ -17,6 +17,7 @@ from litert_quantizer.utils import qsv_utils
 from litert_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 
 from pocketsam.export.to_onnx.bias_tables import factor
+from pocketsam.export.to_tflite.program import STATIC_LAYERS
 from pocketsam.runtime.backends.litert import SIGNATURE
 
 SMALLEST = 1024
@@ -27,6 +28,14 @@ SMALLEST_QUANTIZED = {"encoder": 33_000, "decoder": 70_000}
 of 0.976, for 4 MB."""
 DYNAMIC_QUANTIZED = 25_000
 """Likewise for the encoder in int8-dynamic, which is for speed: projections of 160 x 160 too."""
+LAYERS = (
+    qtyping.TFLOperationName.FULLY_CONNECTED,
+    qtyping.TFLOperationName.CONV_2D,
+    qtyping.TFLOperationName.DEPTHWISE_CONV_2D,
+    qtyping.TFLOperationName.CONV_2D_TRANSPOSE,
+)
+"""Operations whose weights are quantized. Not products of matrices: one of them holds the frequencies
+of the position encoding, a few numbers whose rounding moves every point, whatever the least size."""
 FULLY_CONNECTED = qtyping.BuiltinOperator.FULLY_CONNECTED
 GELU = qtyping.BuiltinOperator.GELU
 GATHER = qtyping.BuiltinOperator.GATHER
@@ -45,7 +54,12 @@ def main(precision: str, kind: str, source: str, output: str, samples: str) -> N
         return
     source = f"{source}.shared"
     Path(source).write_bytes(packed(model))
-    rules = static_recipe(source) if precision == "int8" else recipe_for(precision, kind)
+    found: list[dict[str, Any]] = []
+    if precision == "int8":
+        found, weights = read_samples(samples)
+        rules = static_recipe(source, weights)
+    else:
+        rules = recipe_for(precision, kind)
     quantization = quantizer.Quantizer(source, rules)
     ranges: Any = None
     if quantization.need_calibration:
@@ -54,7 +68,7 @@ def main(precision: str, kind: str, source: str, output: str, samples: str) -> N
         calibration = calibrator.Calibrator(source, 2, qsv_update_func=qsv_utils.min_max_update)
         manager = recipe_manager.RecipeManager()
         manager.load_quantization_recipe(rules)
-        calibration.calibrate({SIGNATURE: read_samples(samples)}, manager)
+        calibration.calibrate({SIGNATURE: found}, manager)
         ranges = calibration.get_model_qsvs()
     quantization.quantize(ranges, serialize_to_path=output, enable_progress_report=False)
 
@@ -63,60 +77,73 @@ def recipe_for(precision: str, kind: str) -> Any:
     """Returns litert-quantizer's rules for ``int8-weights`` or ``int8-dynamic``."""
     whole = {"int8-weights": recipe.weight_only_wi8_afp32, "int8-dynamic": recipe.dynamic_wi8_afp32}
     dynamic = precision == "int8-dynamic" and kind == "encoder"
-    rules = whole[precision]()
-    for rule in rules:
-        least = DYNAMIC_QUANTIZED if dynamic else SMALLEST_QUANTIZED[kind]
-        rule["op_config"]["min_weight_elements"] = least
-    return rules
+    (rule,) = whole[precision]()
+    least = DYNAMIC_QUANTIZED if dynamic else SMALLEST_QUANTIZED[kind]
+    rule["op_config"]["min_weight_elements"] = least
+    return [rule | {"operation": operation} for operation in LAYERS]
 
 
-def static_recipe(source: str) -> Any:
-    """The rules for ``int8``: linear layers and the GELU between two of them in 8 bits throughout,
-    convolutions with 8-bit weights, the rest in float.
+def static_recipe(source: str, weights: list[Any]) -> Any:
+    """The rules for ``int8``: the planned linear layers, and the GELU between two of them, in 8 bits
+    throughout, convolutions and the other linear layers with 8-bit weights, the rest in float.
 
-    ``docs/android.md`` has what else was tried. The convolutions of the first stage have activations
-    with a few channels far wider than the others, which one range for all does not bear; 8-bit matrix
-    products of two activations have no fast kernel; LayerNorm's DIV would divide by zero.
+    ``docs/android.md`` has what else was tried. 8-bit matrix products of two activations have no fast
+    kernel; LayerNorm's DIV would divide by zero.
+
+    Args:
+        source: the float file.
+        weights: of the planned layers, ``[outputs, inputs]``.
+
+    Raises:
+        ValueError: the file lacks one of them.
     """
     manager = recipe_manager.RecipeManager()
     bits: Any = {"activation_num_bits": 8, "weight_num_bits": 8}
     operations = qtyping.TFLOperationName
-    manager.add_static_config(regex=".*", operation_name=operations.FULLY_CONNECTED, **bits)
-    between = "|".join(re.escape(name) for name in gelus_of_linear_layers(source))
-    if between:
-        scope = f"^({between});?$"  # the quantizer ends each name with a semicolon
-        manager.add_static_config(regex=scope, operation_name=operations.GELU, **bits)
-    rules = [
-        rule | {"operation": operation}
-        for rule in recipe_for("int8-weights", "encoder")
-        for operation in (operations.CONV_2D, operations.DEPTHWISE_CONV_2D)
-    ]
-    return [*manager.get_quantization_recipe(), *rules]
+    layers, gelus = find_layers(source, {weight.tobytes() for weight in weights})
+    if len(layers) != len(weights):
+        raise ValueError(f"{len(weights)} linear layers are to have 8 bits, the file has {len(layers)}")
+    rules = recipe_for("int8-weights", "encoder")
+    for names, operation in ((layers, operations.FULLY_CONNECTED), (gelus, operations.GELU)):
+        if names:
+            scope = (
+                f"^({'|'.join(map(re.escape, names))});?$"  # the quantizer ends names with a semicolon
+            )
+            manager.add_static_config(regex=scope, operation_name=operation, **bits)
+    return [*rules, *manager.get_quantization_recipe()]
 
 
-def gelus_of_linear_layers(source: str) -> list[str]:
-    """Names of the outputs of each GELU that reads a linear layer's output."""
+def find_layers(source: str, weights: set[bytes]) -> tuple[list[str], list[str]]:
+    """Names of the outputs of linear layers with such weights, and of each GELU between two of them."""
     model: Any = flatbuffer.read_model(source)
-    found = []
+    layers, between = [], []
     for graph in model.subgraphs:
-        kind: dict[int, int] = {}  # tensor to the operation that writes it
+        written: set[int] = set()
+        activated: dict[int, str] = {}
         for op in graph.operators:
-            code = model.operatorCodes[op.opcodeIndex].builtinCode
-            reads = kind.get(int(op.inputs[0])) if len(op.inputs) else None
-            if code == GELU and reads == FULLY_CONNECTED:
-                found.append(graph.tensors[op.outputs[0]].name.decode())
-            kind |= {int(tensor): code for tensor in op.outputs}
-    return found
+            code, result = model.operatorCodes[op.opcodeIndex].builtinCode, int(op.outputs[0])
+            name = graph.tensors[result].name.decode()
+            if code == GELU and int(op.inputs[0]) in written:
+                activated[result] = name
+            if code != FULLY_CONNECTED:
+                continue
+            values = _constant(model, graph.tensors[op.inputs[1]])
+            if values is not None and values.tobytes() in weights:
+                layers.append(name)
+                written.add(result)
+                between += [activated[number] for number in [int(op.inputs[0])] if number in activated]
+    return layers, between
 
 
-def read_samples(path: str) -> list[dict[str, Any]]:
-    """Returns the dicts of arrays that ``convert`` saved, one per sample."""
+def read_samples(path: str) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Returns what ``convert`` saved: a dict of arrays per sample, and the planned layers' weights."""
     samples: dict[str, dict[str, Any]] = defaultdict(dict)
     with np.load(path) as arrays:
         for key in arrays.files:
             number, name = key.split("/")
             samples[number][name] = arrays[key]
-    return list(samples.values())
+    weights = list(samples.pop(STATIC_LAYERS).values())
+    return list(samples.values()), weights
 
 
 def share_bias_tables(model: Any) -> None:
