@@ -130,7 +130,7 @@ def test_precisions(precision, pictures, coreml, tmp_path):
 def test_planned_layers_alone_have_8_bit_inputs(cases, tmp_path):
     found, converted = convert_encoder(seeded(SIZE, 5), cases, tmp_path, precision="int8")
     count = converted.details["int8"]["layers"]
-    assert converted.details["operations"]["quantize"] == count > 10
+    assert converted.details["operations"]["quantize"] == count > 0
     assert count + len(converted.details["int8"]["kept_in_float"]) == 40
     wanted = cases[0].outputs[c.IMAGE_EMBEDDINGS]
     assert 10 * np.log10(np.square(wanted).sum() / np.square(found - wanted).sum()) > 35
