@@ -127,7 +127,7 @@ class Reference:
         entry = SimpleNamespace(name=name, shape=shape, type=kind)
         return SimpleNamespace(get_inputs=lambda: [entry], run=run)
 
-    def decoder(self, answers: str = "official") -> Any:
+    def decoder(self, answers: str = "official", three: bool = False) -> Any:
         """The decoder as a session."""
 
         @torch.inference_mode()
@@ -149,7 +149,7 @@ class Reference:
                 image_pe=self.model.prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
-                multimask_output=bool(clicks.sum() == 1 and not corners.numel()),
+                multimask_output=three or bool(clicks.sum() == 1 and not corners.numel()),
             )
             best = scores[0].argmax()
             low, scores = low[:, best : best + 1], scores[:, best : best + 1]
@@ -301,10 +301,11 @@ class Samexporter:
 
 
 class TransformersJs:
-    """In Node, where the reference cannot take the files' place: no ``swap``. It gives three masks."""
+    """In Node; it gives three masks. ``inside`` asks the reference with the tool's own tensors."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.tensors: list[tuple[np.ndarray, list[list[float]]]] = []
 
     def ask(self, image: np.ndarray, prompts: list[list[dict]]) -> list[np.ndarray]:
         with tempfile.TemporaryDirectory() as work:
@@ -315,7 +316,30 @@ class TransformersJs:
             script = Path(__file__).with_name("drop_in_transformers.mjs")
             subprocess.run(["node", str(script), work], check=True, cwd=ENVIRONMENT / "node")
             raw = np.frombuffer(Path(work, "masks.raw").read_bytes(), np.uint8)
+            pixels = np.frombuffer(Path(work, "pixels.raw").read_bytes(), np.float32)
+            points = json.loads(Path(work, "points.json").read_text())
+        self.tensors.append((pixels.reshape(1, 3, SIDE, SIDE), points))
         return list(raw.reshape(len(prompts), *image.shape[:2]) > 0)
+
+    def inside(self, reference: "Reference", cases: dict) -> dict[str, list[np.ndarray]]:
+        """The reference's masks of what the tool made of the same pictures and prompts."""
+        encoder, decoder = reference.encoder("pixels"), reference.decoder(three=True)
+        found = {}
+        for (label, (image, prompts)), (pixels, points) in zip(
+            cases.items(), self.tensors, strict=True
+        ):
+            (embedding,) = encoder.run(None, {"x": pixels})
+            masks = []
+            for marks, coords in zip(prompts, points, strict=True):
+                feeds = {
+                    "image_embeddings": embedding,
+                    "point_coords": np.array(coords, np.float32).reshape(1, -1, 2),
+                    "point_labels": points_of(marks)[1][None],
+                    "orig_im_size": np.array(image.shape[:2], np.float32),
+                }
+                masks.append(decoder.run(None, feeds)[0][0, 0] > 0)
+            found[label] = masks
+        return found
 
 
 class Cvat:
@@ -381,8 +405,10 @@ def version_of(package: str) -> str:
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 1.0
+    """The IoU of two masks; 1 where they differ by a single pixel, which is rounding."""
+    if np.count_nonzero(one ^ other) <= 1:
+        return 1.0
+    return np.count_nonzero(one & other) / np.count_nonzero(one | other)
 
 
 def measure(name: str, folder: Path, reference: Reference, exported: Exported) -> dict[str, Any]:
@@ -398,7 +424,7 @@ def measure(name: str, folder: Path, reference: Reference, exported: Exported) -
     found = {label: tool.ask(*case) for label, case in cases.items()}
     three = name == "transformersjs"
     official = {label: reference.masks(*case, three) for label, case in cases.items()}
-    inside = official
+    inside = tool.inside(reference, cases) if hasattr(tool, "inside") else official
     if hasattr(tool, "swap"):
         name_of_input = "x" if name == "osam" else "input_image"
         answers = "low" if name == "edge-sam" else "official"
