@@ -60,7 +60,8 @@ def render(name: str, manifest: Manifest) -> str:
 
 def _prompts(manifest: Manifest) -> int | str:
     """Returns how many prompts the decoder answers in a call."""
-    return next(tensor.shape[0] for tensor in manifest.decoder.inputs if tensor.name == c.POINT_LABELS)
+    shapes = {tensor.name: tensor.shape for tensor in manifest.decoder.inputs}
+    return shapes.get(c.POINT_LABELS, (1,))[0]
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:

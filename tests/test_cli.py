@@ -122,7 +122,7 @@ def test_a_full_disk_behind_stdout_is_one_line():
         command = [sys.executable, "-m", "pocketsam", "info", "--json"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "pocketsam: error: [Errno 28] No space left on device\n"
+    assert done.stderr == "pocketsam: error: No space left on device\n"
 
 
 def test_no_stdout_at_all():

@@ -15,7 +15,7 @@ from tiny_bundle import write_tiny
 from pocketsam import MaskGenerator, Segmenter, export
 from pocketsam.cli import main
 from pocketsam.errors import BundleError, CheckpointError, IntegrityError, UsageError
-from pocketsam.export import export_for
+from pocketsam.export.drop_in import export_for
 from pocketsam.models.checkpoint import load_model, read_settings
 from pocketsam.models.images import scaled
 from pocketsam.models.prompted import Prompts, decode, embed, predict

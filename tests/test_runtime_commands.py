@@ -42,7 +42,7 @@ def test_info(bundle):
     assert "point_coords [B, N, 2] float32" in done.stdout
     assert "✗" not in done.stdout
     assert "✓ equivalent: mask IoU" in done.stdout
-    assert done.stdout.count("✓") == 31  # 30 comparisons, and the grade
+    assert done.stdout.count("✓") == 30  # 29 comparisons, and the grade
     assert "\x1b" not in done.stdout
 
     done = run_pocketsam("info", bundle, "--json")
