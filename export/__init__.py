@@ -32,7 +32,7 @@ def export(
     output: StrPath,
     *,
     target: str = "onnx",
-    precision: str = "fp32",
+    precision: str | None = None,
     also: Sequence[str] = (),
     image_size: int | None = None,
     images: Sequence[StrPath] = (),
@@ -61,8 +61,9 @@ def export(
             ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``: the official weights, downloaded once;
             ``default``: this package's trained weights; ``seeded``: untrained ones.
         output: the bundle's directory.
-        target: ``onnx``, ``coreml`` or ``tflite``.
-        precision: one that the target has, such as ``fp32``, ``fp16``, ``int8``.
+        target: ``onnx``, ``coreml``, ``tflite`` or ``web``.
+        precision: one that the target has, such as ``fp32``, ``fp16``, ``int8``; None: ``fp32``, for the
+            web ``int8-weights``.
         also: further precisions in the same bundle; the runtime takes the most precise unless told.
         image_size: side of the canvas in pixels, a multiple of 64; None: what the checkpoint says that
             it was trained at (512 for ``default``), else 1024.
@@ -103,6 +104,7 @@ def export(
     from pocketsam.export.targets import check_network, check_options, find_target, open_converter
 
     chosen = find_target(target)
+    precision = precision or chosen.usual_precision
     options = check_options(
         chosen,
         (precision, *also),

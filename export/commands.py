@@ -68,7 +68,9 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         help="instead of a bundle, files that this tool takes as they are",
     )
     parser.add_argument(
-        "--precision", choices=precisions, default="fp32", help="one of the target's (default: fp32)"
+        "--precision",
+        choices=precisions,
+        help="one of the target's (default: fp32, for the web int8-weights)",
     )
     parser.add_argument(
         "--also",
@@ -175,6 +177,7 @@ def run_export(args: argparse.Namespace) -> None:
     ``--json`` prints an object: ``bundle``, ``target``, ``precision``, and ``parity``, the report
     of the first precision (null with ``--no-verify``), which has the ``grade``.
     """
+    args.precision = args.precision or TARGETS[args.target].usual_precision
     if args.tool is not None:
         run_export_for(args)
         return

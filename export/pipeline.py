@@ -126,6 +126,7 @@ def _write_files(
     saved = _save_golden(folder, arrays, thinned(precision.tolerance), precision.drift)
     manifest = replace(manifest, golden=saved)
     write_manifest(folder, manifest)
+    target.add_files(folder)
     return manifest, answers
 
 

@@ -129,6 +129,9 @@ class Target:
         usage: template of the example that is written beside the files; None: there is the runtime.
         next_step: what to do with a bundle at ``{path}``; ``make export-coreml`` and the like show it.
         open_converter: imports and returns the module that does the work.
+        add_files: adds what else the target has to a folder with both networks, the golden vectors and
+            the manifest.
+        default_precision: what is written unless one is asked for; "": the first one.
         resolve: returns options with what follows from the precision filled in; raises UsageError where
             values do not go together.
     """
@@ -145,10 +148,17 @@ class Target:
     next_step: str
     open_converter: Callable[[], Converter]
     resolve: Callable[[Options], Options] = lambda options: options
+    add_files: Callable[[Path], None] = lambda folder: None
+    default_precision: str = ""
 
     def precision(self, name: str) -> Precision:
         """Returns a precision by name; raises KeyError if the target does not have it."""
         return {precision.name: precision for precision in self.precisions}[name]
+
+    @property
+    def usual_precision(self) -> str:
+        """Name of the precision that is written unless one is asked for."""
+        return self.default_precision or self.precisions[0].name
 
     def holds(self, precision: Precision, weights: int) -> bool:
         """Returns whether a file of a precision can hold a number of weights."""

@@ -10,12 +10,13 @@ from pocketsam.export.target import Converter, Precision, Target
 from pocketsam.export.to_coreml import TARGET as COREML
 from pocketsam.export.to_onnx import TARGET as ONNX
 from pocketsam.export.to_tflite import TARGET as TFLITE
+from pocketsam.export.to_web import TARGET as WEB
 from pocketsam.terminal import extra_needed
 
 if TYPE_CHECKING:
     from pocketsam.models.checkpoint import Loaded
 
-TARGETS: dict[str, Target] = {target.name: target for target in (ONNX, COREML, TFLITE)}
+TARGETS: dict[str, Target] = {target.name: target for target in (ONNX, COREML, TFLITE, WEB)}
 
 
 def find_target(name: str) -> Target:

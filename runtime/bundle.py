@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from pocketsam.errors import BundleError, IntegrityError
 from pocketsam.reading import read_regular, regular_size
-from pocketsam.runtime.contract import POINT_LABELS, check_contract
+from pocketsam.runtime.contract import ONNX_TARGETS, POINT_LABELS, check_contract
 from pocketsam.runtime.json_fields import check_json
 from pocketsam.runtime.manifest import MANIFEST_NAME, Manifest
 from pocketsam.runtime.manifest_files import MAX_PROMPTS, BundleFile
@@ -75,7 +75,7 @@ class Bundle:
         self._check_hash(path, hashlib.sha256(data).hexdigest(), entry)
         # A tensor kept in another file names it under the key "location". No graph that pocketsam
         # writes contains the word, and any spelling of such a reference must.
-        if self.manifest.target == "onnx" and network in NETWORKS and b"location" in data:
+        if self.manifest.target in ONNX_TARGETS and network in NETWORKS and b"location" in data:
             raise IntegrityError(f"{path}: refers to external data; a bundle's files stand alone")
         return data
 

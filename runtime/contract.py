@@ -37,6 +37,9 @@ SPLIT_TENSORS = ("mask_decoder.transformer.layers.1.0", "mask_decoder.transforme
 """Tensors inside an ONNX decoder, of tokens and image: with the prompts, scores and masks follow from
 them."""
 
+ONNX_TARGETS = ("onnx", "web")
+"""Targets whose files are ONNX: plain, or with a page for browsers."""
+
 PROMPT_LABELS = {
     "absent": constants.LABEL_PADDING,
     "pad": constants.LABEL_NOT_A_POINT,

@@ -53,6 +53,7 @@ def _open_onnx(
 
 BACKENDS = {
     "onnx": Backend(_open_onnx),
+    "web": Backend(_open_onnx),
     "tflite": Backend(
         lambda data, name, network, providers, threads: open_tflite(
             data, name, providers, threads, network=network

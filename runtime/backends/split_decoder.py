@@ -89,7 +89,7 @@ def open_split_decoder(
         BundleError, IntegrityError, ProviderError: as ``open_network``.
     """
     has_tensors = set(c.SPLIT_TENSORS).issubset(bundle.manifest.decoder.intermediates)
-    if not has_tensors or bundle.manifest.target != "onnx" or asks_for_gpu(providers):
+    if not has_tensors or bundle.manifest.target not in c.ONNX_TARGETS or asks_for_gpu(providers):
         return None
     if is_provider(providers, OPENVINO):  # which runs the encoder
         providers = "cpu"

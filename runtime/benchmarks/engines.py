@@ -21,6 +21,7 @@ from pocketsam.runtime.backends import coreml, litert, open_vino
 from pocketsam.runtime.backends.ort import GPUS, PROVIDERS
 from pocketsam.runtime.benchmarks.timing import Task, Timing, bundle_tasks, summarise, time_interleaved
 from pocketsam.runtime.bundle import Bundle, choose_bundle, choose_bundles
+from pocketsam.runtime.contract import ONNX_TARGETS
 from pocketsam.runtime.image import check_pixels
 from pocketsam.runtime.segmenter import Segmenter
 from pocketsam.runtime.verification.golden import check_golden, load_golden, raise_if_failed
@@ -123,7 +124,7 @@ def find_candidates(bundle_dir: StrPath) -> list[Candidate]:
 def _providers(target: str) -> Iterator[str]:
     """Yields the providers that can run a target here, ``cpu`` first."""
     yield "cpu"
-    if target == "onnx":
+    if target in ONNX_TARGETS:
         found = open_vino.arithmetics()
         yield from ("openvino" if name == "f32" else f"openvino:precision={name}" for name in found)
         present = ort.get_available_providers()
