@@ -30,7 +30,7 @@ CHOICE = --checkpoint '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SI
 	$(if $(ALL),,--precision $(PRECISION))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-arm fuzz check docs demo bench bench-everything drop-in study weights default-bundle clicks lock clean \
+.PHONY: help install web page-pictures test-web test test-all test-arm fuzz check docs demo bench bench-everything drop-in study weights default-bundle clicks lock clean \
 	tflite-env export-coreml export-tflite parity layer-costs battery int8-converters
 
 help: ## use: list the targets
@@ -68,6 +68,14 @@ test-arm: install ## develop: the runtime on a Pi's processors, emulated; needs 
 	$(BIN)/python -c "from skimage import data, io; io.imsave('build/arm/photo.png', data.astronaut())"
 	$(BIN)/python tests/arm.py build/arm/bundle build/arm/photo.png
 
+test-web: install ## develop: types and behaviour of the browser's page; needs npm and Chromium (minutes)
+	npx --yes --package typescript@7.0.2 tsc --project tests/tsconfig.json
+	$(BIN)/python -m pytest tests/test_web_page.py tests/test_export_to_web.py
+
+page-pictures: install ## develop: docs/web-*.jpg again, by the tests of the page
+	PAGE_PICTURES=docs $(BIN)/python -m pytest tests/test_web_page.py -k pictured
+	rm docs/web-*-empty.jpg
+
 fuzz: install ## develop: 10,000 seeded damages of what users bring: a result, our error, or a fault? (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py
 
@@ -99,6 +107,10 @@ export-coreml: install ## use: Core ML, verified: fp16, PRECISION=, or with ALL=
 
 export-tflite: install tflite-env ## use: TFLite, likewise
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions tflite --output build $(CHOICE)
+
+web: install ## use: a page that segments in the browser, in build/web; needs npm once
+	$(BIN)/python -m pocketsam export '$(CHECKPOINT)' --target web --output build/web --force \
+		$(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE))
 
 parity: install tflite-env ## measure: every target and precision against PyTorch, at 512 pixels
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions onnx coreml tflite --output build/parity \

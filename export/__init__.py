@@ -62,8 +62,8 @@ def export(
             ``default``: this package's trained weights; ``seeded``: untrained ones.
         output: the bundle's directory.
         target: ``onnx``, ``coreml``, ``tflite`` or ``web``.
-        precision: one that the target has, such as ``fp32``, ``fp16``, ``int8``; None: ``fp32``, for the
-            web ``int8-weights``.
+        precision: one that the target has, such as ``fp32``, ``fp16``, ``int8``; None: ``fp32``, or for
+            the web ``int8-weights``.
         also: further precisions in the same bundle; the runtime takes the most precise unless told.
         image_size: side of the canvas in pixels, a multiple of 64; None: what the checkpoint says that
             it was trained at (512 for ``default``), else 1024.
@@ -124,6 +124,7 @@ def export(
     for name in (precision, *also):
         check_accepted(chosen, name, accept)
     open_converter(chosen)
+    chosen.prepare()
     say = progress or _ignore
     photos, measured = ([os.fspath(path) for path in paths] for paths in (images, calibration))
     reference = open_reference(

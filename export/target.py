@@ -129,6 +129,7 @@ class Target:
         usage: template of the example that is written beside the files; None: there is the runtime.
         next_step: what to do with a bundle at ``{path}``; ``make export-coreml`` and the like show it.
         open_converter: imports and returns the module that does the work.
+        prepare: fetches what ``add_files`` needs, before anything is converted.
         add_files: adds what else the target has to a folder with both networks, the golden vectors and
             the manifest.
         default_precision: what is written unless one is asked for; "": the first one.
@@ -148,6 +149,7 @@ class Target:
     next_step: str
     open_converter: Callable[[], Converter]
     resolve: Callable[[Options], Options] = lambda options: options
+    prepare: Callable[[], object] = lambda: None
     add_files: Callable[[Path], None] = lambda folder: None
     default_precision: str = ""
 

@@ -9,8 +9,8 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import shutil
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from skimage import data
 
-from pocketsam import Segmenter
+from pocketsam import Segmenter, export
 from pocketsam.export.bundle import describe_file
 from pocketsam.export.to_web.site import add_page
 from pocketsam.runtime.bundle import DEFAULT_BUNDLE
@@ -36,20 +36,22 @@ pytestmark = [
     ),
 ]
 TIMEOUT = 120_000
+ELSEWHERE = "elsewhere.test"
+"""A name of this machine that browsers do not trust as they trust localhost."""
 READY = "#engine.good, #engine.bad"
 
 
 class Server(http.server.ThreadingHTTPServer):
     """A plain static server, as ``python -m http.server`` is one."""
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+    def __init__(self, folder: Path) -> None:
         class Handler(http.server.SimpleHTTPRequestHandler):
             def log_message(self, *args: object) -> None:
                 pass
 
-        super().__init__((host, 0), functools.partial(Handler, directory=str(folder)))
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
         threading.Thread(target=self.serve_forever, daemon=True).start()
-        self.address = f"http://{host}:{self.server_port}/"
+        self.address = f"http://127.0.0.1:{self.server_port}/"
 
     def stop(self) -> None:
         self.shutdown()
@@ -73,11 +75,19 @@ def address(site):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def playwright():
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(playwright):
+    browser = playwright.chromium.launch(
+        executable_path=CHROMIUM,
+        args=["--no-sandbox", f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"],
+    )
+    yield browser
+    browser.close()
 
 
 @contextlib.contextmanager
@@ -279,6 +289,38 @@ def test_the_proof_is_shown(page):
     assert " ms" in page.inner_text("#about")
 
 
+SIZES = {"phone": (360, 740, "dark"), "tablet": (820, 1100, "light"), "laptop": (1280, 800, "light")}
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+def test_it_fits_and_is_pictured(browser, address, name):
+    """``make page-pictures`` keeps the pictures for the docs."""
+    width, height, scheme = SIZES[name]
+    folder = os.environ.get("PAGE_PICTURES")
+    viewport = {"width": width, "height": height}
+    with open_page(browser, address, color_scheme=scheme) as page:
+        page.set_viewport_size(viewport)
+        for step in ("empty", "marked"):
+            if step == "marked":
+                page.click("#sample")
+                wait(page)
+                drag(page, (0.25, 0.66), (0.42, 0.84))
+                page.locator("#new").click()
+                click(page, 0.72, 0.8)
+                page.locator("h1").click()
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            for button in page.locator("button:visible").all():
+                box = button.bounding_box()
+                assert box["x"] >= 0
+                assert box["x"] + box["width"] <= width
+                assert box["height"] >= 30
+            if folder:
+                picture = page.screenshot(type="jpeg", quality=85, full_page=True)
+                (Path(folder) / f"web-{name}{'' if step == 'marked' else '-empty'}.jpg").write_bytes(
+                    picture
+                )
+
+
 def test_undo_clear_and_keys(page):
     show(page, png(data.coffee()))
     page.locator("#stage").focus()
@@ -386,11 +428,9 @@ def test_fifty_megapixels(page):
 
 def test_one_thread_without_isolation(browser, site):
     """Over plain http from another machine: no service worker, no shared memory, no crypto.subtle."""
-    host = socket.gethostbyname(socket.gethostname())
-    if host.startswith("127."):
-        pytest.skip("this machine has no address but localhost")
-    server = Server(site, host)
-    with open_page(browser, server.address) as page:
+    server = Server(site)
+    address = server.address.replace("127.0.0.1", ELSEWHERE)
+    with open_page(browser, address) as page:
         assert page.inner_text("#engine") == "WebAssembly, 1 thread"
         page.click("#engine")
         assert "isolated" in page.inner_text("#about")
@@ -509,7 +549,9 @@ def test_resizing_is_pillows_to_the_byte(page):
         )
         size = (got[0], got[1])
         expected = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-        assert got[2] == expected.ravel().tolist()
+        difference = np.abs(np.array(got[2]) - expected.ravel())
+        # of narrow pictures Pillow 13 scales the columns first, which rounds otherwise
+        assert difference.max() <= (1 if height > 3 * width else 0)
 
 
 def test_run_lengths_and_hashes_are_the_standard_ones(page):
@@ -535,3 +577,46 @@ def test_run_lengths_and_hashes_are_the_standard_ones(page):
             list(content[:length]),
         )
         assert bytes(got) == hashlib.sha256(content[:length]).digest()
+
+
+@pytest.fixture(scope="module")
+def gpu(playwright):
+    """Chromium with WebGPU in software (SwiftShader): right, and very slow."""
+    flags = [
+        "--no-sandbox",
+        "--enable-unsafe-webgpu",
+        "--use-webgpu-adapter=swiftshader",
+        "--enable-features=Vulkan",
+    ]
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def small_site(tmp_path_factory):
+    """The page with a canvas of 64 pixels, since a GPU in software takes minutes for 512."""
+    folder = tmp_path_factory.mktemp("small") / "site"
+    export("default", folder, target="web", image_size=64, accept="lossy")
+    return folder
+
+
+def test_webgpu_and_what_follows_when_it_is_lost(gpu, small_site):
+    server = Server(small_site)
+    with open_page(gpu, f"{server.address}?engine=webgpu") as page:
+        assert page.inner_text("#engine") == "WebGPU"
+        show(page, png(data.coffee()))
+        click(page, 0.5, 0.5)
+        (annotation,) = annotations(page)
+        segmenter = Segmenter(small_site)
+        segmenter.set_image(data.coffee())
+        mask = from_rle(annotation["segmentation"])
+        assert mask_iou(mask, runtime_mask(segmenter, annotation["prompt"])) >= 0.99
+        killer = page.context.new_page()
+        with contextlib.suppress(sync_api.Error):
+            killer.goto("chrome://gpucrash", timeout=5_000)
+        click(page, 0.4, 0.6)
+        assert page.inner_text("#engine").startswith("WebAssembly")
+        assert "WebGPU stopped" in page.inner_text("#message")
+        assert annotations(page)[0]["prompt"]["point_labels"] == [1, 1]
+    server.stop()

@@ -12,6 +12,12 @@ def _open_converter() -> Converter:
     return convert
 
 
+def _fetch_engine() -> None:
+    from pocketsam.export.to_web.onnxruntime_web import read_engine
+
+    read_engine()
+
+
 def _add_page(folder: Path) -> None:
     from pocketsam.export.to_web.site import add_page
 
@@ -28,5 +34,6 @@ TARGET = Target(
     max_bytes=ONNX.max_bytes,
     next_step="python -m http.server --directory {path}, then open http://localhost:8000",
     open_converter=_open_converter,
+    prepare=_fetch_engine,
     add_files=_add_page,
 )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from shutil import which
 
-from pocketsam.errors import DownloadError, MissingExtraError
+from pocketsam.errors import DownloadError
 from pocketsam.files import make_folder, write_files
 from pocketsam.models.download import cache_folder
 
@@ -31,8 +31,8 @@ def read_engine() -> dict[str, bytes]:
     """Returns the files of ``FILES`` by name, from the cache; what is missing there comes from npm.
 
     Raises:
-        MissingExtraError: they are not in the cache, and there is no npm.
-        DownloadError: npm could not fetch the package, or its files are not the pinned ones.
+        DownloadError: there is no npm, it could not fetch the package, or its files are not the pinned
+            ones.
         PocketSamError: the cache cannot be written.
     """
     folder = cache_folder() / f"{PACKAGE}-{VERSION}"
@@ -62,7 +62,7 @@ def _fetch() -> dict[str, bytes]:
     package = f"{PACKAGE}@{VERSION}"
     npm = which("npm")
     if npm is None:
-        raise MissingExtraError(
+        raise DownloadError(
             f"--target web needs npm once, for {package}: install Node.js (on Debian: sudo apt install "
             "npm) and run it again"
         )

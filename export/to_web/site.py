@@ -30,7 +30,7 @@ def add_page(folder: Path) -> None:
         folder: holds the networks, the golden vectors and the manifest.
 
     Raises:
-        MissingExtraError, DownloadError: onnxruntime-web could not be had.
+        DownloadError: onnxruntime-web could not be had.
         ConversionError: this installation lacks onnxruntime's licences.
     """
     page = files("pocketsam.export.to_web") / "page"
@@ -59,7 +59,7 @@ def _license(name: str) -> bytes:
     """Returns a file of licences out of the installed onnxruntime."""
     for path in distribution("onnxruntime").files or ():
         if path.name == name:
-            return path.locate().read_bytes()
+            return Path(str(path.locate())).read_bytes()
     raise ConversionError(f"the installed onnxruntime has no {name}, which its files must carry")
 
 

@@ -105,7 +105,10 @@ export class Engine {
   async #restart(reason) {
     try {
       const broken = this.about?.engine;
-      if (broken === 'webgpu') this.excluded.push(broken);
+      if (broken === 'webgpu') {
+        this.excluded.push(broken);
+        this.wanted = null;
+      }
       this.start();
       await this.open();
       if (this.photo) await this.#send('encode', this.photo, () => {});

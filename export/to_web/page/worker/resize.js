@@ -1,4 +1,9 @@
-/** Scales pictures as Pillow does: an antialiased bilinear filter in fixed point, the same bytes. */
+/**
+ * Scales pictures as Pillow does: an antialiased bilinear filter in fixed point, the same bytes.
+ *
+ * Rows are scaled before columns; Pillow 13 does the columns of tall, narrow pictures first, and then
+ * differs by a unit.
+ */
 
 const BITS = 22; // of a weight's fraction, as Pillow has for 8-bit pictures
 
