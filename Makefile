@@ -30,7 +30,7 @@ CHOICE = --checkpoint '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SI
 	$(if $(ALL),,--precision $(PRECISION))
 
 .DEFAULT_GOAL := help
-.PHONY: help install web page-pictures test-web test test-all test-arm fuzz check docs demo bench bench-everything drop-in study weights default-bundle clicks lock clean \
+.PHONY: help install web page-pictures test-web test-swift test test-all test-arm fuzz check docs demo bench bench-everything drop-in study weights default-bundle clicks lock clean \
 	tflite-env export-coreml export-tflite parity layer-costs battery int8-converters
 
 help: ## use: list the targets
@@ -71,6 +71,11 @@ test-arm: install ## develop: the runtime on a Pi's processors, emulated; needs 
 test-web: install ## develop: types and behaviour of the browser's page; needs npm and Chromium (minutes)
 	npx --yes --package typescript@7.0.2 tsc --project tests/tsconfig.json
 	$(BIN)/python -m pytest tests/test_web_page.py tests/test_export_to_web.py
+
+test-swift: install ## develop: PocketSam.swift, compiled by Debian's Swift and run; needs root, debootstrap and 3 GB
+	test -x build/swift/usr/bin/swiftc || { debootstrap --variant=minbase \
+		--include=swiftlang,swiftlang-dev,g++,libc6-dev trixie build/swift http://deb.debian.org/debian; }
+	SWIFT_ROOT=$(CURDIR)/build/swift $(BIN)/python -m pytest tests/test_swift.py
 
 page-pictures: install ## develop: docs/web-*.jpg again, by the tests of the page
 	PAGE_PICTURES=docs $(BIN)/python -m pytest tests/test_web_page.py -k pictured

@@ -98,6 +98,7 @@ def write_bundle(
                 golden = replace(manifest.golden, tolerance=tolerance)
                 manifest = replace(manifest, golden=golden)
                 reports.append(report)
+            write_usage(folder, target, manifest)
             hashes[precision] = write_manifest(folder, manifest)
         outer = open_bundle(work).manifest
         write_manifest(work, replace(outer, also={name: hashes[name] for name in also}))
@@ -117,7 +118,6 @@ def _write_files(
     empty = _save_golden(folder, golden.arrays, precision.tolerance, None)
     networks = _write_networks(reference, folder, target, options, progress)
     manifest = _describe(reference.loaded, target, options, networks, empty)
-    write_usage(folder, target, manifest)
     write_manifest(folder, manifest)  # open_bundle reads it
     bundle = open_bundle(folder)
     opened = open_networks(bundle)

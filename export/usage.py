@@ -1,4 +1,4 @@
-"""``Usage.swift`` and ``Usage.kt``: code for a phone, made from a bundle's manifest.
+"""``PocketSam.swift`` and ``PocketSam.kt``: code for a phone, made from a bundle's manifest.
 
 Wrong scaling is the commonest complaint about such exports, so the constants come from the manifest.
 """
@@ -35,6 +35,7 @@ def write_usage(directory: Path, target: Target, manifest: Manifest) -> None:
 def render(name: str, manifest: Manifest) -> str:
     """Returns the text of ``name`` for a manifest."""
     preprocessing, size = manifest.preprocessing, manifest.image_size
+    tolerance = manifest.golden.tolerance
     values = {tensor: tensor for tensor in TENSORS} | {
         "checkpoint": Path(manifest.model.checkpoint).name,
         "precision": manifest.precision,
@@ -51,8 +52,10 @@ def render(name: str, manifest: Manifest) -> str:
         "std_kt": ", ".join(f"{value}f" for value in preprocessing.std),
         "signature": manifest.encoder.signature or "",
         "encode": "",
+        "least_snr": tolerance.snr_db if tolerance else 0.0,
+        "least_iou": round(tolerance.mask_iou_mean, 4) if tolerance else 0.0,
     }
-    if name == "Usage.swift":
+    if name == "PocketSam.swift":
         kind = "image" if preprocessing.input == c.IMAGE else "tensor"
         values["encode"] = _fill(f"encode_{kind}.swift", values).rstrip("\n")
     return _fill(name, values)

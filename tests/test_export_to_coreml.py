@@ -81,7 +81,7 @@ def test_the_bundle(coreml):
     assert "Apache" in metadata.license
     assert all(f.shortDescription for f in (*spec.description.input, *spec.description.output))
     assert sorted(path.name for path in coreml.iterdir()) == [
-        "Usage.swift", "decoder.mlpackage", "encoder.mlpackage", "golden.npz", "manifest.json",
+        "PocketSam.swift", "decoder.mlpackage", "encoder.mlpackage", "golden.npz", "manifest.json",
     ]  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def test_a_picture_as_input(precision, pictures, tmp_path):
     report, manifest = export_coreml(tmp_path / "bundle", pictures, precision=precision, input="image")
     assert not report.failed
     assert [tensor["name"] for tensor in manifest["encoder"]["inputs"]] == ["image", "resized_size"]
-    assert "CVPixelBuffer" in (tmp_path / "bundle/Usage.swift").read_text()
+    assert "CVPixelBuffer" in (tmp_path / "bundle/PocketSam.swift").read_text()
 
 
 def convert_encoder(model, cases, tmp_path, **options):

@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -326,7 +328,9 @@ def test_files_that_are_no_tflite():
 
 
 @pytest.mark.parametrize("kind", ["image", "pixel_values"])
-@pytest.mark.parametrize(("name", "language"), [("Usage.swift", "swift"), ("Usage.kt", "kotlin")])
+@pytest.mark.parametrize(
+    ("name", "language"), [("PocketSam.swift", "swift"), ("PocketSam.kt", "kotlin")]
+)
 def test_code_for_the_phone_parses(name, language, kind):
     tree_sitter = pytest.importorskip("tree_sitter")
     grammar = pytest.importorskip(f"tree_sitter_{language}")
@@ -339,7 +343,7 @@ def test_code_for_the_phone_parses(name, language, kind):
     assert not broken, [(n.start_point, n.text[:60]) for n in broken]
     assert "256" in text
     assert "16 points" in text
-    if (name, kind) != ("Usage.swift", "image"):
+    if (name, kind) != ("PocketSam.swift", "image"):
         assert "58.395" in text
 
 
@@ -358,3 +362,57 @@ def test_everything_finds_what_onnx_finds(tflite, bundle, photo):
     for ours, theirs in zip(found, wanted, strict=True):
         one, other = ours["segmentation"], theirs["segmentation"]
         assert (one & other).sum() >= 0.99 * (one | other).sum()
+
+
+def run_kotlin(program: Path, folder: Path, photos: list[Path]) -> list[list[str]]:
+    """Returns the words of each line that ``Main.kt`` prints for a bundle."""
+    tests = Path(__file__).parent
+    environment = os.environ | {"LITERT_PYTHON": sys.executable}
+    environment["LITERT_PROCESS"] = str(tests / "litert_process.py")
+    command = ["java", "-cp", str(program), "MainKt", str(folder), *map(str, photos)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return [line.split() for line in run.stdout.splitlines()]
+
+
+@pytest.mark.skipif(
+    not (shutil.which("kotlinc") and shutil.which("java")),
+    reason="no Kotlin compiler (on Debian: apt install kotlin)",
+)
+@needs_converter
+def test_kotlin_masks_are_the_runtimes(tflite, tmp_path, photo):
+    """``PocketSam.kt`` on a JVM: stubs of Android, and LiteRT in a process of its own."""
+    sources = [tflite / "PocketSam.kt", *(Path(__file__).parent / "kotlin").glob("*.kt")]
+    program = tmp_path / "program.jar"
+    command = ["kotlinc", "-nowarn", *map(str, sources), "-include-runtime", "-d", str(program)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    height, width = photo.shape[:2]
+    alpha = np.full((height, width, 1), 255, np.uint8)
+    file = tmp_path / "photo"
+    size = np.array([width, height], "<i4").tobytes()
+    file.write_bytes(size + np.concatenate([photo[..., ::-1], alpha], axis=2).tobytes())
+    printed = run_kotlin(program, tflite, [file])
+    checks = [line for line in printed if line[0] == "check"]
+    assert len(checks) == 4
+    assert all(float(snr) > 90 and float(iou) > 0.999 and ok == "true" for *_, snr, iou, ok in checks)
+    segmenter = Segmenter(tflite)
+    segmenter.set_image(photo)
+    middle, corner = [width / 2, height / 2], [np.float32(width * 0.1), np.float32(height * 0.1)]
+    box = np.array([width * 0.2, height * 0.2, width * 0.8, height * 0.9], np.float32)
+    _, scores, low = segmenter.predict([middle], [1])
+    refined = {"mask_input": low[scores.argmax()][None], "multimask_output": True}
+    for name, points, labels, options in (
+        ("click", [middle], [1], {}),
+        ("clicks", [middle, corner], [1, 0], {"multimask_output": False}),
+        ("box", None, None, {"box": box}),
+        ("both", [middle], [1], {"box": box, "multimask_output": False}),
+        ("refine", [middle], [1], refined),
+    ):
+        masks, scores, _ = segmenter.predict(points, labels, **options)
+        found = np.fromfile(f"{file}.{name}", np.uint8).reshape(height, width)
+        assert (found == masks[scores.argmax()]).mean() > 0.9999, name
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tflite, damaged)
+    with np.load(damaged / "golden.npz") as golden:
+        arrays = {key: golden[key][..., ::-1] if "masks" in key else golden[key] for key in golden}
+    np.savez(damaged / "golden.npz", **arrays)
+    assert {line[-1] for line in run_kotlin(program, damaged, [])} == {"false"}

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -601,6 +602,18 @@ def small_site(tmp_path_factory):
     return folder
 
 
+def kill_gpu_process() -> int:
+    """Kills the process that computes for WebGPU, as a crash of a driver does; returns how many."""
+    killed = 0
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = process.read_bytes()
+            if b"--type=gpu-process" in command and b"swiftshader" in command:
+                os.kill(int(process.parent.name), signal.SIGKILL)
+                killed += 1
+    return killed
+
+
 def test_webgpu_and_what_follows_when_it_is_lost(gpu, small_site):
     server = Server(small_site)
     with open_page(gpu, f"{server.address}?engine=webgpu") as page:
@@ -612,9 +625,7 @@ def test_webgpu_and_what_follows_when_it_is_lost(gpu, small_site):
         segmenter.set_image(data.coffee())
         mask = from_rle(annotation["segmentation"])
         assert mask_iou(mask, runtime_mask(segmenter, annotation["prompt"])) >= 0.99
-        killer = page.context.new_page()
-        with contextlib.suppress(sync_api.Error):
-            killer.goto("chrome://gpucrash", timeout=5_000)
+        assert kill_gpu_process()
         click(page, 0.4, 0.6)
         assert page.inner_text("#engine").startswith("WebAssembly")
         assert "WebGPU stopped" in page.inner_text("#message")

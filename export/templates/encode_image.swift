@@ -1,27 +1,21 @@
-    /// The heavy network: once per picture. The model normalises, and ignores what lies off the picture.
-    func encode(_ picture: CGImage) throws -> Embedding {
-        let (width, height) = Self.resized(picture.width, picture.height)
+    /// The encoder's inputs: a picture, which it normalises, and how much of the canvas it covers.
+    private func features(_ picture: Resized) throws -> [String: Any] {
         var buffer: CVPixelBuffer?
-        CVPixelBufferCreate(nil, Self.side, Self.side, kCVPixelFormatType_32ARGB, nil, &buffer)
-        let canvas = buffer!
+        CVPixelBufferCreate(nil, Self.side, Self.side, kCVPixelFormatType_32BGRA, nil, &buffer)
+        guard let canvas = buffer else { throw Failure("there is no memory for the canvas") }
         CVPixelBufferLockBaseAddress(canvas, [])
-        let context = CGContext(
-            data: CVPixelBufferGetBaseAddress(canvas), width: Self.side, height: Self.side,
-            bitsPerComponent: 8, bytesPerRow: CVPixelBufferGetBytesPerRow(canvas),
-            space: CGColorSpace(name: CGColorSpace.sRGB)!,
-            bitmapInfo: CGImageAlphaInfo.noneSkipFirst.rawValue)!
-        context.interpolationQuality = .high
-        // Core Graphics counts y from below: this is the top left corner
-        context.draw(picture, in: CGRect(x: 0, y: Self.side - height, width: width, height: height))
+        if let base = CVPixelBufferGetBaseAddress(canvas) {
+            let stride = CVPixelBufferGetBytesPerRow(canvas)
+            let pixels = base.bindMemory(to: UInt8.self, capacity: stride * Self.side)
+            for y in 0..<picture.height {
+                for x in 0..<picture.width {
+                    let from = 3 * (y * picture.width + x), to = y * stride + 4 * x
+                    for channel in 0..<3 { pixels[to + 2 - channel] = picture.rgb[from + channel] }
+                    pixels[to + 3] = 255
+                }
+            }
+        }
         CVPixelBufferUnlockBaseAddress(canvas, [])
-        let size = try Self.float32([2])
-        Self.pointer(size)[0] = Float(height)
-        Self.pointer(size)[1] = Float(width)
-        let answer = try encoder.prediction(from: MLDictionaryFeatureProvider(dictionary: [
-            "$image": MLFeatureValue(pixelBuffer: canvas), "$resized_size": size,
-        ]))
-        return Embedding(
-            values: answer.featureValue(for: "$image_embeddings")!.multiArrayValue!,
-            width: picture.width, height: picture.height,
-            scale: Float(Self.side) / Float(max(picture.width, picture.height)))
+        let size = try tensor([2], [Float(picture.height), Float(picture.width)])
+        return ["$image": MLFeatureValue(pixelBuffer: canvas), "$resized_size": size]
     }

@@ -40,8 +40,8 @@ TARGET = Target(
     ),
     options=("max_points", "prompts_per_call", "timeout"),
     max_bytes=2**31 - 2**24,  # of the ONNX file that onnx2tf reads, whatever the precision
-    usage="Usage.kt",
-    next_step="copy {path}/*.tflite into app/src/main/assets and {path}/Usage.kt beside your code\n"
+    usage="PocketSam.kt",
+    next_step="copy {path}/*.tflite into app/src/main/assets and {path}/PocketSam.kt beside your code\n"
     "      pocketsam segment {path} PHOTO --point X,Y --output out",
     open_converter=_open_converter,
 )

@@ -1,0 +1,1 @@
+// PocketSam.swift imports it; the form that takes tensors uses nothing of it.
