@@ -47,31 +47,31 @@ def run_swift(folder: Path, networks: dict) -> tuple[list[list[str]], list[dict]
     Returns:
         The words of each line that it prints, and the encoder's and decoder's inputs in order.
     """
-    process = subprocess.Popen(
+    printed, asked = [], []
+    with subprocess.Popen(
         swift_command(folder, "./program . photo"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    printed, asked = [], []
-    while line := process.stdout.readline():
-        words = line.split()
-        if words[0] != "run":
-            printed.append(words)
-            continue
-        feeds = {}
-        while entry := process.stdout.readline().split():
-            name, shape, text = entry
-            values = np.frombuffer(bytearray(base64.b64decode(text)), "<f4")
-            feeds[name] = values.reshape([int(size) for size in shape.split(",")])
-        asked.append(feeds)
-        for name, values in networks[words[1]](feeds).items():
-            shape = ",".join(map(str, values.shape))
-            text = base64.b64encode(values.astype("<f4").tobytes()).decode()
-            process.stdin.write(f"{name} {shape} {text}\n")
-        process.stdin.write("\n")
-        process.stdin.flush()
-    assert process.wait() == 0
+    ) as process:
+        while line := process.stdout.readline():
+            words = line.split()
+            if words[0] != "run":
+                printed.append(words)
+                continue
+            feeds = {}
+            while entry := process.stdout.readline().split():
+                name, shape, text = entry
+                values = np.frombuffer(bytearray(base64.b64decode(text)), "<f4")
+                feeds[name] = values.reshape([int(size) for size in shape.split(",")])
+            asked.append(feeds)
+            for name, values in networks[words[1]](feeds).items():
+                shape = ",".join(map(str, values.shape))
+                text = base64.b64encode(values.astype("<f4").tobytes()).decode()
+                process.stdin.write(f"{name} {shape} {text}\n")
+            process.stdin.write("\n")
+            process.stdin.flush()
+    assert process.returncode == 0
     return printed, asked
 
 

@@ -282,6 +282,30 @@ def test_nothing_leaves_the_origin_and_it_works_offline(browser, site):
         assert page.errors == []
 
 
+def test_another_export_in_the_same_place_is_taken(browser, site, tmp_path):
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    server = Server(folder)
+    with open_page(browser, server.address) as page:
+        page.wait_for_selector("html[data-offline=yes]", state="attached")
+        for name, old, new in (
+            ("index.html", "<title>pocketsam", "<title>another pocketsam"),
+            ("sw.js", "'pocketsam-' + ", "'pocketsam-another-' + "),
+        ):
+            text = (folder / name).read_text()
+            assert old in text
+            (folder / name).write_text(text.replace(old, new))
+        page.reload()  # the new service worker starts
+        page.wait_for_function(
+            "async () => (await caches.keys()).every((name) => name.includes('another'))"
+        )
+        page.reload()
+        page.wait_for_selector(READY)
+        assert page.title().startswith("another pocketsam")
+        assert page.errors == []
+    server.stop()
+
+
 def test_the_proof_is_shown(page):
     page.click("#engine")
     assert page.inner_text("#verdict").startswith("Yes")

@@ -42,7 +42,8 @@ async function answer(request, event) {
     const kept = await cache.match(key);
     if (kept) return isolated(kept);
   }
-  const response = await fetch(request);
+  // asks the server even if the browser has a copy: it may be an older export's
+  const response = await fetch(key, { cache: request.cache === 'reload' ? 'reload' : 'no-cache' });
   if (response.ok && response.status === 200) {
     event.waitUntil(cache.put(key, response.clone()).catch(() => {})); // keepAll reports full storage
   }
@@ -60,7 +61,7 @@ async function keepAll(files) {
     const key = keyOf(new URL(name, scope.registration.scope).href);
     if (await cache.match(key)) continue;
     try {
-      await cache.add(key);
+      await cache.add(new Request(key, { cache: 'no-cache' }));
     } catch (error) {
       return String(error);
     }
