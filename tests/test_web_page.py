@@ -296,9 +296,8 @@ def test_another_export_in_the_same_place_is_taken(browser, site, tmp_path):
             assert old in text
             (folder / name).write_text(text.replace(old, new))
         page.reload()  # the new service worker starts
-        page.wait_for_function(
-            "async () => (await caches.keys()).every((name) => name.includes('another'))"
-        )
+        while any("another" not in name for name in page.evaluate("caches.keys()")):
+            page.wait_for_timeout(100)
         page.reload()
         page.wait_for_selector(READY)
         assert page.title().startswith("another pocketsam")
