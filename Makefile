@@ -178,8 +178,8 @@ drop-in: install .venv-drop-in/installed ## measure: files of `export --for` ins
 	.venv-drop-in/bin/pip install --quiet --no-deps --target .venv-drop-in/isat isat-sam==1.5.2
 	.venv-drop-in/bin/pip install --quiet --no-deps --target .venv-drop-in/opencv-4 \
 		opencv-python-headless==4.14.0.94
-	.venv-drop-in/bin/pip install --quiet opencv-python-headless==5.0.0.93 pydicom pooch jsonschema pymatting imgviz loguru \
-		gdown click pydantic pyyaml tqdm natsort termcolor
+	.venv-drop-in/bin/pip install --quiet opencv-python-headless==5.0.0.93 pooch jsonschema pymatting imgviz loguru \
+		gdown click pydantic pyyaml tqdm natsort termcolor pydicom hydra-core iopath
 	mkdir -p .venv-drop-in/node && cd .venv-drop-in/node && npm init --yes > /dev/null && \
 		npm install --silent --ignore-scripts @huggingface/transformers@4.3.1 esbuild@0.28.2
 	touch $@
