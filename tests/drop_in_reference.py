@@ -107,12 +107,19 @@ class Reference:
         self.model = self.module.sam_model_registry["vit_t"]()
         self.model.load_state_dict(load_model(DEFAULT, SIDE).model.state_dict())
         self.model.eval()
+        self.predictors: dict[bytes, Any] = {}
+
+    def predictor(self, image: np.ndarray) -> Any:
+        """A ``SamPredictor`` that has seen a picture; kept, as every tool is asked about the same."""
+        key = image.tobytes()
+        if key not in self.predictors:
+            self.predictors[key] = self.module.SamPredictor(self.model)
+            self.predictors[key].set_image(image)
+        return self.predictors[key]
 
     def masks(self, image: np.ndarray, prompts: list[Prompt], choice: str) -> list[np.ndarray]:
         """``[H, W]`` masks, chosen as ``CHOICES`` says; a refined one is the single mask."""
-        predictor = self.module.SamPredictor(self.model)
-        predictor.set_image(image)
-        found = []
+        predictor, found = self.predictor(image), []
         for prompt in prompts:
             points, labels = points_of(prompt.marks)
             clicks, corners = labels < 2, points[labels >= 2]

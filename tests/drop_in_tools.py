@@ -24,6 +24,7 @@ from drop_in_opencv import OpenCv, OpenCv4
 from drop_in_python import ENVIRONMENT, AnyLabeling, EdgeSam, Osam, Rembg, Samexporter, XAnyLabeling
 from drop_in_reference import SIDE, Reference, iou, pictures, prompts_on
 from drop_in_torch import Isat, LabelStudio
+from skimage import data
 
 from pocketsam.export.drop_in.tools import find_tool
 from pocketsam.export.drop_in.write import write_drop_in
@@ -33,6 +34,8 @@ from pocketsam.runtime.machine import count_cores, describe_cpu
 
 THREADS = 2
 PAGE = Path(__file__).parent.parent / "docs/other-tools.md"
+CHECKED = str(Path(data.__file__).parent / "chelsea.png")
+"""What ``export --for`` compares here before it writes; the tools are asked about more."""
 BOUND = 0.99
 """IoU that the files must reach in each case, with the tool's own resize on both sides."""
 
@@ -138,7 +141,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 def main(folder: Path, *names: str) -> int:
     torch.set_num_threads(THREADS)
-    reference, exported = Reference(), Exported(DEFAULT, SIDE)
+    reference, exported = Reference(), Exported(DEFAULT, SIDE, images=[CHECKED])
     records = folder / "records"
     records.mkdir(parents=True, exist_ok=True)
     for name in names or TOOLS:

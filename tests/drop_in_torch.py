@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from drop_in_python import ENVIRONMENT, Tool
-from drop_in_reference import REFINED, Prompt, points_of
+from drop_in_reference import REFINED, Prompt, Reference, points_of
 from PIL import Image
 
 FILE = "mobile_sam.pt"
@@ -23,7 +24,8 @@ class LabelStudio(Tool):
         os.environ["MOBILESAM_CHECKPOINT"] = str(folder / FILE)
         example = source / "label_studio_ml/examples/segment_anything_model"
         sys.path[:0] = [str(source), str(example)]
-        self.predictor = importlib.import_module("sam_predictor").SAMPredictor("MobileSAM")
+        self.module = importlib.import_module("sam_predictor")
+        self.predictor = self.module.SAMPredictor("MobileSAM")
 
     def ask(self, image: np.ndarray, prompts: list[Prompt]) -> list[np.ndarray]:
         masks = []
@@ -43,6 +45,15 @@ class LabelStudio(Tool):
                 )
                 masks.append(found["masks"][0] > 0)
         return masks
+
+    def inside(self, reference: Reference, cases: dict) -> dict[str, list[np.ndarray]]:
+        """The masks with the reference's weights in the place of the file: the backend never calls
+        ``eval`` after it has loaded them, so TinyViT's attention runs without its biases."""
+        with tempfile.TemporaryDirectory() as work:
+            self.module.MOBILESAM_CHECKPOINT = Path(work) / FILE
+            torch.save(reference.model.state_dict(), self.module.MOBILESAM_CHECKPOINT)
+            self.predictor = self.module.SAMPredictor("MobileSAM")
+        return {label: self.ask(*case) for label, case in cases.items()}
 
 
 class Isat(Tool):
