@@ -139,19 +139,9 @@ def line_of(row: dict[str, Any]) -> str:
     return f"| {row['tool']} | {row['version']} | {len(row['inside'])} | {shown} | {own} |"
 
 
-def main(folder: Path, *names: str) -> int:
-    torch.set_num_threads(THREADS)
-    reference, exported = Reference(), Exported(DEFAULT, SIDE, images=[CHECKED])
-    records = folder / "records"
-    records.mkdir(parents=True, exist_ok=True)
-    for name in names or TOOLS:
-        if TOOLS[name].repository and not source_of(name, folder):
-            print(f"{name} is left out: its code could not be fetched", file=sys.stderr)
-            continue
-        row = measure(name, folder, reference, exported)
-        print(json.dumps(row), file=sys.stderr, flush=True)
-        (records / f"{name}.json").write_text(json.dumps(row))
-    found = [records / f"{name}.json" for name in TOOLS]
+def write_rows(folder: Path) -> list[dict[str, Any]]:
+    """Writes the table of all tools that were measured in a folder, and returns its rows."""
+    found = [folder / f"records/{name}.json" for name in TOOLS]
     rows = [json.loads(path.read_text()) for path in found if path.is_file()]
     about = (
         f"On {describe_cpu()} with {count_cores()} cores: the weights of this repository at a canvas "
@@ -160,6 +150,21 @@ def main(folder: Path, *names: str) -> int:
     inside = "with the reference in the files' place"
     head = f"| tool | version | cases | worst IoU with `SamPredictor` | {inside} |"
     write_table(PAGE, "tools", [about, "", head, "|---|---|---|---|---|", *map(line_of, rows)])
+    return rows
+
+
+def main(folder: Path, *names: str) -> int:
+    torch.set_num_threads(THREADS)
+    reference, exported = Reference(), Exported(DEFAULT, SIDE, images=[CHECKED])
+    (folder / "records").mkdir(parents=True, exist_ok=True)
+    for name in names or TOOLS:
+        if TOOLS[name].repository and not source_of(name, folder):
+            print(f"{name} is left out: its code could not be fetched", file=sys.stderr)
+            continue
+        row = measure(name, folder, reference, exported)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        (folder / f"records/{name}.json").write_text(json.dumps(row))
+    rows = write_rows(folder)
     return int(any(min(row["inside"].values()) < BOUND for row in rows))
 
 
