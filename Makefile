@@ -14,13 +14,14 @@ PRECISION ?= fp16
 ALL ?=
 PHOTOS ?=
 HOURS ?= 8
+TOOLS ?=
 BIN := .venv/bin
 RUN := $(BIN)/pocketsam
 # files are dealt to two workers in this order: the slow ones first, so that both end at the same time
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder $(wildcard tests/test_export_*.py) \
 	tests/test_runtime_segmenter.py tests/test_runtime_everything.py tests
 
-UNKNOWN := $(filter-out CHECKPOINT IMAGE_SIZE PRECISION ALL PHOTOS HOURS PYTHON PYTHON312, \
+UNKNOWN := $(filter-out CHECKPOINT IMAGE_SIZE PRECISION ALL PHOTOS HOURS TOOLS PYTHON PYTHON312, \
 	$(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(firstword $(subst =, ,$(word))))))
 ifneq ($(UNKNOWN),)
 $(error no such variable: $(UNKNOWN); `make help` lists them)
@@ -39,7 +40,7 @@ help: ## use: list the targets
 		$(MAKEFILE_LIST); done
 	@echo "variables: CHECKPOINT=FILE or mobile_sam (default: our weights)," \
 		"IMAGE_SIZE=512, PRECISION=fp16 or ALL=1 of export-*;"
-	@echo "  PHOTOS='FOLDER ...' and HOURS=8 of weights; PYTHON=, PYTHON312= where the right one is not found"
+	@echo "  PHOTOS='FOLDER ...' and HOURS=8 of weights; TOOLS='rembg ...' of drop-in; PYTHON=, PYTHON312= where the right one is not found"
 
 install: .venv/installed ## use: make .venv with everything, at the pinned versions
 
@@ -169,13 +170,18 @@ bench-everything: install .venv-yolo/installed ## measure: segment everything be
 		build/everything/yolov8x-seg.onnx
 	$(BIN)/python tests/everything_bench.py build/everything $(CHECKPOINT) build/everything/yolov8x-seg.onnx
 
-CVAT_WORKER = https://raw.githubusercontent.com/cvat-ai/cvat/199dc891862009974d84fb91444ad6ab1172d864/cvat-ui/plugins/sam/src/ts/inference.worker.ts
-drop-in: install .venv-drop-in/installed ## measure: files of `export --for` inside the unmodified tools (20 minutes)
-	@mkdir -p build/drop-in
-	@test -f build/drop-in/inference.worker.ts || curl --silent --fail --output \
-		build/drop-in/inference.worker.ts $(CVAT_WORKER) || echo "CVAT's worker cannot be fetched"
+# code of tools that is in no package registry: owner/repository/commit/path
+DROP_IN_SOURCES = \
+	cvat-ai/cvat/199dc891862009974d84fb91444ad6ab1172d864/cvat-ui/plugins/sam/src/ts/inference.worker.ts \
+	opencv/opencv_zoo/0e3231e27c760b58833e5143de6c0aa9ba5be1f3/models/image_segmentation_efficientsam/efficientSAM.py \
+	$(addprefix HumanSignal/label-studio-ml-backend/d02cedf35d0e5d21f2f437c120174c62f66bf57a/label_studio_ml/, \
+		utils.py examples/segment_anything_model/sam_predictor.py)
+drop-in: install .venv-drop-in/installed ## measure: files of `export --for` inside the unmodified tools (40 minutes)
+	@for file in $(DROP_IN_SOURCES); do test -f build/drop-in/sources/$$file || \
+		curl --silent --fail --create-dirs --output build/drop-in/sources/$$file \
+		https://raw.githubusercontent.com/$$file || echo "cannot be fetched: $$file"; done
 	.venv-drop-in/bin/python tests/drop_in_tools.py build/drop-in $(TOOLS)
-	.venv-drop-in/bin/python tests/engine_versions.py build/drop-in/engines
+	$(if $(TOOLS),,.venv-drop-in/bin/python tests/engine_versions.py build/drop-in/engines)
 
 # GPL among them, so by themselves, without what only their windows need; torch comes from .venv
 .venv-drop-in/installed: Makefile
@@ -186,8 +192,11 @@ drop-in: install .venv-drop-in/installed ## measure: files of `export --for` ins
 	.venv-drop-in/bin/pip install --quiet --no-deps --target .venv-drop-in/anylabeling anylabeling==0.4.43
 	.venv-drop-in/bin/pip install --quiet --no-deps --target .venv-drop-in/x-anylabeling \
 		x-anylabeling-cvhub==4.2.1
-	.venv-drop-in/bin/pip install --quiet opencv-python-headless pooch jsonschema pymatting imgviz loguru \
-		gdown click pydantic pyyaml tqdm natsort termcolor
+	.venv-drop-in/bin/pip install --quiet --no-deps --target .venv-drop-in/isat isat-sam==1.5.2
+	.venv-drop-in/bin/pip install --quiet --no-deps --target .venv-drop-in/opencv-4 \
+		opencv-python-headless==4.14.0.94
+	.venv-drop-in/bin/pip install --quiet opencv-python-headless==5.0.0.93 pooch jsonschema pymatting imgviz loguru \
+		gdown click pydantic pyyaml tqdm natsort termcolor pydicom hydra-core iopath
 	mkdir -p .venv-drop-in/node && cd .venv-drop-in/node && npm init --yes > /dev/null && \
 		npm install --silent --ignore-scripts @huggingface/transformers@4.3.1 esbuild@0.28.2
 	touch $@
@@ -226,4 +235,4 @@ clean: ## use: remove environments and what was built; asks before it removes tr
 	@if ls build/study build/weights >/dev/null 2>&1; then \
 		printf "build/ holds hours of training (build/study, build/weights). Remove it? [y/N] "; \
 		read answer; test "$$answer" = y; fi
-	rm -rf .venv .venv-tflite .venv-converters .venv-peers .venv-yolo build dist demo *.egg-info
+	rm -rf .venv .venv-tflite .venv-converters .venv-peers .venv-yolo .venv-drop-in build dist demo *.egg-info

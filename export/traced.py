@@ -53,7 +53,13 @@ class Decoder(nn.Module):
     ``has_mask_input`` is clipped to 0..1, since some tools send -1 for "none".
     """
 
-    inputs = (c.IMAGE_EMBEDDINGS, c.POINT_COORDS, c.POINT_LABELS, c.MASK_INPUT, c.HAS_MASK_INPUT)
+    inputs: tuple[str, ...] = (
+        c.IMAGE_EMBEDDINGS,
+        c.POINT_COORDS,
+        c.POINT_LABELS,
+        c.MASK_INPUT,
+        c.HAS_MASK_INPUT,
+    )
     outputs = (c.IOU_PREDICTIONS, c.LOW_RES_MASKS)
 
     def __init__(self, model: Sam) -> None:

@@ -10,14 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from docs_table import write_table
+
 SIDE = 256
 OPSETS = (15, 17, 18, 20)
+TITLES = {"onnxruntime": "onnxruntime", "opencv": "OpenCV's dnn,"}
 ONNXRUNTIMES = ("1.15.1", "1.16.3", "1.17.3", "1.18.1", "1.20.1")
 RUN = """
 import json, sys
 folder, engine = sys.argv[1:3]
 sys.path[:0] = sys.argv[3:]
 import numpy as np
+version = __import__("cv2" if engine == "opencv" else "onnxruntime").__version__
 inputs = dict(np.load(f"{folder}/inputs.npz"))
 def run(path, names):
     if engine == "opencv":
@@ -26,18 +30,18 @@ def run(path, names):
         for name in names:
             net.setInput(inputs[name], name)
         outputs = net.getUnconnectedOutLayersNames()
-        return cv2.__version__, dict(zip(outputs, net.forward(outputs)))
+        return dict(zip(outputs, net.forward(outputs)))
     import onnxruntime
     onnxruntime.set_default_logger_severity(4)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     outputs = [entry.name for entry in session.get_outputs()]
     found = session.run(outputs, {name: inputs[name] for name in names})
-    return onnxruntime.__version__, dict(zip(outputs, found))
+    return dict(zip(outputs, found))
 for opset in json.loads(open(f"{folder}/opsets.json").read()):
-    worst, version = 0.0, ""
+    worst = 0.0
     try:
         for network, names in json.loads(open(f"{folder}/names.json").read()).items():
-            version, found = run(f"{folder}/{network}-{opset}.onnx", names)
+            found = run(f"{folder}/{network}-{opset}.onnx", names)
             for name, array in np.load(f"{folder}/{network}.npz").items():
                 difference = np.abs(np.reshape(found[name], array.shape) - array).max()
                 worst = max(worst, float(difference / array.std()))
@@ -97,15 +101,17 @@ def main(folder: Path) -> None:
     prepare(folder)
     old = [install(folder, f"onnxruntime=={version}", "numpy==1.26.4") for version in ONNXRUNTIMES]
     engines = [("onnxruntime", [path]) for path in old]
-    print("| engine | " + " | ".join(f"opset {opset}" for opset in OPSETS) + " |")
-    print("|---" * (1 + len(OPSETS)) + "|")
-    for engine, paths in [*engines, ("onnxruntime", []), ("opencv", [])]:
+    lines = ["| engine | " + " | ".join(f"opset {opset}" for opset in OPSETS) + " |"]
+    lines.append("|---" * (1 + len(OPSETS)) + "|")
+    engines += [("onnxruntime", []), ("opencv", [str(Path(sys.prefix) / "opencv-4")]), ("opencv", [])]
+    for engine, paths in engines:
         command = [sys.executable, "-c", RUN, str(folder), engine, *paths]
         done = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         rows = [json.loads(line) for line in done.splitlines() if line.startswith("[")]
-        version = next((version for _, version, _ in rows if version), "?")
+        version = rows[0][1]
         cells = ["no" if worst is None else f"{worst:.0e}" for _, _, worst in rows]
-        print(f"| {engine} {version} | " + " | ".join(cells) + " |")
+        lines.append(f"| {TITLES[engine]} {version} | " + " | ".join(cells) + " |")
+    write_table(Path(__file__).parent.parent / "docs/other-tools.md", "engines", lines)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python tests/everything_bench.py FOLDER [CHECKPOINT] [YOLOV8X_SEG.onnx]
 
 The reference is ``SamAutomaticMaskGenerator`` of mobilesam-mirror in torch, on the same weights with
-the same parameters: at 1024 pixels all of it, at the size that the weights were trained at with our
+the bundle's thresholds: at 1024 pixels all of it, at the size that the weights were trained at with our
 encoder, since its own knows no other size. "found" is the share of the full grid's masks that have a
 counterpart with an IoU of 0.9 or more.
 """
@@ -23,8 +23,6 @@ from test_runtime_everything import plain_nms
 from pocketsam.export import export
 from pocketsam.models.checkpoint import DEFAULT, default_image_size, load_model
 from pocketsam.models.sam import Sam
-from pocketsam.models.training import scenes
-from pocketsam.models.training.textures import load_textures
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.benchmarks.timing import time_interleaved
 from pocketsam.runtime.compare.fastsam import FastSam
@@ -34,11 +32,8 @@ from pocketsam.runtime.rle import from_rle
 from pocketsam.runtime.verification.metrics import mask_ious
 
 SIZE, THREADS = 1024, 2
-DEFAULTS = {"output_mode": "coco_rle"}
-PARAMETERS = {"output_mode": "coco_rle", "pred_iou_thresh": 0.6, "stability_score_thresh": 0.85}
-LOOSE = PARAMETERS | {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.6}
-"""Lower than the defaults: our weights, which minutes of training made, score themselves lower, and
-lower still at 1024 pixels."""
+PHOTOGRAPHS = ("astronaut", "coffee", "rocket", "chelsea", "coins", "camera")
+"""Of scikit-image, which its package holds."""
 BUDGETS = (1, 2, 4)
 LARGE = """
 import sys
@@ -49,7 +44,7 @@ from skimage import data
 from pocketsam import MaskGenerator, Segmenter
 photo = np.asarray(Image.fromarray(data.astronaut()).resize((4000, 3000)))
 segmenter = Segmenter(sys.argv[1], threads=2)
-found = MaskGenerator(segmenter, points_per_side=16, **eval(sys.argv[2])).generate(photo)
+found = MaskGenerator(segmenter, points_per_side=16, output_mode="coco_rle").generate(photo)
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
 print(len(found), int(peak.split()[1]) * 1024)
 """
@@ -60,25 +55,23 @@ def main(folder: str, checkpoint: str = DEFAULT, fastsam: str = "") -> None:
     print(machine(), "\n")
     usual = default_image_size(checkpoint)
     segmenter = opened(folder, checkpoint, usual)
+    print("thresholds of the bundle:", json.dumps(vars(segmenter.manifest.thresholds)), "\n")
     rows = []
     for name, image in pictures().items():
-        theirs = reference_seconds(checkpoint, image, usual, PARAMETERS)
-        rows.append({"name": name, "reference_s": theirs[0]} | measure(segmenter, image, PARAMETERS))
+        theirs = reference_seconds(checkpoint, image, segmenter)
+        rows.append({"name": name, "reference_s": theirs[0]} | measure(segmenter, image))
         assert rows[-1]["masks"] == theirs[1], f"{name}: the reference found {theirs[1]} masks"
         print(json.dumps(rows[-1]), file=sys.stderr)
     print_table(rows, usual)
     segmenter = opened(folder, checkpoint, SIZE)
-    rows = []
-    for name, parameters in (("as they are by default", DEFAULTS), ("loose", LOOSE)):
-        theirs = reference_seconds(checkpoint, data.astronaut(), SIZE, parameters)
-        row = measure(segmenter, data.astronaut(), parameters, budgets=())
-        rows.append({"name": f"astronaut, thresholds {name}", "reference_s": theirs[0]} | row)
-        assert row["masks"] == theirs[1], f"the reference found {theirs[1]} masks"
-    print_table(rows, SIZE, budgets=())
+    theirs = reference_seconds(checkpoint, data.astronaut(), segmenter)
+    row = measure(segmenter, data.astronaut(), budgets=())
+    assert row["masks"] == theirs[1], f"the reference found {theirs[1]} masks"
+    print_table([{"name": "astronaut", "reference_s": theirs[0]} | row], SIZE, budgets=())
     if fastsam:
         beside_fastsam(segmenter, FastSam(fastsam, threads=THREADS), data.astronaut())
     path = str(Path(folder) / f"bundle-{SIZE}")
-    command = [sys.executable, "-c", LARGE, path, repr(LOOSE)]
+    command = [sys.executable, "-c", LARGE, path]
     large = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     print(f"peak memory on 12 megapixels: {int(large[1]) / 2**20:.0f} MiB, {large[0]} masks")
 
@@ -90,25 +83,24 @@ def opened(folder: str, checkpoint: str, size: int) -> Segmenter:
 
 
 def pictures() -> dict[str, np.ndarray]:
-    """Photographs, and scenes like those that the weights were trained on."""
-    textures = load_textures()
-    painted = {f"scene {n}": scenes.generate(900_100 + n, 512, textures).image for n in range(1, 6)}
-    return {"astronaut": data.astronaut(), "coffee": data.coffee(), "rocket": data.rocket()} | painted
+    """The photographs, grey ones as RGB."""
+    found = {name: getattr(data, name)() for name in PHOTOGRAPHS}
+    return {name: x if x.ndim == 3 else np.stack([x] * 3, -1) for name, x in found.items()}
 
 
-def measure(segmenter: Segmenter, image: np.ndarray, parameters: dict, budgets=BUDGETS) -> dict:
-    grid, seconds, clicks = timed(segmenter, image, parameters)
+def measure(segmenter: Segmenter, image: np.ndarray, budgets=BUDGETS) -> dict:
+    grid, seconds, clicks = timed(segmenter, image)
     assert clicks == 1024
     row = {"masks": len(grid), "grid_s": seconds}
-    found, row["adaptive_s"], row["clicks"] = timed(segmenter, image, parameters, order="adaptive")
+    found, row["adaptive_s"], row["clicks"] = timed(segmenter, image, order="adaptive")
     row["found"] = recall(grid, found)
     for budget in budgets:
-        found, _, _ = timed(segmenter, image, parameters, order="adaptive", time_budget=budget)
+        found, _, _ = timed(segmenter, image, order="adaptive", time_budget=budget)
         row[f"budget_{budget}"] = recall(grid, found)
     return row
 
 
-def timed(segmenter: Segmenter, image: np.ndarray, parameters: dict, **more) -> tuple[list, float, int]:
+def timed(segmenter: Segmenter, image: np.ndarray, **more) -> tuple[list, float, int]:
     """Records, seconds with the encoder, and clicks made."""
     clicks = 0
     original = segmenter.predict_above
@@ -120,7 +112,7 @@ def timed(segmenter: Segmenter, image: np.ndarray, parameters: dict, **more) -> 
 
     segmenter.predict_above = counting
     start = time.perf_counter()
-    found = MaskGenerator(segmenter, **parameters, **more).generate(image)
+    found = MaskGenerator(segmenter, output_mode="coco_rle", **more).generate(image)
     seconds = time.perf_counter() - start
     del segmenter.predict_above
     return found, seconds, clicks
@@ -168,10 +160,10 @@ class Encoder(torch.nn.Module):
         return self.model.encode(images)
 
 
-def reference_seconds(
-    checkpoint: str, image: np.ndarray, size: int, parameters: dict
-) -> tuple[float, int]:
-    """How long the reference takes, and how many masks it finds."""
+def reference_seconds(checkpoint: str, image: np.ndarray, segmenter: Segmenter) -> tuple[float, int]:
+    """How long the reference takes with the bundle's canvas and thresholds, and how many masks it
+    finds."""
+    size, thresholds = segmenter.manifest.image_size, vars(segmenter.manifest.thresholds)
     module = import_mobile_sam()
     module.automatic_mask_generator.batched_nms = plain_nms
     network = module.sam_model_registry["vit_t"]()
@@ -181,8 +173,9 @@ def reference_seconds(
         network.image_encoder = Encoder(model)
         prompts = network.prompt_encoder
         prompts.input_image_size, prompts.image_embedding_size = (size, size), (size // 16, size // 16)
-    more = {"output_mode": "uncompressed_rle"}
-    generator = module.SamAutomaticMaskGenerator(network.eval(), **parameters | more)
+    generator = module.SamAutomaticMaskGenerator(
+        network.eval(), **thresholds, output_mode="uncompressed_rle"
+    )
     start = time.perf_counter()
     found = generator.generate(image)
     return time.perf_counter() - start, len(found)

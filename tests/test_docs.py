@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -199,6 +200,18 @@ def test_python_blocks_compile(page):
 RUN = [page for page, text in PAGES.items() if any(is_run for is_run, _ in blocks(text, "python"))]
 
 
+def check_labelme(about, dataset):
+    """LabelMe's shapes of each object have its pixels: no more, no fewer."""
+    assert about["imagePath"] == "photo.jpg"
+    assert (about["imageHeight"], about["imageWidth"]) == (512, 512)
+    areas = dict.fromkeys((found["id"] for found in dataset["annotations"]), 0.0)
+    for shape in about["shapes"]:
+        x, y = np.array(shape["points"]).T
+        areas[shape["group_id"]] += (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
+    assert areas == {found["id"]: found["area"] for found in dataset["annotations"]}
+    assert areas
+
+
 @pytest.mark.parametrize("page", RUN)
 def test_python_blocks_run(page, work_folder):
     names = run_blocks(page)
@@ -209,6 +222,7 @@ def test_python_blocks_run(page, work_folder):
         assert names["objects"]
     if page == "docs/everything.md":
         assert {"segmentation", "bbox", "predicted_iou"} <= set(names["records"][0])
+        check_labelme(json.loads((work_folder / "photo.json").read_text()), names["dataset"])
     if page == "docs/python.md":
         assert names["boxed"].shape == names["both"].shape == (1, 512, 512)
         assert names["masks"].shape == (2, 3, 512, 512)

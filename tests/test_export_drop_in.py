@@ -1,21 +1,26 @@
 """Files for other tools: their graphs, and whole directories compared with PyTorch."""
 
 import json
+from functools import partial
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from conftest import call_pocketsam
 
 from pocketsam.errors import BundleError, ParityError, UsageError
 from pocketsam.export.bundle import describe_file
-from pocketsam.export.drop_in import check, export_for, graphs
+from pocketsam.export.drop_in import check, export_for, graphs, weights
 from pocketsam.export.drop_in.join import join
-from pocketsam.export.drop_in.tools import TOOLS, check_tool, find_tool
+from pocketsam.export.drop_in.one_file import SquareNetwork
+from pocketsam.export.drop_in.tools import TOOLS, find_tool
 from pocketsam.export.drop_in.write import RECORD, write_drop_in
 from pocketsam.export.reference import Reference
 from pocketsam.models.checkpoint import DEFAULT
+from pocketsam.models.image_encoder_vit import ImageEncoderViT
+from pocketsam.models.sam import ARCHITECTURES, build
 from pocketsam.runtime.image import preprocess
 
 SIDE = 64
@@ -131,6 +136,8 @@ def test_a_directory_for_a_tool(name, reference, tmp_path):
         described = describe_file(output / file)
         assert entry == {"sha256": described.sha256, "bytes": described.bytes}
         onnx.checker.check_model(onnx.load(output / file), full_check=True)
+        if name == "opencv":
+            check_opencv_4_reads(onnx.load(output / file).graph)
     for file in tool.files:
         text = (output / file).read_text()
         assert "$" not in text, file
@@ -151,6 +158,56 @@ def test_wrong_files_are_not_written(reference, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_opencv_pads_to_six_points(reference):
+    """Padding changes nothing; SAM's own point is there for points, and not for a box."""
+    network = SquareNetwork(reference.loaded.model, 256)
+    points, labels = np.zeros((1, 1, 6, 2)), np.full((1, 1, 6, 1), -1)
+    points[0, 0, :2], labels[0, 0, :2, 0] = [[100, 40], [200, 250]], [1, 0]
+    xy, kinds = network._prompt(*(torch.tensor(x, dtype=torch.float32) for x in (points, labels)))
+    assert xy[0].tolist() == [[25, 10], [50, 62.5]] + [[0, 0]] * 5
+    assert kinds[0].tolist() == [1, 0, -2, -2, -2, -2, -1]
+    labels[0, 0, :2, 0] = [2, 3]
+    _, kinds = network._prompt(*(torch.tensor(x, dtype=torch.float32) for x in (points, labels)))
+    assert kinds[0].tolist() == [2, 3, -2, -2, -2, -2, -2]
+    assert network.padding_mask(kinds)[0].tolist() == [0, 0, 1, 1, 1, 1, 1]
+
+
+def check_opencv_4_reads(graph):
+    """It reads no Unsqueeze of several axes, and no shape that depends on the input."""
+    assert not {node.op_type for node in graph.node} & {"Unsqueeze", "Squeeze", "Shape", "Expand"}
+    shapes = [
+        [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    ]
+    assert shapes == [[1, 3, 1024, 1024], [1, 1, 6, 2], [1, 1, 6, 1], [1, 1, 3, 1024, 1024], [1, 1, 3]]
+
+
+@pytest.mark.parametrize("name", ["isat", "label-studio"])
+def test_weights_that_mobilesam_itself_loads(name, reference, mobile_sam, tmp_path):
+    agreement = write_drop_in(reference, tmp_path / "out", find_tool(name), "fp32")
+    assert agreement.worst[1] == 1
+    path = tmp_path / "out/mobile_sam.pt"
+    official = mobile_sam.sam_model_registry["vit_t"](checkpoint=str(path))  # strict
+    for key, tensor in reference.loaded.model.state_dict().items():
+        assert torch.equal(official.state_dict()[key], tensor), key
+    assert str(path.stat().st_size)[:2] == "40"
+    assert "mobile_sam.pt" in (tmp_path / "out/README.md").read_text()
+
+
+def test_wrong_weights_are_not_written(reference, tmp_path, monkeypatch):
+    def save_rounded(path, state):
+        torch.save({key: tensor.bfloat16() for key, tensor in state.items()}, path)
+        rounded = torch.load(path)
+        rounded["mask_decoder.iou_token.weight"] *= 9
+        rounded["mask_decoder.mask_tokens.weight"] *= 9
+        torch.save(rounded, path)
+
+    monkeypatch.setattr(weights, "save_tensors", save_rounded)
+    with pytest.raises(ParityError, match=r"ISAT 1\.5, .*: mask IoU .* with PyTorch's, 0\.99"):
+        write_drop_in(reference, tmp_path / "out", find_tool("isat"), "fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_files_are_not_replaced(reference, tmp_path):
     (tmp_path / "sam_vit_b_01ec64.encoder.onnx").write_bytes(b"another model")
     with pytest.raises(BundleError, match="holds other files; choose a new directory"):
@@ -158,18 +215,68 @@ def test_other_files_are_not_replaced(reference, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sam_vit_b_01ec64.encoder.onnx"]
 
 
-def test_what_a_tool_cannot_take(tmp_path):
-    with pytest.raises(UsageError, match="unknown tool 'gimp'; known are anylabeling, "):
-        export_for("gimp", DEFAULT, tmp_path / "out")
-    with pytest.raises(
-        UsageError, match=r"rembg 2\.0 does not run fp16; choose --precision fp32 or int8"
-    ):
-        check_tool(find_tool("rembg"), "fp16", SIDE)
-    with pytest.raises(UsageError, match="a canvas of 1024 only, not of 512; give --image-size 1024"):
-        check_tool(find_tool("cvat"), "fp32", 512)
+@pytest.mark.parametrize(
+    ("tool", "options", "message"),
+    [
+        ("gimp", {}, "unknown tool 'gimp'; known are anylabeling, "),
+        (
+            "rembg",
+            {"precision": "fp16"},
+            r"rembg 2\.0 does not run fp16; choose --precision fp32 or int8",
+        ),
+        ("opencv", {"precision": "int8"}, "zoo does not run int8; choose --precision fp32"),
+        ("isat", {"precision": "int8"}, r"ISAT 1\.5 does not run int8; choose --precision fp32"),
+        ("cvat", {"image_size": 512}, "a canvas of 1024 only, not of 512; give --image-size 1024"),
+        ("isat", {"image_size": 512}, "a canvas of 1024 only, not of 512; give --image-size 1024"),
+    ],
+)
+def test_what_a_tool_cannot_take(tool, options, message, tmp_path):
+    steps = []
+    with pytest.raises(UsageError, match=message):
+        export_for(tool, DEFAULT, tmp_path / "out", **options, progress=steps.append)
+    assert not [step for step in steps if step.startswith(("converting", "writing", "computing"))]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tool", "message"),
+    [
+        (
+            "sam_vit_b",
+            "isat",
+            r"ISAT 1\.5 builds mobile_sam .* the checkpoint is sam_vit_b; choose another",
+        ),
+        ("sam_vit_b", "label-studio", "backend builds mobile_sam .* the checkpoint is sam_vit_b"),
+        (
+            "lite_medsam",
+            "rembg",
+            "prepares pictures as SAM does, and this network wants them otherwise",
+        ),
+    ],
+)
+def test_a_checkpoint_that_a_tool_cannot_take(architecture, tool, message, tmp_path, monkeypatch):
+    if architecture == "sam_vit_b":  # at its own size it has 90 million weights
+        narrow = partial(ImageEncoderViT, 96, 2, 3, (1,), 256)
+        monkeypatch.setitem(ARCHITECTURES, architecture, narrow)
+    torch.save(build(architecture, 256).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(UsageError, match=message):
+        export_for(tool, tmp_path / "weights.pt", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+
+
+def test_options_that_do_nothing(tmp_path):
     done = call_pocketsam(
         "export", DEFAULT, "--for", "rembg", "--target", "tflite", "--output", tmp_path / "out"
     )
     assert done.returncode == 2
     assert "--for does nothing with --target" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_tool_that_reads_one_canvas_gets_it(tmp_path):
+    """Where no --image-size is given: our checkpoint's own is 512."""
+    done = call_pocketsam("export", DEFAULT, "--for", "isat", "--output", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / RECORD).read_text())["image_size"] == 1024
+    assert min(json.loads(done.stdout)["mask_iou"].values()) == 1

@@ -20,6 +20,7 @@ from pocketsam.export.quantization.__main__ import LayerTable, main
 from pocketsam.export.quantization.decisions import FEW_BITS, STATIC
 from pocketsam.export.quantization.grids import Palette, Steps, round_nearest
 from pocketsam.export.quantization.plan import LayerCost, Simulator, choose, plan, static_layers, to_db
+from pocketsam.export.quantization.prefix import Prefix
 from pocketsam.export.quantization.rounding import few_bit_layers, round_matrix, rounded_network
 from pocketsam.export.quantization.simulation import (
     Rounding,
@@ -126,6 +127,29 @@ def test_activations_are_on_an_asymmetric_grid_that_holds_zero():
     assert rounded[5] == rounded[4]
     assert rounded[6] == rounded[0]
     assert Span(1.0, 2.0).grid()[1] == 0  # zero is on the grid although no value was
+
+
+def test_a_pass_from_the_middle_is_the_whole_pass(model, cases):
+    simulator, encoder = Simulator(model, cases), model.image_encoder
+    prefix, ran = Prefix(encoder, simulator.pixels[0]), []
+    parts = {name: module for name, module in encoder.named_modules() if not list(module.children())}
+    handles = [
+        part.register_forward_pre_hook(lambda *_, n=n: ran.append(n)) for n, part in parts.items()
+    ]
+    names = list(simulator.layers)
+    for name in (names[0], names[5], names[-1]):
+        whole = simulator.encode([name], W8A8, simulator.pixels[0])
+        full, ran[:] = len(ran), []
+        with prefix.starting_at(name):
+            assert torch.equal(simulator.encode([name], W8A8, simulator.pixels[0]), whole)
+        assert name in ran
+        assert not [part for part in ran if part.startswith("patch_embed")]
+        assert len(ran) < full
+        ran.clear()
+    simulator.encode([], W8A8, simulator.pixels[0])
+    assert len(ran) == full  # the encoder is itself again
+    for handle in handles:
+        handle.remove()
 
 
 def test_layers_stay_as_they_were(model, cases):

@@ -1,4 +1,4 @@
-"""Files that drop into tools which take SAM as ONNX: a literal for each tool, built and compared."""
+"""Files that drop into tools which take SAM: a literal for each tool, built and compared."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -32,7 +32,8 @@ def export_for(
 
     Args:
         tool: a key of ``drop_in.tools.TOOLS``, such as ``rembg`` or ``anylabeling``.
-        checkpoint, image_size, images, calibration, progress: as for ``export``.
+        checkpoint, images, calibration, progress: as for ``export``.
+        image_size: as for ``export``; None: the only canvas that the tool reads, or the checkpoint's.
         output: the directory: encoder, decoder, the tool's configuration, a README.
         precision: ``fp32``, or ``int8`` where the tool takes it.
         force: whether a directory that was written before is replaced.
@@ -52,8 +53,12 @@ def export_for(
     photos, measured = ([os.fspath(path) for path in paths] for paths in (images, calibration))
     say = progress or (lambda _: None)
     reference = open_reference(
-        os.fspath(checkpoint), image_size, images=photos, calibration=measured, progress=say
+        os.fspath(checkpoint),
+        image_size or chosen.canvas,
+        images=photos,
+        calibration=measured,
+        progress=say,
     )
-    model = reference.loaded.model
-    check_tool(chosen, precision, model.image_size, model.traits)
+    model, architecture = reference.loaded.model, reference.loaded.architecture
+    check_tool(chosen, precision, model.image_size, model.traits, architecture)
     return write_drop_in(reference, Path(output), chosen, precision, force=force, progress=say)

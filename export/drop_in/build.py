@@ -13,7 +13,7 @@ from pocketsam.export.drop_in.join import (
     ordered,
     rename,
 )
-from pocketsam.export.drop_in.tool import Tool
+from pocketsam.export.drop_in.tool import TwoFiles
 from pocketsam.export.to_onnx.passes import FastDecoder
 from pocketsam.export.to_onnx.upscaling import append_upscaling
 from pocketsam.models.sam import EMBED_DIM, Sam
@@ -31,7 +31,7 @@ class PaddingDecoder(FastDecoder):
         return (point_labels == constants.LABEL_PADDING).to(point_labels.dtype)
 
 
-def build_encoder(tool: Tool, encoder: onnx.ModelProto, model: Sam) -> onnx.ModelProto:
+def build_encoder(tool: TwoFiles, encoder: onnx.ModelProto, model: Sam) -> onnx.ModelProto:
     """Returns the encoder as a tool runs it.
 
     Args:
@@ -54,7 +54,7 @@ def build_encoder(tool: Tool, encoder: onnx.ModelProto, model: Sam) -> onnx.Mode
     return ordered(built, [form.input], outputs)
 
 
-def build_decoder(tool: Tool, decoder: onnx.ModelProto, model: Sam) -> onnx.ModelProto:
+def build_decoder(tool: TwoFiles, decoder: onnx.ModelProto, model: Sam) -> onnx.ModelProto:
     """Returns the decoder as a tool runs it.
 
     Args:

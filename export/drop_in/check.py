@@ -4,7 +4,7 @@ The picture is scaled to the tool's frame, as the tool does it before either sid
 are scaled to the frame; the answer becomes a mask of the photograph as the tool makes one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketsam import constants
-from pocketsam.export.drop_in.tool import Tool
+from pocketsam.export.drop_in.tool import Tool, TwoFiles
 from pocketsam.export.target import Arrays, Call
 from pocketsam.models.images import normalise
 from pocketsam.models.sam import Sam
@@ -25,6 +25,7 @@ from pocketsam.runtime.verification.metrics import mask_ious
 
 Photo = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Points = NDArray[np.float32]
 
 PROMPTS: dict[str, tuple[tuple[float, float, int], ...]] = {
     "click": ((0.5, 0.5, 1),),
@@ -73,40 +74,74 @@ def shapes_of(photos: Sequence[tuple[str, Photo]]) -> Iterator[tuple[str, Photo]
     yield f"{name}, thumbnail", np.asarray(Image.fromarray(first).resize(THUMBNAIL))
 
 
+@dataclass(frozen=True)
+class Masks:
+    """What answers prompts: PyTorch, or the files of a tool.
+
+    Attributes:
+        encode: of a picture ``[h, w, 3]`` uint8 in the tool's frame, what ``answer`` takes.
+        answer: of that, points ``[N, 3]`` (x, y, label) in the frame and the photograph's height and
+            width, the mask ``[H, W]``.
+    """
+
+    encode: Callable[[Photo], Any]
+    answer: Callable[[Any, Points, tuple[int, int]], Mask]
+
+
+def in_pytorch(tool: Tool, model: Sam) -> Masks:
+    """Returns PyTorch's masks, chosen as the tool chooses."""
+    frame = tool.frame or model.image_size
+    return Masks(
+        lambda picture: _reference_embedding(model, picture, frame),
+        lambda embedding, points, size: _reference_mask(model, embedding, points, size, tool),
+    )
+
+
+def in_two_files(tool: TwoFiles, encoder: Call, decoder: Call, side: int) -> Masks:
+    """Returns the masks that a tool makes of encoder and decoder, of a canvas of ``side``."""
+    return Masks(
+        lambda picture: encoder({tool.encoder.input: _picture_input(tool, picture, side)}),
+        lambda encoded, points, size: _answer(tool, decoder, encoded, points, size, side),
+    )
+
+
 def compare(
-    tool: Tool, model: Sam, encoder: Call, decoder: Call, photos: Sequence[tuple[str, Photo]]
+    tool: Tool, frame: int, wanted: Masks, found: Masks, photos: Sequence[tuple[str, Photo]]
 ) -> Agreement:
-    """Returns how the masks of a tool's files agree with PyTorch's.
+    """Returns how masks agree on photographs, as the tool shows them to the networks.
 
     Args:
         tool: the tool.
-        model: the reference.
-        encoder, decoder: its files, as callables.
+        frame: side of the square that it scales pictures to.
+        wanted: PyTorch's.
+        found: the files'.
         photos: names and pictures ``[H, W, 3]`` uint8.
     """
     ious = {}
-    frame = tool.frame or model.image_size
     for name, photo in shapes_of(photos):
-        picture = to_frame(photo, frame)
-        embedding = _reference_embedding(model, picture, frame)
-        found = encoder({tool.encoder.input: _picture_input(tool, picture, model.image_size)})
-        size = (photo.shape[0], photo.shape[1])
+        picture = to_frame(photo, frame, squash=tool.squashes)
+        size = picture.shape[:2] if tool.squashes else photo.shape[:2]
+        encoded = wanted.encode(picture), found.encode(picture)
         for prompt, points in PROMPTS.items():
             placed = np.array([(x * size[1], y * size[0], kind) for x, y, kind in points], np.float32)
             placed[:, :2] *= frame / max(size)
-            wanted = _reference_mask(model, embedding, placed, size, frame, tool)
-            mask = _answer(tool, decoder, found, placed, size, model.image_size)
-            ious[f"{name}, {prompt}"] = float(mask_ious(mask, wanted))
+            masks = [
+                part.answer(embedding, placed, size)
+                for part, embedding in zip((wanted, found), encoded, strict=True)
+            ]
+            ious[f"{name}, {prompt}"] = float(mask_ious(*masks))
     return Agreement(ious)
 
 
-def to_frame(photo: Photo, frame: int) -> Photo:
-    """Returns a picture whose longest side is the frame's, as SAM scales one."""
+def to_frame(photo: Photo, frame: int, *, squash: bool = False) -> Photo:
+    """Returns a picture whose longest side is the frame's, as SAM scales one; or both, squashed."""
     height, width = constants.resized_shape(photo.shape[0], photo.shape[1], frame)
+    if squash:
+        height = width = frame
     return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _picture_input(tool: Tool, picture: Photo, side: int) -> NDArray[Any]:
+def _picture_input(tool: TwoFiles, picture: Photo, side: int) -> NDArray[Any]:
     """Returns a picture as the tool feeds its encoder."""
     form = tool.encoder
     if form.layout is None:
@@ -140,30 +175,30 @@ def _reference_embedding(model: Sam, picture: Photo, frame: int) -> torch.Tensor
 def _reference_mask(
     model: Sam,
     embedding: torch.Tensor,
-    points: NDArray[np.float32],
+    points: Points,
     size: tuple[int, int],
-    frame: int,
     tool: Tool,
 ) -> Mask:
     """Returns PyTorch's mask ``[H, W]``: with SAM's added point where there is no box; of a single
     click, or where the tool gets three masks, the best-scored of masks 1 to 3, otherwise mask 0."""
     side, has_box = model.image_size, bool((points[:, 2] > 1).any())
+    frame = tool.frame or side
     added = ADDED[: 0 if has_box else 1]
     given = torch.from_numpy(np.concatenate([points, added]))[None]
     no_mask = torch.zeros(1, 1, side // 4, side // 4)
     low_res, scores = model.decode(
         embedding, given[..., :2] * (side / frame), given[..., 2], no_mask, torch.zeros(1)
     )
-    several = tool.decoder.answers == "three" or (len(points) == 1 and not has_box)
+    several = tool.takes_best or (len(points) == 1 and not has_box)
     chosen = 1 + int(scores[0, 1:].argmax()) if several else 0
     return Upscaler(side, size).mask(low_res[0, chosen].numpy())
 
 
 def _answer(
-    tool: Tool,
+    tool: TwoFiles,
     decoder: Call,
     encoded: Arrays,
-    points: NDArray[np.float32],
+    points: Points,
     size: tuple[int, int],
     side: int,
 ) -> Mask:

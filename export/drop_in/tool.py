@@ -59,18 +59,76 @@ class Tool:
     Attributes:
         name: as ``--for`` takes it.
         title: how its users call it, with the versions that were read.
-        encoder, decoder: the networks.
         frame: side of the square that the tool scales pictures and prompts to; None: the canvas.
         suffixes: precision to what stands in file names; the precisions that the tool runs.
         canvas: the only side of a canvas that it reads, or None.
+        architectures: the only ones that it reads, or None.
         files: path in the directory to template, of what is written beside the networks.
     """
 
     name: str
     title: str
-    encoder: EncoderForm
-    decoder: DecoderForm
     frame: int | None
     suffixes: Mapping[str, str] = field(default_factory=lambda: {"fp32": "", "int8": ""})
     canvas: int | None = None
+    architectures: tuple[str, ...] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def squashes(self) -> bool:
+        """Whether the tool makes a square of every picture, whatever its shape."""
+        return False
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the tool takes the best-scored of three masks for any prompt."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoFiles(Tool):
+    """A tool that takes encoder and decoder as ONNX.
+
+    Attributes:
+        encoder, decoder: the networks.
+    """
+
+    encoder: EncoderForm
+    decoder: DecoderForm
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the decoder gives it three."""
+        return self.decoder.answers == "three"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneFile(Tool):
+    """A tool that takes both networks as one ONNX file, from ``one_file.SquareNetwork``.
+
+    Attributes:
+        file: its path in the directory.
+    """
+
+    file: str
+
+    @property
+    def squashes(self) -> bool:
+        """Always: the class of OpenCV's zoo does."""
+        return True
+
+    @property
+    def takes_best(self) -> bool:
+        """Always, too."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Tool):
+    """A tool that runs MobileSAM in PyTorch, and takes weights in the official layout.
+
+    Attributes:
+        file: its path in the directory.
+    """
+
+    file: str

@@ -4,13 +4,15 @@ A new tool is a literal here and templates in ``templates/``.
 """
 
 from pocketsam.errors import UsageError
-from pocketsam.export.drop_in.tool import DecoderForm, EncoderForm, Tool
+from pocketsam.export.drop_in.tool import DecoderForm, EncoderForm, OneFile, Tool, TwoFiles, Weights
 from pocketsam.traits import Traits
 
 FRAME = 1024
 """Side of the frame of most tools, whatever the canvas."""
+TINY = ("mobile_sam",)
+"""The architecture of tools that build MobileSAM's network themselves."""
 
-ANYLABELING = Tool(
+ANYLABELING = TwoFiles(
     name="anylabeling",
     title="AnyLabeling 0.4",
     encoder=EncoderForm(file="encoder.onnx", input="input_image", layout="HWC"),
@@ -18,7 +20,7 @@ ANYLABELING = Tool(
     frame=FRAME,
     files={"config.yaml": "segment_anything.yaml", "README.md": "anylabeling.md"},
 )
-X_ANYLABELING = Tool(
+X_ANYLABELING = TwoFiles(
     name="x-anylabeling",
     title="X-AnyLabeling 4",
     encoder=EncoderForm(file="encoder.onnx", input="input_image", layout="HWC"),
@@ -26,7 +28,7 @@ X_ANYLABELING = Tool(
     frame=FRAME,
     files={"config.yaml": "segment_anything.yaml", "README.md": "x-anylabeling.md"},
 )
-EDGE_SAM = Tool(
+EDGE_SAM = TwoFiles(
     name="edge-sam",
     title="the EdgeSAM of X-AnyLabeling 4",
     encoder=EncoderForm(file="encoder.onnx", input="image", layout="NCHW", dtype="uint8"),
@@ -34,7 +36,7 @@ EDGE_SAM = Tool(
     frame=None,
     files={"config.yaml": "edge_sam.yaml", "README.md": "edge-sam.md"},
 )
-REMBG = Tool(
+REMBG = TwoFiles(
     name="rembg",
     title="rembg 2.0",
     encoder=EncoderForm(
@@ -45,7 +47,7 @@ REMBG = Tool(
     suffixes={"fp32": "", "int8": ".quant"},
     files={"README.md": "rembg.md"},
 )
-OSAM = Tool(
+OSAM = TwoFiles(
     name="osam",
     title="osam 0.8",
     encoder=EncoderForm(file="encoder.onnx", input="x"),
@@ -53,7 +55,7 @@ OSAM = Tool(
     frame=None,
     files={"pocketsam_osam.py": "osam_model.txt", "README.md": "osam.md"},
 )
-SAMEXPORTER = Tool(
+SAMEXPORTER = TwoFiles(
     name="samexporter",
     title="samexporter 0.5",
     encoder=EncoderForm(file="encoder.onnx", input="input_image", layout="HWC"),
@@ -61,7 +63,7 @@ SAMEXPORTER = Tool(
     frame=FRAME,
     files={"README.md": "samexporter.md"},
 )
-CVAT = Tool(
+CVAT = TwoFiles(
     name="cvat",
     title="CVAT's SAM plugin",
     encoder=EncoderForm(file="nuclio/encoder.onnx", input="pixel_values"),
@@ -74,7 +76,7 @@ CVAT = Tool(
         "README.md": "cvat.md",
     },
 )
-TRANSFORMERS_JS = Tool(
+TRANSFORMERS_JS = TwoFiles(
     name="transformersjs",
     title="transformers.js 4",
     encoder=EncoderForm(
@@ -98,6 +100,34 @@ TRANSFORMERS_JS = Tool(
         "README.md": "transformersjs.md",
     },
 )
+OPENCV = OneFile(
+    name="opencv",
+    title="the EfficientSAM of OpenCV's model zoo",
+    file="image_segmentation_pocketsam.onnx",
+    frame=FRAME,
+    suffixes={"fp32": ""},
+    files={"README.md": "opencv.md"},
+)
+LABEL_STUDIO = Weights(
+    name="label-studio",
+    title="Label Studio's segment_anything_model backend",
+    file="mobile_sam.pt",
+    frame=None,
+    suffixes={"fp32": ""},
+    canvas=FRAME,
+    architectures=TINY,
+    files={"README.md": "label-studio.md"},
+)
+ISAT = Weights(
+    name="isat",
+    title="ISAT 1.5",
+    file="mobile_sam.pt",
+    frame=None,
+    suffixes={"fp32": ""},
+    canvas=FRAME,
+    architectures=TINY,
+    files={"README.md": "isat.md"},
+)
 
 TOOLS: dict[str, Tool] = {
     tool.name: tool
@@ -110,6 +140,9 @@ TOOLS: dict[str, Tool] = {
         CVAT,
         TRANSFORMERS_JS,
         SAMEXPORTER,
+        OPENCV,
+        LABEL_STUDIO,
+        ISAT,
     )
 }
 
@@ -121,7 +154,13 @@ def find_tool(name: str) -> Tool:
     return TOOLS[name]
 
 
-def check_tool(tool: Tool, precision: str, image_size: int, traits: Traits | None = None) -> None:
+def check_tool(
+    tool: Tool,
+    precision: str,
+    image_size: int,
+    traits: Traits | None = None,
+    architecture: str = "mobile_sam",
+) -> None:
     """Checks that a tool can run what is asked for, before any work.
 
     Args:
@@ -129,6 +168,7 @@ def check_tool(tool: Tool, precision: str, image_size: int, traits: Traits | Non
         precision: of the files.
         image_size: side of the canvas.
         traits: of the network; None: SAM's.
+        architecture: of the network, a key of ``sam.ARCHITECTURES``.
 
     Raises:
         UsageError: a precision, a canvas or a network that it does not read.
@@ -138,11 +178,16 @@ def check_tool(tool: Tool, precision: str, image_size: int, traits: Traits | Non
             f"{tool.title} prepares pictures as SAM does, and this network wants them otherwise; leave "
             "--for out"
         )
+    if tool.architectures is not None and architecture not in tool.architectures:
+        raise UsageError(
+            f"{tool.title} builds {' or '.join(tool.architectures)} for such a file, the checkpoint "
+            f"is {architecture}; choose another checkpoint, or another tool"
+        )
     if precision not in tool.suffixes:
         known = " or ".join(tool.suffixes)
         raise UsageError(f"{tool.title} does not run {precision}; choose --precision {known}")
     if tool.canvas is not None and image_size != tool.canvas:
         raise UsageError(
-            f"{tool.title} reads embeddings of a canvas of {tool.canvas} only, not of {image_size}; "
-            f"give --image-size {tool.canvas}"
+            f"{tool.title} reads a canvas of {tool.canvas} only, not of {image_size}; give --image-size"
+            f" {tool.canvas}"
         )

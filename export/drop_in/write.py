@@ -1,28 +1,19 @@
 """From a checkpoint to a directory that a tool takes: networks, its own configuration, a README."""
 
 import json
-import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
-from weakref import WeakKeyDictionary
-
-import onnx
 
 from pocketsam.errors import BundleError, ParityError
 from pocketsam.export.bundle import describe_file, resolve_place
-from pocketsam.export.drop_in.build import PaddingDecoder, build_decoder, build_encoder
-from pocketsam.export.drop_in.check import Agreement, compare
-from pocketsam.export.drop_in.tool import Tool
-from pocketsam.export.options import Options
+from pocketsam.export.drop_in import one_file, two_files, weights
+from pocketsam.export.drop_in.check import Agreement, Masks, compare, in_pytorch
+from pocketsam.export.drop_in.tool import OneFile, Tool, TwoFiles, Weights
 from pocketsam.export.reference import Reference
-from pocketsam.export.target import Call, Progress
-from pocketsam.export.to_onnx import convert as to_onnx
-from pocketsam.export.to_onnx.passes import optimise
-from pocketsam.export.traced import Encoder
+from pocketsam.export.target import Progress
 from pocketsam.files import staged_directory
 from pocketsam.runtime.machine import package_version
 from pocketsam.runtime.manifest_files import BundleFile
@@ -65,11 +56,14 @@ def write_drop_in(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with staged_directory(output) as work:
-            networks = _write_networks(reference, work, tool, precision, progress)
+            networks, found = _write_networks(reference, work, tool, precision, progress)
             progress(f"comparing with PyTorch as {tool.title} runs it")
-            agreement = compare(tool, reference.loaded.model, *networks, reference.photos)
+            model = reference.loaded.model
+            frame = tool.frame or model.image_size
+            agreement = compare(tool, frame, in_pytorch(tool, model), found, reference.photos)
             _judge(agreement, tool, precision)
-            _write_files(work, reference, tool, precision, agreement)
+            described = {name: describe_file(work / name) for name in networks}
+            _write_files(work, reference, tool, precision, agreement, described)
     except OSError as error:
         raise BundleError(f"{error.filename or output}: {error.strerror or error}") from error
     return agreement
@@ -89,37 +83,18 @@ def _check_free(output: Path, force: bool) -> None:
         raise BundleError(f"{output}: exists; --force replaces it")
 
 
-_NETWORKS: WeakKeyDictionary[Reference, tuple[Encoder, PaddingDecoder]] = WeakKeyDictionary()
-"""Of each reference, so that several tools share what is traced."""
-
-
 def _write_networks(
     reference: Reference, work: Path, tool: Tool, precision: str, progress: Progress
-) -> tuple[Call, Call]:
-    """Writes encoder and decoder, and opens them."""
-    model = reference.loaded.model
-    options = replace(Options(precision), min_speedup=0.0)
-    if reference not in _NETWORKS:
-        fast = optimise(model)
-        _NETWORKS[reference] = Encoder(fast), PaddingDecoder(fast)
-    encoder, decoder = _NETWORKS[reference]
-    opened = []
-    for form, network, build in (
-        (tool.encoder, encoder, build_encoder),
-        (tool.decoder, decoder, build_decoder),
-    ):
-        path = work / form.file.format(suffix=tool.suffixes[precision])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        progress(f"converting {path.name}")
-        with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
-            plain = Path(folder) / "network.onnx"
-            calibration = () if precision == "fp32" else reference.calibration
-            to_onnx.convert(network, plain, options, calibration, progress=progress)
-            traced = onnx.load(plain)
-        data = build(tool, traced, model).SerializeToString(deterministic=True)
-        path.write_bytes(data)
-        opened.append(to_onnx.load(data, path.name))
-    return opened[0], opened[1]
+) -> tuple[list[str], Masks]:
+    """Writes the networks; returns their files and the masks that they give."""
+    match tool:
+        case TwoFiles():
+            return two_files.write(reference, work, tool, precision, progress)
+        case OneFile():
+            return one_file.write(reference, work, tool, progress)
+        case Weights():
+            return weights.write(reference, work, tool, progress)
+    raise TypeError(f"{tool.name}: which files?")
 
 
 def _judge(agreement: Agreement, tool: Tool, precision: str) -> None:
@@ -137,12 +112,15 @@ def _judge(agreement: Agreement, tool: Tool, precision: str) -> None:
 
 
 def _write_files(
-    work: Path, reference: Reference, tool: Tool, precision: str, agreement: Agreement
+    work: Path,
+    reference: Reference,
+    tool: Tool,
+    precision: str,
+    agreement: Agreement,
+    described: Mapping[str, BundleFile],
 ) -> None:
     """Writes what stands beside the networks: the tool's configuration, a README, our record."""
-    loaded, suffix = reference.loaded, tool.suffixes[precision]
-    networks = [form.file.format(suffix=suffix) for form in (tool.encoder, tool.decoder)]
-    described = {name: describe_file(work / name) for name in networks}
+    loaded = reference.loaded
     values = _values(reference, tool, precision, agreement, described)
     for name, template in tool.files.items():
         path = work / name
@@ -165,7 +143,7 @@ def _write_files(
         },
         "files": {
             name: {"sha256": described[name].sha256, "bytes": described[name].bytes}
-            for name in networks
+            for name in described
         },
     }
     (work / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -188,9 +166,9 @@ def _values(
         "size": loaded.model.image_size,
         "low": loaded.model.image_size // 4,
         "encoder": networks[0],
-        "decoder": networks[1],
+        "decoder": networks[-1],
         "encoder_sha256": described[networks[0]].sha256,
-        "decoder_sha256": described[networks[1]].sha256,
+        "decoder_sha256": described[networks[-1]].sha256,
         "worst": f"{agreement.worst[1]:.4f}",
         "cases": len(agreement.ious),
         "quant": "true" if precision == "int8" else "false",

@@ -1,6 +1,7 @@
 """Which layers of an image encoder get 8-bit activations: measured on photographs, within a budget."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from pocketsam.errors import ConversionError
 from pocketsam.export.cases import Case
 from pocketsam.export.quantization.decisions import STATIC
 from pocketsam.export.quantization.grids import Steps
+from pocketsam.export.quantization.prefix import Prefix
 from pocketsam.export.quantization.simulation import Rounding, Spans, layers_of, measured, quantized
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
@@ -94,27 +96,33 @@ class Simulator:
         with quantized({name: self.layers[name] for name in chosen}, self.spans, how):
             return self._model.encode(pixels)
 
-    def noise(self, chosen: Sequence[str], how: Rounding, photographs: int | None = None) -> float:
+    def noise(self, chosen: Sequence[str], how: Rounding, prefixes: Sequence[Prefix] = ()) -> float:
         """Returns the power of the embeddings' error over their power, with the chosen layers rounded.
 
         Args:
             chosen: names of layers.
             how: what is rounded of each.
-            photographs: how many of them, the first ones; None: all.
+            prefixes: of the photographs to measure, the first ones, where a single layer is chosen;
+                none: all photographs.
         """
         error = power = 0.0
-        pairs = list(zip(self.pixels, self.wanted, strict=True))[:photographs]
-        for pixels, wanted in pairs:
-            error += float((self.encode(chosen, how, pixels) - wanted).square().sum())
+        for number in range(len(prefixes) or len(self.pixels)):
+            skips = prefixes and chosen
+            with prefixes[number].starting_at(chosen[0]) if skips else nullcontext():
+                found = self.encode(chosen, how, self.pixels[number])
+            wanted = self.wanted[number]
+            error += float((found - wanted).square().sum())
             power += float(wanted.square().sum())
         return error / power
 
     def costs(self, how: Rounding, progress: Progress = lambda _: None) -> list[LayerCost]:
         """Returns what rounding each layer alone costs, on the first ``STATIC.probes`` photographs."""
-        macs, rest = self.count_macs(), self.noise([], how, STATIC.probes)
+        macs, encoder = self.count_macs(), self._model.image_encoder
+        prefixes = [Prefix(encoder, pixels) for pixels in self.pixels[: STATIC.probes]]
+        rest = self.noise([], how, prefixes)
         costs = []
         for number, name in enumerate(self.layers, start=1):
-            added = self.noise([name], how, STATIC.probes) - rest
+            added = self.noise([name], how, prefixes) - rest
             costs.append(LayerCost(name, macs[name], max(added, 0.0)))
             progress(f"8 bits {number}/{len(self.layers)}: {name} alone: {to_db(added):.1f} dB")
         return costs
