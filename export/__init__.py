@@ -191,20 +191,24 @@ def check_anywhere(
     threads: int | None = None,
     precision: str | None = None,
 ) -> "list[GoldenResult]":
-    """Returns ``check_golden``'s results; of Core ML on other systems than Apple's, by the interpreter.
+    """Returns ``check_golden``'s results; of what the runtime does not run here, by the target's own.
+
+    That is Core ML on other systems than Apple's, by the interpreter, and ExecuTorch and Core AI.
 
     Raises:
         BundleError, IntegrityError: what could not be read.
     """
-    from pocketsam.runtime.backends.coreml import available
+    from pocketsam.export.targets import TARGETS
+    from pocketsam.runtime.backends.networks import runs_here
     from pocketsam.runtime.backends.ort import check_threads
     from pocketsam.runtime.bundle import open_bundle
     from pocketsam.runtime.verification.golden import check_golden
 
     check_threads(threads)
-    if open_bundle(bundle).manifest.target != "coreml" or available():
+    target = open_bundle(bundle).manifest.target
+    if runs_here(target) or target not in TARGETS:
         return check_golden(bundle, providers=providers, threads=threads, precision=precision)
-    with extra_needed("coreml"):
+    with extra_needed(TARGETS[target].extra):
         from pocketsam.export.artefact import open_networks
     return check_golden(bundle, precision=precision, open_networks=open_networks)
 
