@@ -93,7 +93,8 @@ def with_small_weights(program: Any, precision: str) -> Any:
 def count_operations(asset: AIModelAsset) -> dict[str, int]:
     """Returns how often each operation stands in ``main``."""
     found: Counter[str] = Counter()
-    graph = asset.program._get_graph(MAIN)  # the summary that is public counts both functions
+    program = asset.program
+    graph = program._get_graph(MAIN)  # the summary that is public counts both functions
     for block in graph.regions[0].blocks:
         for operation in block.operations:
             found[operation.operation.name.removeprefix("coreai.").removeprefix("decomposable.")] += 1

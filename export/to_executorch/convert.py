@@ -70,9 +70,10 @@ def convert(
         job = _write_job(network, Path(folder), path, planned, calibration)
         EXECUTORCH.run(WORKER, [str(job)], options.timeout)
         report = json.loads((Path(folder) / "report.json").read_text())
-    progress(_describe_lowering(report))
+    note = _describe_lowering(report)
+    progress(note)
     inputs, outputs = _tensors(network, report, path.name)
-    details = {key: report[key] for key in ("delegates", "outside_delegates")}
+    details = {key: report[key] for key in ("delegates", "outside_delegates")} | {"notes": [note]}
     return Converted(
         inputs=inputs,
         outputs=outputs,
