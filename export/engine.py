@@ -2,8 +2,8 @@
 
 A vendor's packages pin what they like, so they are not imported here: a *worker*, a module of the
 target's package, is run by the environment's Python, which also finds this package and its torch.
-``Environment.run`` has a worker convert; ``open_engine`` has it open a file and answer calls until it is
-dropped. Both ends of that pipe are here: the worker calls ``serve``.
+``Environment.run`` has a worker convert; ``open_engine`` has it open a file and answer calls until the
+``Engine`` is dropped. Both ends of that pipe are here: the worker calls ``serve``.
 """
 
 import io
@@ -82,8 +82,8 @@ class Environment:
         else:
             raise MissingEnvironmentError(
                 f"{self.title} {self.version} is not installed; run `{self.make}` in a checkout, or "
-                f"`pip install {self.package}=={self.version}` beside pocketsam; {self.variable}=PYTHON "
-                "names another environment"
+                f"`pip install {self.package}=={self.version}` beside pocketsam; "
+                f"{self.variable}=PYTHON names another environment"
             )
         _check_version(found, self)
         return found
@@ -128,8 +128,8 @@ def _check_version(python: str, environment: Environment) -> None:
     if done.stdout.strip() != environment.version:
         last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["nothing"]
         raise PocketSamError(
-            f"{python}: {environment.package} {environment.version} is needed, and pocketsam beside it; "
-            f"it says {last[0].strip()[:200]!r}; run `{environment.make}` in a checkout"
+            f"{python}: {environment.package} {environment.version} is needed, and pocketsam beside "
+            f"it; it says {last[0].strip()[:200]!r}; run `{environment.make}` in a checkout"
         )
 
 

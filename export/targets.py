@@ -17,7 +17,9 @@ from pocketsam.terminal import extra_needed
 if TYPE_CHECKING:
     from pocketsam.models.checkpoint import Loaded
 
-TARGETS: dict[str, Target] = {target.name: target for target in (ONNX, COREML, TFLITE, COREAI, EXECUTORCH)}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (ONNX, COREML, TFLITE, COREAI, EXECUTORCH)
+}
 
 
 def find_target(name: str) -> Target:

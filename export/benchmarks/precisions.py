@@ -140,7 +140,11 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m pocketsam.export.benchmarks.precisions", description=__doc__
     )
     parser.add_argument(
-        "targets", nargs="+", type=_parse_target, metavar="TARGET[:PRECISION,…]", help="of them, only these"
+        "targets",
+        nargs="+",
+        type=_parse_target,
+        metavar="TARGET[:PRECISION,…]",
+        help="of them, only these",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for DIR/TARGET/…")
     parser.add_argument("--checkpoint", default=DEFAULT)

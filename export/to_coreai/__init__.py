@@ -31,12 +31,10 @@ TARGET = Target(
             drift=DRIFT,
             oldest_system="iOS27",
         ),
-        Precision(
-            name="palette6", tolerance=ROUGH, grade="lossy", drift=DRIFT, oldest_system="iOS27"
-        ),
+        Precision(name="palette6", tolerance=ROUGH, grade="lossy", drift=DRIFT, oldest_system="iOS27"),
     ),
     options=("max_points", "prompts_per_call", "timeout"),
-    next_step="load both .aimodel of {path} with Core AI's AIModel in your application; docs/coreai.md\n"
+    next_step="load both .aimodel of {path} with Core AI's AIModel in your app; docs/coreai.md\n"
     "      pocketsam verify {path}",
     open_converter=_open_converter,
 )

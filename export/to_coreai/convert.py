@@ -1,4 +1,4 @@
-"""PyTorch to Core AI: the network goes to ``worker`` in Apple's environment, which converts and runs it."""
+"""PyTorch to Core AI: the network goes to ``worker`` in Apple's environment, to convert and run."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""The networks as Core AI gets them: channels first, as its rules for the Neural Engine ask, and in float16.
+"""The networks as Core AI gets them: channels first, as the Neural Engine's rules ask, and in float16.
 
 Positions of points are computed in float32 in every precision: float16 has steps of half a pixel from
 512 on. The files take and return float32; the casts stand at their ends.

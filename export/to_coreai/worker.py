@@ -71,9 +71,14 @@ def to_program(network: TracedNetwork, names: list[str]) -> Any:
 
 
 def with_small_weights(program: Any, precision: str) -> Any:
-    """Returns a program whose large weights have 8 bits (a step for each output channel) or 6 (a palette
-    for each group of channels)."""
-    from coreai_opt.coreai_utils import CompressionGranularity, DType, palettize_weights, quantize_weights
+    """Returns a program whose large weights have 8 bits, a step for each output channel, or 6, a
+    palette for each group of channels; in float precisions as it is."""
+    from coreai_opt.coreai_utils import (
+        CompressionGranularity,
+        DType,
+        palettize_weights,
+        quantize_weights,
+    )
 
     if precision == "int8-weights":
         return quantize_weights(program, DType.INT8, weight_num_threshold=SMALLEST)
@@ -133,9 +138,7 @@ class Model:
     def __call__(self, feeds: Arrays) -> Arrays:
         """Returns the outputs of a function: ``main``, unless ``feeds`` names another."""
         entry = feeds.pop("function", np.frombuffer(MAIN.encode(), np.uint8)).tobytes().decode()
-        inputs = {
-            name: NDArray(np.ascontiguousarray(feeds[name], np.float32)) for name in self.shapes
-        }
+        inputs = {name: NDArray(np.ascontiguousarray(feeds[name], np.float32)) for name in self.shapes}
         found = self._loop.run_until_complete(self._open(entry)(inputs))
         return {name: array.numpy().astype(np.float32) for name, array in found.items()}
 

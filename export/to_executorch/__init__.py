@@ -1,4 +1,4 @@
-"""PyTorch to ExecuTorch's ``.pte`` for XNNPACK, by the converter of ExecuTorch in an environment of its own."""
+"""PyTorch to ExecuTorch's ``.pte`` for XNNPACK, by ExecuTorch in an environment of its own."""
 
 from pocketsam.export.target import Converter, Precision, Target
 from pocketsam.export.to_executorch.environment import EXECUTORCH
@@ -28,7 +28,7 @@ TARGET = Target(
         ),
     ),
     options=("max_points", "prompts_per_call", "timeout"),
-    next_step="give both .pte of {path} to ExecuTorch's Module in your application; docs/executorch.md\n"
+    next_step="give both .pte of {path} to ExecuTorch's Module in your app; docs/executorch.md\n"
     "      pocketsam verify {path}",
     open_converter=_open_converter,
 )

@@ -1,4 +1,4 @@
-"""PyTorch to ExecuTorch: traced here by ``torch.export``, lowered and run by ``worker`` in its environment."""
+"""PyTorch to ExecuTorch: traced here by ``torch.export``, lowered and run by ``worker`` elsewhere."""
 
 import io
 import json
@@ -136,7 +136,9 @@ def _write_job(
 
 
 def _describe_lowering(report: dict[str, Any]) -> str:
-    outside = ", ".join(f"{entry['count']} {entry['operation']}" for entry in report["outside_delegates"])
+    outside = ", ".join(
+        f"{entry['count']} {entry['operation']}" for entry in report["outside_delegates"]
+    )
     return f"{report['delegates']} delegates to XNNPACK; outside of them: {outside or 'nothing'}"
 
 
@@ -155,7 +157,8 @@ def _tensors(
     made = [shapes[key] for key in network.outputs]
     if report["inputs"] != wanted or report["outputs"] != made:
         raise ConversionError(
-            f"{name}: takes {report['inputs']} and returns {report['outputs']}, wanted {wanted} and {made}"
+            f"{name}: takes {report['inputs']} and returns {report['outputs']}, wanted {wanted} and "
+            f"{made}"
         )
     inputs, outputs = (
         tuple(TensorInfo(key, tuple(shape), "float32") for key, shape in zip(keys, sides, strict=True))

@@ -35,9 +35,7 @@ class DropExpand(ExportPass):  # type: ignore[misc]
     def call(self, graph_module: GraphModule) -> PassResult:
         """Returns the graph without them."""
         graph, found = graph_module.graph, False
-        for node in graph.find_nodes(
-            op="call_function", target=exir_ops.edge.aten.expand_copy.default
-        ):
+        for node in graph.find_nodes(op="call_function", target=exir_ops.edge.aten.expand_copy.default):
             if node.args[0].meta["val"].shape == node.meta["val"].shape:
                 node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)

@@ -64,7 +64,7 @@ def _print_network(name: str, network: NetworkFile) -> None:
 
 
 def notes(network: NetworkFile) -> list[str]:
-    """Returns what the converter noted of a network, such as operations that an accelerator leaves out."""
+    """Returns what the converter noted of a network, such as operations that a delegate leaves out."""
     found = network.details.get("notes")
     return [note for note in found if isinstance(note, str)] if isinstance(found, list) else []
 
