@@ -28,7 +28,7 @@ def write(reference, path, target, options):
 
 
 def damaged(bundle, place, network, edit, file=None):
-    """A copy of a bundle whose file is edited, as if it had been written so: the manifest's hash fits."""
+    """A copy of a bundle whose file is edited; the manifest's hash fits, as if it was written so."""
     shutil.copytree(bundle, place)
     manifest = open_bundle(place).manifest
     entry = manifest.network(network)

@@ -1,4 +1,4 @@
-"""PyTorch to Core AI: the network goes to ``worker`` in Apple's environment, to convert and run."""
+"""PyTorch to Core AI: ``worker`` converts and ``runner`` runs, both in Apple's environment."""
 
 import json
 import tempfile
@@ -23,6 +23,7 @@ from pocketsam.runtime.backends.networks import call_by_call
 from pocketsam.runtime.manifest_files import TensorInfo
 
 WORKER = "pocketsam.export.to_coreai.worker"
+RUNNER = "pocketsam.export.to_coreai.runner"
 INTERMEDIATES = "intermediates"
 """The function of a file that computes what ``main`` computes, with the same weights, and returns the
 intermediate outputs as well."""
@@ -147,7 +148,7 @@ def load(
     """
     if list([providers] if isinstance(providers, str) else providers) != ["cpu"]:
         raise ProviderError(f"a Core AI bundle runs with provider cpu here, not {providers}")
-    network = open_engine(COREAI, WORKER, source, name, threads)
+    network = open_engine(COREAI, RUNNER, source, name, threads)
     if not intermediates:
         return _static(network, network.shapes)
 

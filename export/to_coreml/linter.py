@@ -1,8 +1,8 @@
 """Apple's published rules for the Neural Engine, checked on an ML program.
 
 The rules are those of apple/coreai-models, ``skills/skills/model-authoring/references`` (2026):
-``neural_engine_rules.md`` and ``common_issues.md``. They were written for Core AI, and speak of the same
-engine. Nothing here was measured on a device.
+``neural_engine_rules.md`` and ``common_issues.md``. They were written for Core AI, and speak of the
+same engine. Nothing here was measured on a device.
 """
 
 import math
@@ -110,8 +110,8 @@ TENSOR_REMEDY = "put a longer axis last, best a power of two"
 def lint(program: MilProgram) -> list[dict[str, Any]]:
     """Returns what a program breaks, by rule and kind of operation, the most padded bytes first.
 
-    Each entry has ``rule``; ``where``, a kind of operation or the name of an input or output; ``count``;
-    ``padded_bytes``, what the engine adds to the last axes of these tensors; and ``remedy``.
+    Each entry has ``rule``; ``where``, a kind of operation or the name of an input or output;
+    ``count``; ``padded_bytes``, what the engine adds to the last axes of these tensors; and ``remedy``.
     """
     found: dict[tuple[str, str, str], list[int]] = {}
 

@@ -1,4 +1,4 @@
-"""PyTorch to ExecuTorch: traced here by ``torch.export``, lowered and run by ``worker`` elsewhere."""
+"""PyTorch to ExecuTorch: traced here by ``torch.export``, lowered by ``worker``, run by ``runner``."""
 
 import io
 import json
@@ -26,6 +26,7 @@ from pocketsam.runtime.backends.networks import call_by_call
 from pocketsam.runtime.manifest_files import TensorInfo
 
 WORKER = "pocketsam.export.to_executorch.worker"
+RUNNER = "pocketsam.export.to_executorch.runner"
 
 
 def traced_networks(model: Sam, options: Options) -> dict[str, TracedNetwork]:
@@ -189,7 +190,7 @@ def load(
     """
     if list([providers] if isinstance(providers, str) else providers) != ["cpu"]:
         raise ProviderError(f"an ExecuTorch bundle runs with provider cpu here, not {providers}")
-    network = open_engine(EXECUTORCH, WORKER, source, name, threads)
+    network = open_engine(EXECUTORCH, RUNNER, source, name, threads)
     if c.POINT_LABELS not in network.shapes:
         return network
     prompts, points = network.shapes[c.POINT_LABELS]

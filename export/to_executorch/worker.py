@@ -1,13 +1,11 @@
-"""ExecuTorch itself, in its own environment: ``python -m … JOB.json`` lowers, without a job it serves.
+"""ExecuTorch's converter, in its own environment: ``python -m … JOB.json``.
 
 ``convert`` writes the job, see ``_write_job`` there.
 """
 
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,7 @@ from executorch.runtime import Runtime
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
-from pocketsam.export.engine import Arrays, Opened, serve
-from pocketsam.export.traced import REFERENCE_TYPES
+from pocketsam.export.to_executorch.runner import read_shapes
 
 MACHINERY = ("executorch_call_delegate", "alloc", "getitem")
 """Nodes of a lowered graph that compute nothing."""
@@ -56,8 +53,8 @@ def main(file: str) -> None:
     Path(job["output"]).write_bytes(lowered.buffer)
     method = Runtime.get().load_program(lowered.buffer).load_method("forward")
     report = outside_delegates(lowered.exported_program().graph_module) | {
-        "inputs": [list(shape) for shape in _shapes(method, "input")],
-        "outputs": [list(shape) for shape in _shapes(method, "output")],
+        "inputs": [list(shape) for shape in read_shapes(method, "input")],
+        "outputs": [list(shape) for shape in read_shapes(method, "output")],
     }
     Path(job["report"]).write_text(json.dumps(report))
 
@@ -107,44 +104,5 @@ def outside_delegates(graph_module: GraphModule) -> dict[str, Any]:
     }
 
 
-def open_network(source: bytes) -> Opened:
-    """Opens a ``.pte``; an encoder takes one tensor, a decoder five, in the contract's order.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    _set_threads()
-    method = Runtime.get().load_program(source).load_method("forward")
-    shapes = _shapes(method, "input")
-    kinds = [kind for kind in REFERENCE_TYPES.values() if len(kind.inputs) == len(shapes)]
-    if not kinds:
-        raise ValueError(f"takes {len(shapes)} tensors, which no network of ours does")
-    (kind,) = kinds
-
-    def call(feeds: Arrays) -> Arrays:
-        tensors = [
-            torch.from_numpy(np.ascontiguousarray(feeds[key], np.float32)) for key in kind.inputs
-        ]
-        found = method.execute(tensors)
-        return {key: x.numpy().copy() for key, x in zip(kind.outputs, found, strict=True)}
-
-    return call, dict(zip(kind.inputs, shapes, strict=True))
-
-
-def _set_threads() -> None:
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal():
-        from executorch.extension.pybindings import _C
-
-        _C._unsafe_reset_threadpool(int(threads))
-
-
-def _shapes(method: Any, direction: str) -> list[tuple[int, ...]]:
-    metadata = method.metadata
-    count = getattr(metadata, f"num_{direction}s")()
-    tensor: Callable[[int], Any] = getattr(metadata, f"{direction}_tensor_meta")
-    return [tuple(tensor(number).sizes()) for number in range(count)]
-
-
 if __name__ == "__main__":
-    main(sys.argv[1]) if len(sys.argv) > 1 else serve(open_network)
+    main(sys.argv[1])
