@@ -61,7 +61,7 @@ def export(
             ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``: the official weights, downloaded once;
             ``default``: this package's trained weights; ``seeded``: untrained ones.
         output: the bundle's directory.
-        target: ``onnx``, ``coreml`` or ``tflite``.
+        target: ``onnx``, ``coreml``, ``tflite``, ``coreai`` or ``executorch``.
         precision: one that the target has, such as ``fp32``, ``fp16``, ``int8``.
         also: further precisions in the same bundle; the runtime takes the most precise unless told.
         image_size: side of the canvas in pixels, a multiple of 64; None: what the checkpoint says that
@@ -73,9 +73,9 @@ def export(
         force: whether a bundle already at ``output`` is replaced.
         keep_failed: whether files that fail parity stay, in ``OUTPUT.failed``, with a picture of the
             worst mask in ``OUTPUT.failed.png``.
-        max_points: points of a prompt in Core ML's and TFLite's decoder (16); a box takes two.
-        prompts_per_call: prompts that Core ML's and TFLite's decoder answers at once (1); it always
-            computes all of them, so 64 is for ``everything``, not for single clicks.
+        max_points: points of a prompt in decoders other than ONNX's (16); a box takes two.
+        prompts_per_call: prompts that decoders other than ONNX's answer at once (1); they always
+            compute all of them, so 64 is for ``everything``, not for single clicks.
         input: Core ML: the encoder takes a normalised ``tensor``, or an ``image`` that it normalises.
         deployment_target: Core ML: the oldest system to run on, such as ``iOS17``.
         timeout: seconds for one run of an outside converter (1800).

@@ -53,8 +53,8 @@ def main(file: str) -> None:
     Path(job["output"]).write_bytes(lowered.buffer)
     method = Runtime.get().load_program(lowered.buffer).load_method("forward")
     report = outside_delegates(lowered.exported_program().graph_module) | {
-        "inputs": [list(shape) for shape in read_shapes(method, "input")],
-        "outputs": [list(shape) for shape in read_shapes(method, "output")],
+        "inputs": [list(shape) for shape in read_shapes(method.metadata, "input")],
+        "outputs": [list(shape) for shape in read_shapes(method.metadata, "output")],
     }
     Path(job["report"]).write_text(json.dumps(report))
 
