@@ -7,6 +7,7 @@ something has imported a module of this package before.
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -210,7 +211,8 @@ def check_anywhere(
         return check_golden(bundle, providers=providers, threads=threads, precision=precision)
     with extra_needed(TARGETS[target].extra):
         from pocketsam.export.artefact import open_networks
-    return check_golden(bundle, precision=precision, open_networks=open_networks)
+    opened = partial(open_networks, providers=providers, threads=threads)
+    return check_golden(bundle, precision=precision, open_networks=opened)
 
 
 def open_reference(

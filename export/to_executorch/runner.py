@@ -1,7 +1,7 @@
 """ExecuTorch's runtime, in its own environment: ``python -m …`` opens a ``.pte`` and answers calls.
 
-It imports the runtime's own extension: ``executorch.runtime`` imports the converter with it, which takes
-seconds.
+It imports the runtime's own extension: ``executorch.runtime`` imports the converter as well, which
+takes seconds.
 """
 
 import os
