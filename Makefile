@@ -32,7 +32,7 @@ CHOICE = --checkpoint '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SI
 
 .DEFAULT_GOAL := help
 .PHONY: help install web page-pictures test-web test-swift test test-all test-arm fuzz check docs demo bench bench-everything drop-in study weights default-bundle clicks lock clean \
-	tflite-env export-coreml export-tflite parity layer-costs battery int8-converters
+	tflite-env coreai-env executorch-env export-coreml export-tflite export-coreai export-executorch parity layer-costs battery int8-converters
 
 help: ## use: list the targets
 	@for group in use measure develop; do echo "to $$group:"; \
@@ -58,6 +58,7 @@ install: .venv/installed ## use: make .venv with everything, at the pinned versi
 
 test: install ## develop: run the tests (minutes)
 	@$(MAKE) tflite-env || echo "without onnx2tf's environment the tests of TFLite export are skipped"
+	@$(MAKE) coreai-env executorch-env || echo "without these environments the tests of those targets are skipped"
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-all: install tflite-env ## develop: run the tests, the slow ones too
@@ -118,9 +119,16 @@ web: install ## use: a page that segments in the browser, in build/web; needs np
 	$(BIN)/python -m pocketsam export '$(CHECKPOINT)' --target web --output build/web --force \
 		$(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE))
 
-parity: install tflite-env ## measure: every target and precision against PyTorch, at 512 pixels
-	$(BIN)/python -m pocketsam.export.benchmarks.precisions onnx coreml tflite --output build/parity \
-		--checkpoint '$(CHECKPOINT)' --image-size 512
+export-coreai: install coreai-env ## use: Apple's Core AI, likewise
+	$(BIN)/python -m pocketsam.export.benchmarks.precisions coreai --output build $(CHOICE)
+
+export-executorch: PRECISION = fp32
+export-executorch: install executorch-env ## use: ExecuTorch: fp32, or PRECISION=int8
+	$(BIN)/python -m pocketsam.export.benchmarks.precisions executorch --output build $(CHOICE)
+
+parity: install tflite-env coreai-env executorch-env ## measure: every target and precision against PyTorch, at 512 pixels
+	$(BIN)/python -m pocketsam.export.benchmarks.precisions onnx coreml tflite coreai:fp32 executorch:fp32 \
+		--output build/parity --checkpoint '$(CHECKPOINT)' --image-size 512
 
 layer-costs: install ## measure: what each layer of the encoder costs in 8 and 4 bits (minutes)
 	$(BIN)/python -m pocketsam.export.quantization '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE))
@@ -130,6 +138,19 @@ battery: install tflite-env ## measure: damage every target and precision at 256
 		--checkpoint '$(CHECKPOINT)'
 
 tflite-env: .venv-tflite/installed ## develop: make .venv-tflite, where onnx2tf lives
+
+coreai-env: .venv-coreai/installed ## develop: make .venv-coreai, where Apple's Core AI lives
+
+executorch-env: .venv-executorch/installed ## develop: make .venv-executorch, where ExecuTorch lives
+
+# what the vendor's packages need besides is in .venv, torch above all
+.venv-coreai/installed .venv-executorch/installed: .venv-%/installed: export/to_%/requirements.txt .venv/installed
+	$(BIN)/python -m venv --clear .venv-$*
+	echo "import site; site.addsitedir('$(CURDIR)/$$(echo .venv/lib/python3.*/site-packages)')" > \
+		"$$(echo .venv-$*/lib/python3.*/site-packages)/pocketsam.pth"
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $< || { \
+		echo "$*: no such packages for this Python and system; see docs/$*.md" >&2; exit 1; }
+	@touch $@
 
 ONNX2TF := onnx2tf==$(shell sed -n 's/^ONNX2TF = "\(.*\)"/\1/p' export/to_tflite/program.py)
 
@@ -235,4 +256,4 @@ clean: ## use: remove environments and what was built; asks before it removes tr
 	@if ls build/study build/weights >/dev/null 2>&1; then \
 		printf "build/ holds hours of training (build/study, build/weights). Remove it? [y/N] "; \
 		read answer; test "$$answer" = y; fi
-	rm -rf .venv .venv-tflite .venv-converters .venv-peers .venv-yolo .venv-drop-in build dist demo *.egg-info
+	rm -rf .venv .venv-tflite .venv-coreai .venv-executorch .venv-converters .venv-peers .venv-yolo .venv-drop-in build dist demo *.egg-info

@@ -7,6 +7,7 @@ something has imported a module of this package before.
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,7 +62,7 @@ def export(
             ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``: the official weights, downloaded once;
             ``default``: this package's trained weights; ``seeded``: untrained ones.
         output: the bundle's directory.
-        target: ``onnx``, ``coreml``, ``tflite`` or ``web``.
+        target: ``onnx``, ``coreml``, ``tflite``, ``coreai``, ``executorch`` or ``web``.
         precision: one that the target has, such as ``fp32``, ``fp16``, ``int8``; None: ``fp32``, or for
             the web ``int8-weights``.
         also: further precisions in the same bundle; the runtime takes the most precise unless told.
@@ -74,9 +75,9 @@ def export(
         force: whether a bundle already at ``output`` is replaced.
         keep_failed: whether files that fail parity stay, in ``OUTPUT.failed``, with a picture of the
             worst mask in ``OUTPUT.failed.png``.
-        max_points: points of a prompt in Core ML's and TFLite's decoder (16); a box takes two.
-        prompts_per_call: prompts that Core ML's and TFLite's decoder answers at once (1); it always
-            computes all of them, so 64 is for ``everything``, not for single clicks.
+        max_points: points of a prompt in decoders other than ONNX's (16); a box takes two.
+        prompts_per_call: prompts that decoders other than ONNX's answer at once (1); they always
+            compute all of them, so 64 is for ``everything``, not for single clicks.
         input: Core ML: the encoder takes a normalised ``tensor``, or an ``image`` that it normalises.
         deployment_target: Core ML: the oldest system to run on, such as ``iOS17``.
         timeout: seconds for one run of an outside converter (1800).
@@ -194,22 +195,27 @@ def check_anywhere(
     threads: int | None = None,
     precision: str | None = None,
 ) -> "list[GoldenResult]":
-    """Returns ``check_golden``'s results; of Core ML on other systems than Apple's, by the interpreter.
+    """Returns ``check_golden``'s results; of what the runtime does not run here, by the target's own.
+
+    That is Core ML on other systems than Apple's, by the interpreter, and ExecuTorch and Core AI.
 
     Raises:
         BundleError, IntegrityError: what could not be read.
     """
-    from pocketsam.runtime.backends.coreml import available
+    from pocketsam.export.targets import TARGETS
+    from pocketsam.runtime.backends.networks import runs_here
     from pocketsam.runtime.backends.ort import check_threads
     from pocketsam.runtime.bundle import open_bundle
     from pocketsam.runtime.verification.golden import check_golden
 
     check_threads(threads)
-    if open_bundle(bundle).manifest.target != "coreml" or available():
+    target = open_bundle(bundle).manifest.target
+    if runs_here(target) or target not in TARGETS:
         return check_golden(bundle, providers=providers, threads=threads, precision=precision)
-    with extra_needed("coreml"):
+    with extra_needed(TARGETS[target].extra):
         from pocketsam.export.artefact import open_networks
-    return check_golden(bundle, precision=precision, open_networks=open_networks)
+    opened = partial(open_networks, providers=providers, threads=threads)
+    return check_golden(bundle, precision=precision, open_networks=opened)
 
 
 def open_reference(

@@ -105,14 +105,14 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
         "--max-points",
         type=int,
         metavar="N",
-        help="Core ML, TFLite: points of a prompt in the decoder; a box takes two "
+        help="not for ONNX: points of a prompt in the decoder; a box takes two "
         f"(default: {Options.max_points})",
     )
     group.add_argument(
         "--prompts-per-call",
         type=int,
         metavar="Q",
-        help="Core ML, TFLite: prompts that the decoder answers at once, always all of them: 1 for "
+        help="not for ONNX: prompts that the decoder answers at once, always all of them: 1 for "
         f"clicks (default: {Options.prompts_per_call}), 64 for everything mode",
     )
     group.add_argument(
@@ -127,7 +127,7 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
         "--timeout",
         type=float,
         metavar="SECONDS",
-        help=f"Core ML, TFLite: for a run of an outside converter (default: {Options.timeout:g})",
+        help=f"not for ONNX: for a run of an outside converter (default: {Options.timeout:g})",
     )
     _add_onnx_options(group)
 

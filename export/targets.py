@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from pocketsam.errors import UsageError
 from pocketsam.export.options import Options
 from pocketsam.export.target import Converter, Precision, Target
+from pocketsam.export.to_coreai import TARGET as COREAI
 from pocketsam.export.to_coreml import TARGET as COREML
+from pocketsam.export.to_executorch import TARGET as EXECUTORCH
 from pocketsam.export.to_onnx import TARGET as ONNX
 from pocketsam.export.to_tflite import TARGET as TFLITE
 from pocketsam.export.to_web import TARGET as WEB
@@ -16,7 +18,9 @@ from pocketsam.terminal import extra_needed
 if TYPE_CHECKING:
     from pocketsam.models.checkpoint import Loaded
 
-TARGETS: dict[str, Target] = {target.name: target for target in (ONNX, COREML, TFLITE, WEB)}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (ONNX, COREML, TFLITE, COREAI, EXECUTORCH, WEB)
+}
 
 
 def find_target(name: str) -> Target:

@@ -14,7 +14,8 @@
     ├── BundleError                   a directory that is no bundle, or one this version cannot read
     │   └── IntegrityError  exit 5    a bundle whose files are not the ones in its manifest
     ├── ParityError         exit 3    a file that does not compute what the checkpoint computes
-    └── MissingExtraError   exit 4    an optional dependency that is not installed
+    ├── MissingExtraError   exit 4    an optional dependency that is not installed
+    └── MissingEnvironmentError  exit 4   a converter's own environment that is not there
 
 0 is fine; 130: interrupted, 143: told to end, see ``pocketsam.__main__``. argparse's own errors (an
 unknown option, a malformed value) exit with 2 as well. Of a folder, a file that cannot be used is
@@ -106,3 +107,9 @@ class MissingExtraError(PocketSamError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'pocketsam[{extra}]'")
+
+
+class MissingEnvironmentError(PocketSamError):
+    """The environment of a converter and its engine is not there; the message says how to make it."""
+
+    exit_code = 4

@@ -95,7 +95,7 @@ class Manifest:
     Attributes:
         schema_version: version of this page; a reader refuses a newer one.
         model: the checkpoint.
-        target: ``onnx``, ``coreml`` or ``tflite``.
+        target: ``onnx``, ``coreml``, ``tflite``, ``coreai`` or ``executorch``.
         precision: ``fp32``, or another that the target offers.
         image_size: side of the square canvas in pixels, one of ``IMAGE_SIZES``.
         preprocessing: how a photograph becomes the encoder's input.

@@ -64,6 +64,8 @@ def room_imports(room):
         ("export/to_coreml", ("export.to_onnx", "export.to_tflite", "export.pipeline")),
         ("export/to_tflite", ("export.to_coreml", "export.pipeline")),
         ("export/to_web", ("export.to_coreml", "export.to_tflite", "export.pipeline")),
+        ("export/to_coreai", ("export.to_onnx", "export.to_tflite", "export.pipeline")),
+        ("export/to_executorch", ("export.to_onnx", "export.to_co", "export.to_tf", "export.pipeline")),
     ],
 )
 def test_data_moves_one_way(room, others):

@@ -21,6 +21,7 @@ from pocketsam.export.verification.report import Report
 from pocketsam.models.checkpoint import DEFAULT, default_image_size
 from pocketsam.runtime.benchmarks.timing import bundle_tasks, drawn_image, summarise, time_interleaved
 from pocketsam.runtime.bundle import NETWORKS, open_bundle
+from pocketsam.runtime.commands.info import notes
 from pocketsam.runtime.segmenter import Segmenter
 
 RUNS = 5
@@ -99,6 +100,7 @@ def table(target: Target, reports: dict[str, Report], folder: Path) -> str:
             file = str(folder / precision / entry.file)
             figures = f"{terminal.mark_grade(report.grade, True)} {parity:46}{latency}"
             lines.append(f"{file:44}{entry.bytes / 1e6:7.1f}  {label}{figures}")
+            lines += [f"  {note}" for note in notes(entry)]
     return "\n".join(lines)
 
 
@@ -124,12 +126,26 @@ def run_target(
     return not failed
 
 
+def _parse_target(text: str) -> tuple[Target, list[str]]:
+    """Returns a target and the precisions that are asked for: ``coreai:fp32,fp16``."""
+    name, _, precisions = text.partition(":")
+    if name not in TARGETS:
+        raise argparse.ArgumentTypeError(f"{name!r}: known are {', '.join(TARGETS)}")
+    return TARGETS[name], list(filter(None, precisions.split(",")))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m pocketsam.export.benchmarks.precisions", description=__doc__
     )
-    parser.add_argument("targets", nargs="+", choices=sorted(TARGETS), metavar="TARGET")
+    parser.add_argument(
+        "targets",
+        nargs="+",
+        type=_parse_target,
+        metavar="TARGET[:PRECISION,…]",
+        help="of them, only these",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for DIR/TARGET/…")
     parser.add_argument("--checkpoint", default=DEFAULT)
     parser.add_argument("--image-size", type=terminal.parse_image_size, metavar="S")
@@ -139,8 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         reference = Reference(args.checkpoint, size, progress=terminal.say)
         passed = [
-            run_target(reference, TARGETS[name], args.output / name, args.precision)
-            for name in args.targets
+            run_target(reference, target, args.output / target.name, precisions or args.precision)
+            for target, precisions in args.targets
         ]
     except PocketSamError as error:
         print(f"pocketsam: error: {error}", file=sys.stderr)

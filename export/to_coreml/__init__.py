@@ -99,7 +99,8 @@ TARGET = Target(
     ),
     options=("max_points", "prompts_per_call", "input", "deployment_target", "timeout"),
     usage="PocketSam.swift",
-    next_step="drag both .mlpackage and PocketSam.swift of {path} into Xcode\n      pocketsam info {path}",
+    next_step="drag both .mlpackage and PocketSam.swift of {path} into Xcode\n"
+    "      pocketsam info {path}",
     open_converter=_open_converter,
     resolve=_resolve,
 )

@@ -27,6 +27,7 @@ from pocketsam.export.to_coreml.interpreter import (
     load_package,
     number_operations,
 )
+from pocketsam.export.to_coreml.linter import lint, summarise
 from pocketsam.export.to_coreml.neural_engine import fallbacks
 from pocketsam.export.to_coreml.rounded import bias_name, prepare
 from pocketsam.export.traced import (
@@ -99,10 +100,13 @@ def convert(
         else:
             _run(job, options)
     program, intermediates = load_package(path)
+    broken = lint(program)
     details = {
         "deployment_target": job["deployment_target"],
         "operations": program.count_operations(),
         "leaving_neural_engine": fallbacks(program, options.precision),
+        "neural_engine_rules": broken,
+        "notes": summarise(broken),
     }
     return Converted(
         inputs=tuple(TensorInfo(name, shape, "float32") for name, shape in program.inputs.items()),

@@ -14,7 +14,7 @@ import numpy as np
 from pocketsam import constants
 from pocketsam.errors import BundleError, PromptError
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.coreml import open_coreml
+from pocketsam.runtime.backends.coreml import available, open_coreml
 from pocketsam.runtime.backends.litert import open_tflite
 from pocketsam.runtime.backends.open_vino import check_openvino, open_openvino
 from pocketsam.runtime.backends.ort import Arrays, Network, asks_for_gpu, open_onnx
@@ -67,6 +67,11 @@ BACKENDS = {
     ),
 }
 """By the manifest's target."""
+
+
+def runs_here(target: str) -> bool:
+    """Returns whether this runtime runs a target's networks on this system."""
+    return target in BACKENDS and (target != "coreml" or available())
 
 
 def open_for_device(

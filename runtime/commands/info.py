@@ -59,6 +59,14 @@ def _print_network(name: str, network: NetworkFile) -> None:
         for tensor in tensors:
             shape = ", ".join(map(str, tensor.shape))
             print(f"    {direction:6} {tensor.name} [{shape}] {tensor.dtype}")
+    for note in notes(network):
+        print(f"    {note}")
+
+
+def notes(network: NetworkFile) -> list[str]:
+    """Returns what the converter noted of a network, such as operations that a delegate leaves out."""
+    found = network.details.get("notes")
+    return [note for note in found if isinstance(note, str)] if isinstance(found, list) else []
 
 
 def print_parity(parity: dict[str, Any] | None) -> None:

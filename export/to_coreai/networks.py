@@ -1,0 +1,95 @@
+"""The networks as Core AI gets them: channels first, as the Neural Engine's rules ask, and in float16.
+
+Positions of points are computed in float32 in every precision: float16 has steps of half a pixel from
+512 on. The files take and return float32; the casts stand at their ends.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from pocketsam.export.to_coreml.channels_first import ChannelNorm, ChannelNorm2d, channels_first
+from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork
+from pocketsam.models.sam import Sam
+
+
+def _norm_channels(x: Tensor, norm: nn.Module, eps: float) -> Tensor:
+    """LayerNorm over axis 1 of ``[B, C, H, W]``."""
+    centred = x - x.mean(1, keepdim=True)
+    variance = (centred * centred).mean(1, keepdim=True)
+    weight, bias = (norm.get_parameter(name).view(1, -1, 1, 1) for name in ("weight", "bias"))
+    return centred * torch.rsqrt(variance + eps) * weight + bias
+
+
+class _Norm(ChannelNorm):
+    """Without the detour that coremltools wants of ``norm_channels``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _norm_channels(x, self, self.eps)
+
+
+class _Norm2d(ChannelNorm2d):
+    """See ``_Norm``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _norm_channels(x, self, self.eps)
+
+
+FORMS: dict[type[nn.Module], type[nn.Module]] = {ChannelNorm: _Norm, ChannelNorm2d: _Norm2d}
+
+
+def prepared(model: Sam) -> Sam:
+    """Returns the same network with channels first; it shares all parameters."""
+    twin = channels_first(model)
+    for module in twin.modules():
+        module.__class__ = FORMS.get(type(module), type(module))
+    return twin
+
+
+class HalfEncoder(Encoder):
+    """The encoder in float16; its input and output stay in float32."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        (pixel_values,) = inputs
+        return (self.model.encode(pixel_values.half()).float(),)
+
+
+class HalfDecoder(StaticDecoder):
+    """The decoder in float16, less the positions of points; inputs and outputs stay in float32."""
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, ...]:
+        prompts = self.model.prompt_encoder
+        padding = self.padding_mask(point_labels)
+        assert padding is not None  # a static decoder has one
+        low_res_masks, iou_predictions = self.model.mask_decoder(
+            image_embeddings.half(),
+            prompts.dense_pe().half(),
+            prompts.embed_points(point_coords, point_labels).half(),
+            prompts.embed_masks(mask_input.half(), has_mask_input.clamp(0, 1).half()),
+            padding.half(),
+        )
+        return iou_predictions.float(), low_res_masks.float()
+
+
+def halved(network: TracedNetwork) -> TracedNetwork:
+    """Returns a network that computes in float16, with parameters of its own."""
+    model = copy.deepcopy(network.model)
+    points = model.prompt_encoder
+    for part in (
+        model.image_encoder,
+        model.mask_decoder,
+        points.mask_downscaling,
+        points.no_mask_embed,
+    ):
+        part.half()
+    if isinstance(network, StaticDecoder):
+        return HalfDecoder(model, network.max_points, network.prompts)
+    return HalfEncoder(model)

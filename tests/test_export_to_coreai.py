@@ -1,0 +1,150 @@
+"""Core AI: converted by Apple's packages, run by its own executor, refused where it is not right."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shallow import SIZE, damaged, replaced, shallow_reference, verify, write
+
+from pocketsam.cli import main
+from pocketsam.errors import BundleError, IntegrityError, PocketSamError
+from pocketsam.export import check_anywhere
+from pocketsam.export.options import Options
+from pocketsam.export.to_coreai import TARGET, convert
+from pocketsam.export.to_coreai.environment import COREAI, PROGRAMS
+from pocketsam.export.to_coreai.networks import halved
+from pocketsam.export.traced import run_outputs
+from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.manifest import MANIFEST_NAME
+
+try:
+    COREAI.python()
+    HAVE_COREAI = True
+except PocketSamError:
+    HAVE_COREAI = False
+needs_coreai = pytest.mark.skipif(not HAVE_COREAI, reason="no Core AI: run `make coreai-env`")
+
+
+@pytest.fixture(scope="module")
+def reference(pictures):
+    return shallow_reference(pictures)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, reference):
+    path = tmp_path_factory.mktemp("coreai") / "bundle"
+    write(reference, path, TARGET, Options("fp32", max_points=10, prompts_per_call=3))
+    return path
+
+
+@needs_coreai
+def test_the_bundle(bundle, capsys):
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    assert manifest["grade"] == "equivalent"
+    assert manifest["parity"]["runner"].startswith("Apple's Core AI executor (coreai-core 1.0.0b3)")
+    assert manifest["tools"]["coreai-core"] == COREAI.version
+    assert manifest["encoder"]["operations"]["conv2d"] > 10
+    assert manifest["decoder"]["inputs"][1]["shape"] == [3, 10, 2]
+    compared = {row["tensor"] for row in manifest["parity"]["rows"]}
+    assert {"image_encoder.layers.2.blocks.0", "mask_decoder.output_upscaling"} <= compared
+    assert main(["verify", str(bundle)]) == 0
+    assert "golden" in capsys.readouterr().out
+    about = json.loads((bundle / "encoder.aimodel/metadata.json").read_text())
+    assert "seeded:11" in about["description"]
+    assert about["creationDate"].startswith("1970")
+
+
+def sealed(path):
+    """Writes the hash of an edited program, as a converter would have."""
+    program = (path / "main.mlirb").read_bytes()
+    (path / "main.hash").write_bytes(hashlib.sha256(program).digest())
+
+
+@needs_coreai
+def test_changed_weights_fail_parity_and_golden_vectors(bundle, reference, tmp_path):
+    weight = reference.loaded.model.mask_decoder.output_hypernetworks_mlps[0].layers[1].weight
+    old = weight.detach().numpy()
+    edit = replaced(old, 1.5 * old)
+    changed = damaged(bundle, tmp_path / "one", "decoder", edit, "main.mlirb")
+    with pytest.raises(BundleError, match="its program is not the one of its hash"):
+        check_anywhere(changed)
+    sealed(changed / "decoder.aimodel")
+    with pytest.raises(IntegrityError):
+        check_anywhere(changed)
+    changed = damaged(changed, tmp_path / "two", "decoder", lambda data: data, "main.mlirb")
+    report = verify(reference, changed)
+    assert not report.ok
+    assert report.failed[0].part == "decoder"
+    assert not all(result.ok for result in check_anywhere(changed))
+
+
+@needs_coreai
+def test_damaged_programs(bundle, tmp_path):
+    half = damaged(
+        bundle, tmp_path / "half", "encoder", lambda data: data[: len(data) // 2], "main.mlirb"
+    )
+    with pytest.raises(BundleError, match="its program is not the one of its hash"):
+        check_anywhere(half)
+    sealed(half / "encoder.aimodel")
+    half = damaged(half, tmp_path / "sealed", "encoder", lambda data: data, "main.mlirb")
+    with pytest.raises(BundleError, match=r"encoder: .*"):
+        check_anywhere(half)
+    newer = damaged(
+        bundle,
+        tmp_path / "newer",
+        "encoder",
+        lambda data: data.replace(b'"assetVersion" : "2.0"', b'"assetVersion" : "9.0"'),
+        "metadata.json",
+    )
+    with pytest.raises(BundleError, match=r"version 9\.0"):
+        check_anywhere(newer)
+
+
+@needs_coreai
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8-weights", "palette6"])
+def test_smaller_precisions(precision, reference, bundle, tmp_path):
+    report = write(reference, tmp_path / "small", TARGET, Options(precision))
+    assert report.ok
+    share = {"fp16": 0.6, "int8-weights": 0.45, "palette6": 0.45}[precision]
+    sizes = [open_bundle(path).manifest.encoder.bytes for path in (tmp_path / "small", bundle)]
+    assert sizes[0] < share * sizes[1]
+
+
+def test_float16_keeps_the_positions_of_points(reference):
+    """A point that moves by a quarter of a pixel moves the masks, at the far end of the canvas too."""
+    networks = convert.traced_networks(reference.loaded.model, Options("fp16"))
+    decoder = halved(networks["decoder"])
+    feeds = {name: value.numpy() for name, value in decoder.example().items()}
+    feeds["point_labels"][:] = -2
+    feeds["point_labels"][:, 0] = 1
+    points = []
+    for shift in (0, 0.05):
+        feeds["point_coords"][:, 0] = SIZE - 1 - shift
+        coords, labels = (torch.from_numpy(feeds[n]) for n in ("point_coords", "point_labels"))
+        points.append(decoder.model.prompt_encoder.embed_points(coords, labels))
+    assert not torch.equal(*points)
+    assert points[0].dtype == torch.float32
+    assert all(x.dtype == np.float32 for x in run_outputs(decoder, feeds).values())
+    assert decoder.model.mask_decoder.iou_token.weight.dtype == torch.float16
+    assert networks["decoder"].model.mask_decoder.iou_token.weight.dtype == torch.float32
+
+
+def test_without_core_ai(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.delenv(COREAI.variable, raising=False)
+    arguments = ["export", "seeded:11", "--target", "coreai", "--image-size", str(SIZE)]
+    assert main([*arguments, "--output", str(tmp_path / "bundle")]) == 4
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "Core AI 1.0.0b3 is not installed; run `make coreai-env`" in message
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_requirements_name_the_versions():
+    lines = (Path(convert.__file__).parent / "requirements.txt").read_text().splitlines()
+    assert f"{COREAI.package}=={COREAI.version}" in lines
+    assert all(f"{name}=={version}" in lines for name, version in PROGRAMS.items())
