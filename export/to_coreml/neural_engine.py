@@ -1,6 +1,6 @@
 """Which operations of an ML program would leave Apple's Neural Engine, and why.
 
-Apple publishes no list. What is known comes from its own article "Deploying Transformers on the Apple
+Apple publishes rules, see ``linter``, and no list of operations. What is known of those comes from its article "Deploying Transformers on the Apple
 Neural Engine" (2022), coremltools' documentation, and what engineers measured with Xcode's performance
 report. So this is advice to be checked on a device, and not part of parity.
 """
