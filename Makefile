@@ -101,7 +101,8 @@ export-coreml: install ## use: Core ML, verified: fp16, PRECISION=, or with ALL=
 export-tflite: install tflite-env ## use: TFLite, likewise
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions tflite --output build $(CHOICE)
 
-export-coreai: install coreai-env ## use: Apple's Core AI, likewise
+export-coreai: PRECISION = fp32
+export-coreai: install coreai-env ## use: Apple's Core AI: fp32, or PRECISION=
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions coreai --output build $(CHOICE)
 
 export-executorch: PRECISION = fp32

@@ -9,7 +9,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from pocketsam.export.to_coreml.channels_first import ChannelNorm, ChannelNorm2d, channels_first
+from pocketsam.export.to_coreml.channels_first import (
+    AttentionFirst,
+    ChannelNorm,
+    ChannelNorm2d,
+    attend,
+    channels_first,
+)
 from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork
 from pocketsam.models.sam import Sam
 
@@ -45,6 +51,21 @@ def prepared(model: Sam) -> Sam:
     for module in twin.modules():
         module.__class__ = FORMS.get(type(module), type(module))
     return twin
+
+
+class WideAttention(AttentionFirst):
+    """The decoder's attention with its products in float32, and all else in float16.
+
+    A token adds over thousands of image tokens, and Apple's executor for Linux adds in float16: ones
+    times 0.1 end at 256. Masks of the whole decoder in float16 had an IoU of 0.87 at 512 pixels.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        tokens = q.shape[3]
+        wide = [x.float() for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v))]
+        q, k, v = (self._split(x) for x in wide)
+        attended = attend(q, k, v, None if bias is None else bias.float())
+        return self.out_proj(attended.reshape(len(attended), -1, 1, tokens).half())
 
 
 class HalfEncoder(Encoder):
@@ -90,6 +111,9 @@ def halved(network: TracedNetwork) -> TracedNetwork:
         points.no_mask_embed,
     ):
         part.half()
+    for module in model.mask_decoder.modules():
+        if type(module) is AttentionFirst:
+            module.__class__ = WideAttention
     if isinstance(network, StaticDecoder):
         return HalfDecoder(model, network.max_points, network.prompts)
     return HalfEncoder(model)
