@@ -1,7 +1,7 @@
 """The networks as Core AI gets them: channels first, as the Neural Engine's rules ask, and in float16.
 
-Positions of points are computed in float32 in every precision: float16 has steps of half a pixel from
-512 on. The files take and return float32; the casts stand at their ends.
+The prompt encoder computes in float32 in every precision: float16 has steps of half a pixel from 512
+on. The files take and return float32; the casts stand at their ends.
 """
 
 import copy
@@ -77,7 +77,7 @@ class HalfEncoder(Encoder):
 
 
 class HalfDecoder(StaticDecoder):
-    """The decoder in float16, less the positions of points; inputs and outputs stay in float32."""
+    """The decoder in float16, less its prompt encoder; inputs and outputs stay in float32."""
 
     def forward(
         self,
@@ -94,7 +94,7 @@ class HalfDecoder(StaticDecoder):
             image_embeddings.half(),
             prompts.dense_pe().half(),
             prompts.embed_points(point_coords, point_labels).half(),
-            prompts.embed_masks(mask_input.half(), has_mask_input.clamp(0, 1).half()),
+            prompts.embed_masks(mask_input, has_mask_input.clamp(0, 1)).half(),
             padding.half(),
         )
         return iou_predictions.float(), low_res_masks.float()
@@ -103,13 +103,7 @@ class HalfDecoder(StaticDecoder):
 def halved(network: TracedNetwork) -> TracedNetwork:
     """Returns a network that computes in float16, with parameters of its own."""
     model = copy.deepcopy(network.model)
-    points = model.prompt_encoder
-    for part in (
-        model.image_encoder,
-        model.mask_decoder,
-        points.mask_downscaling,
-        points.no_mask_embed,
-    ):
+    for part in (model.image_encoder, model.mask_decoder):
         part.half()
     for module in model.mask_decoder.modules():
         if type(module) is AttentionFirst:
