@@ -119,7 +119,8 @@ web: install ## use: a page that segments in the browser, in build/web; needs np
 	$(BIN)/python -m pocketsam export '$(CHECKPOINT)' --target web --output build/web --force \
 		$(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE))
 
-export-coreai: install coreai-env ## use: Apple's Core AI, likewise
+export-coreai: PRECISION = fp32
+export-coreai: install coreai-env ## use: Apple's Core AI: fp32, or PRECISION=
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions coreai --output build $(CHOICE)
 
 export-executorch: PRECISION = fp32
