@@ -13,6 +13,8 @@ IMAGE_SIZE ?=
 PRECISION ?= fp16
 ALL ?=
 PHOTOS ?=
+# of parity
+TARGETS ?= onnx coreml tflite coreai:fp32 executorch:fp32
 HOURS ?= 8
 TOOLS ?=
 BIN := .venv/bin
@@ -21,7 +23,7 @@ RUN := $(BIN)/pocketsam
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder $(wildcard tests/test_export_*.py) \
 	tests/test_runtime_segmenter.py tests/test_runtime_everything.py tests
 
-UNKNOWN := $(filter-out CHECKPOINT IMAGE_SIZE PRECISION ALL PHOTOS HOURS TOOLS PYTHON PYTHON312, \
+UNKNOWN := $(filter-out CHECKPOINT IMAGE_SIZE PRECISION ALL PHOTOS HOURS TOOLS TARGETS PYTHON PYTHON312, \
 	$(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(firstword $(subst =, ,$(word))))))
 ifneq ($(UNKNOWN),)
 $(error no such variable: $(UNKNOWN); `make help` lists them)
@@ -31,7 +33,7 @@ CHOICE = --checkpoint '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SI
 	$(if $(ALL),,--precision $(PRECISION))
 
 .DEFAULT_GOAL := help
-.PHONY: help install web page-pictures test-web test-swift test test-all test-arm fuzz check docs demo bench bench-everything drop-in study weights default-bundle clicks lock clean \
+.PHONY: help install web bench-web page-pictures test-web test-swift test test-all test-arm fuzz check docs demo bench bench-everything drop-in study weights default-bundle clicks lock clean \
 	tflite-env coreai-env executorch-env export-coreml export-tflite export-coreai export-executorch parity layer-costs battery int8-converters
 
 help: ## use: list the targets
@@ -40,7 +42,7 @@ help: ## use: list the targets
 		$(MAKEFILE_LIST); done
 	@echo "variables: CHECKPOINT=FILE or mobile_sam (default: our weights)," \
 		"IMAGE_SIZE=512, PRECISION=fp16 or ALL=1 of export-*;"
-	@echo "  PHOTOS='FOLDER ...' and HOURS=8 of weights; TOOLS='rembg ...' of drop-in; PYTHON=, PYTHON312= where the right one is not found"
+	@echo "  PHOTOS='FOLDER ...' and HOURS=8 of weights; TOOLS='rembg ...' of drop-in; TARGETS='onnx ...' of parity; PYTHON=, PYTHON312= where the right one is not found"
 
 install: .venv/installed ## use: make .venv with everything, at the pinned versions
 
@@ -73,6 +75,9 @@ test-arm: install ## develop: the runtime on a Pi's processors, emulated; needs 
 test-web: install ## develop: types and behaviour of the browser's page; needs npm and Chromium (minutes)
 	npx --yes --package typescript@7.0.2 tsc --project tests/tsconfig.json
 	$(BIN)/python -m pytest tests/test_web_page.py tests/test_export_to_web.py
+
+bench-web: install ## measure: a photograph and a click in the browser's page; needs npm once, and Chromium
+	$(BIN)/python tests/web_bench.py runtime/default_bundle
 
 test-swift: install ## develop: PocketSam.swift, compiled by Debian's Swift and run; needs root, debootstrap and 3 GB
 	test -x build/swift/usr/bin/swiftc || { debootstrap --variant=minbase \
@@ -128,8 +133,7 @@ export-executorch: install executorch-env ## use: ExecuTorch: fp32, or PRECISION
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions executorch --output build $(CHOICE)
 
 parity: install tflite-env coreai-env executorch-env ## measure: every target and precision against PyTorch, at 512 pixels
-	$(BIN)/python -m pocketsam.export.benchmarks.precisions onnx coreml tflite coreai:fp32 executorch:fp32 \
-		--output build/parity --checkpoint '$(CHECKPOINT)' --image-size 512
+	$(BIN)/python -m pocketsam.export.benchmarks.precisions $(TARGETS) --output build/parity --checkpoint '$(CHECKPOINT)' --image-size 512
 
 layer-costs: install ## measure: what each layer of the encoder costs in 8 and 4 bits (minutes)
 	$(BIN)/python -m pocketsam.export.quantization '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE))
