@@ -1,4 +1,4 @@
-"""Times a photograph and a click in the page, headless: ``make bench-web``, or with bundles of yours."""
+"""Times a photograph and a click in the page, headless: ``make bench-web``, or bundles of yours."""
 
 import contextlib
 import shutil
