@@ -132,7 +132,7 @@ export-executorch: PRECISION = fp32
 export-executorch: install executorch-env ## use: ExecuTorch: fp32, or PRECISION=int8
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions executorch --output build $(CHOICE)
 
-parity: install tflite-env coreai-env executorch-env ## measure: every target and precision against PyTorch, at 512 pixels
+parity: install tflite-env $(foreach name,coreai executorch,$(if $(findstring $(name),$(TARGETS)),$(name)-env)) ## measure: every target and precision against PyTorch, at 512 pixels
 	$(BIN)/python -m pocketsam.export.benchmarks.precisions $(TARGETS) --output build/parity --checkpoint '$(CHECKPOINT)' --image-size 512
 
 layer-costs: install ## measure: what each layer of the encoder costs in 8 and 4 bits (minutes)

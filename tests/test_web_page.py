@@ -23,6 +23,7 @@ from pycocotools import mask as coco
 from skimage import data
 
 from pocketsam import Segmenter, export
+from pocketsam.errors import DownloadError
 from pocketsam.export.bundle import describe_file
 from pocketsam.export.to_web.site import add_page
 from pocketsam.runtime.bundle import DEFAULT_BUNDLE
@@ -64,7 +65,10 @@ def site(tmp_path_factory):
     """The page around the default bundle."""
     folder = tmp_path_factory.mktemp("site") / "site"
     shutil.copytree(DEFAULT_BUNDLE, folder)
-    add_page(folder)
+    try:
+        add_page(folder)
+    except DownloadError as error:
+        pytest.skip(f"onnxruntime-web cannot be had: {error}")
     return folder
 
 
