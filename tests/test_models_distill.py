@@ -118,7 +118,7 @@ def test_each_mode_gives_gradients_to_its_modules_alone(teacher, mode):
 
 
 @pytest.mark.parametrize(
-        "mode",
+    "mode",
     [m if m in OF_EMBEDDINGS else pytest.param(m, marks=pytest.mark.slow) for m in MODES],
 )
 def test_each_mode_trains_its_modules_and_no_others(folder, teacher, cache, tmp_path, mode):
