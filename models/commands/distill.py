@@ -71,7 +71,8 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         type=int,
         metavar="N",
-        help=f"random prompts for each image; not with --mode decoupled or quantized (default: {_PROMPTS})",
+        help="random prompts for each image; not with --mode decoupled or quantized (default: "
+        f"{_PROMPTS})",
     )
     parser.add_argument(
         "--learning-rate",

@@ -1,7 +1,7 @@
 """Linear layers that compute in 8 bits while they are trained: quantization-aware training.
 
 Values are rounded on the way forward, and gradients pass as if they were not (the straight-through
-estimator, Bengio et al. 2013, arXiv:1308.3432). Weights stay in float, so the checkpoint is an ordinary one.
+estimator, Bengio et al. 2013, arXiv:1308.3432). Weights stay in float, in an ordinary checkpoint.
 """
 
 import torch
@@ -13,7 +13,7 @@ WEIGHT_STEPS, ACTIVATION_STEPS = 127, 255
 
 
 class RoundedLinear(nn.Linear):
-    """A linear layer with 8-bit weights, a scale for each output, and 8-bit inputs, one scale for all."""
+    """A linear layer with 8-bit inputs, and 8-bit weights with a scale for each output."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``[..., outputs]`` of ``x [..., inputs]``."""
@@ -41,7 +41,7 @@ def _with_gradient(value: Tensor, rounded: Tensor) -> Tensor:
 
 
 def round_layers(encoder: nn.Module) -> None:
-    """Gives the linear layers of an image encoder 8 bits, and keeps the statistics of its BatchNorms."""
+    """Gives an image encoder's linear layers 8 bits, and keeps the statistics of its BatchNorms."""
     for name, module in encoder.named_modules():
         if isinstance(module, nn.Linear) and name != "head":
             module.__class__ = RoundedLinear
