@@ -123,7 +123,7 @@ def test_precisions(precision, pictures, coreml, tmp_path):
             {entry["operation"] for entry in manifest[half]["leaving_neural_engine"]}
             for half in ("encoder", "decoder")
         ]
-        assert fallbacks == [{"cast"}, {"cast", "equal", "sin", "cos"}]
+        assert fallbacks == [{"cast"}, {"cast", "sin", "cos"}]
 
 
 @pytest.mark.slow

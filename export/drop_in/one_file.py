@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper, shape_inference
 from torch import Tensor
 
+from pocketsam import constants
 from pocketsam.export.drop_in.check import Masks, Photo, Points
 from pocketsam.export.drop_in.tool import OneFile
 from pocketsam.export.reference import Reference
@@ -17,6 +18,7 @@ from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.export.to_onnx.passes import optimise
 from pocketsam.export.traced import Decoder
 from pocketsam.models.images import normalise
+from pocketsam.models.prompt_encoder import is_label
 from pocketsam.models.sam import Sam
 
 POINTS = 6
@@ -71,7 +73,7 @@ class SquareNetwork(Decoder):
 
     def padding_mask(self, point_labels: Tensor) -> Tensor:
         """Returns 1 where a label is ``LABEL_PADDING``, else 0."""
-        return F.relu(-1 - point_labels)
+        return is_label(point_labels, float(constants.LABEL_PADDING))
 
     def example(self, prompts: int = 1, points: int = POINTS) -> dict[str, Tensor]:
         """Returns inputs to trace with."""
