@@ -43,9 +43,7 @@ class TransformersJs(Tool):
         """The reference's masks of what the tool made of the same pictures and prompts."""
         encoder, decoder = reference.encoder("pixels"), reference.decoder(choice="three")
         found = {}
-        for (label, (image, prompts)), (pixels, made) in zip(
-            cases.items(), self.tensors, strict=True
-        ):
+        for (label, (image, prompts)), (pixels, made) in zip(cases.items(), self.tensors, strict=True):
             (embedding,) = encoder.run(None, {"x": pixels})
             masks = []
             for prompt, coords in zip(prompts, made["points"], strict=True):
