@@ -25,7 +25,7 @@ from pocketsam.export.verification import parity
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.networks import call_by_call
+from pocketsam.runtime.backends.networks import call_by_call, fill_up
 from pocketsam.runtime.bundle import hash_tree, open_bundle
 from pocketsam.runtime.image import preprocess, preprocess_raw
 from pocketsam.runtime.manifest import MANIFEST_NAME
@@ -119,11 +119,32 @@ def test_precisions(precision, pictures, coreml, tmp_path):
     assert manifest["encoder"]["float16"]["largest"] < 65504 / 8
     assert manifest["encoder"]["float16"]["kept_in_float32"] == []
     if precision == "fp16":
-        fallbacks = [
+        encoder, decoder = (
             {entry["operation"] for entry in manifest[half]["leaving_neural_engine"]}
             for half in ("encoder", "decoder")
-        ]
-        assert fallbacks == [{"cast"}, {"cast", "sin", "cos"}]
+        )
+        assert encoder == {"cast"}
+        assert decoder >= {"cast", "sin", "cos"}
+        assert {"sin 0", "cos 0"} < set(manifest["decoder"]["float16"]["kept_in_float32"])
+
+
+@pytest.mark.slow
+def test_positions_of_points_are_in_float32(tmp_path):
+    """float16 angles would be off by a hundredth and more."""
+    options = TARGET.resolve(Options(precision="fp16"))
+    network = to_coreml.traced_networks(seeded(SIZE, 5), options)["decoder"]
+    cases = compute_cases(
+        network.model, [("grey", np.full((96, 128, 3), 90, np.uint8))], prompts=PROMPTS[:1], detailed=0
+    )
+    converted = to_coreml.convert(network, tmp_path / "decoder.mlpackage", options, cases, {})
+    assert {"sin 0", "cos 0"} < set(converted.details["float16"]["kept_in_float32"])
+    program, _ = load_package(tmp_path / "decoder.mlpackage")
+    (sine,) = (op.outputs[0].name for op in program.operations if op.op_type == "sin")
+    feeds = fill_up(cases[0].prompts[0].feeds, *program.inputs[c.POINT_LABELS])
+    found = program(feeds, also=[sine])[sine][0, :, 0]
+    matrix = network.model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.double().numpy()
+    points = (feeds[c.POINT_COORDS][0].astype(np.float64) + 0.5) / SIZE
+    assert np.abs(found.T - np.sin(2 * np.pi * (2 * points - 1) @ matrix)).max() < 1e-4
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Distillations small enough for a test: each mode learns, resumes, and refuses what does not fit."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -8,16 +9,20 @@ import torch
 from conftest import run_pocketsam
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from pocketsam import terminal
 from pocketsam.errors import CheckpointError, ImageError, PocketSamError, UsageError
+from pocketsam.export.quantization.grids import Steps, round_nearest
+from pocketsam.export.quantization.simulation import Span, layers_of, round_activation
 from pocketsam.images import find_images, load_image
 from pocketsam.models.checkpoint import load_model
 from pocketsam.models.commands import COMMANDS
 from pocketsam.models.images import check_folder, load_pixels, to_pixel_values
 from pocketsam.models.sam import fill, seeded
 from pocketsam.models.training.distill import distill, freeze_others, new_student, random_prompts
-from pocketsam.models.training.recipe import MODES, Recipe
+from pocketsam.models.training.quantized import RoundedLinear, round_input, round_layers, round_weight
+from pocketsam.models.training.recipe import MODES, OF_EMBEDDINGS, Recipe
 from pocketsam.models.training.run import Run
 from pocketsam.runtime.image import preprocess
 
@@ -113,7 +118,8 @@ def test_each_mode_gives_gradients_to_its_modules_alone(teacher, mode):
 
 
 @pytest.mark.parametrize(
-    "mode", ["decoupled", *(pytest.param(m, marks=pytest.mark.slow) for m in list(MODES)[1:])]
+    "mode",
+    [m if m in OF_EMBEDDINGS else pytest.param(m, marks=pytest.mark.slow) for m in MODES],
 )
 def test_each_mode_trains_its_modules_and_no_others(folder, teacher, cache, tmp_path, mode):
     save_file(seeded(64, 2).state_dict(), tmp_path / "start.safetensors")
@@ -132,6 +138,21 @@ def test_each_mode_trains_its_modules_and_no_others(folder, teacher, cache, tmp_
             assert same, key
         elif key.endswith(("fc1.weight", "lin1.weight")):
             assert not same, key
+
+
+def test_rounded_layers_are_what_the_exporter_simulates(teacher):
+    """The same grids; and gradients that pass as if nothing were rounded."""
+    encoder = deepcopy(teacher.model.image_encoder)
+    wanted = layers_of(encoder, (nn.Linear,))
+    round_layers(encoder)
+    assert {name for name, m in encoder.named_modules() if isinstance(m, RoundedLinear)} == set(wanted)
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    rounded = round_input(x)
+    rounded.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    span = Span(x.min().item(), x.max().item())
+    assert torch.allclose(rounded, round_activation(x, span), atol=1e-6)
+    assert torch.allclose(round_weight(x), round_nearest(x.detach(), Steps(127)), atol=1e-6)
 
 
 @pytest.mark.slow
@@ -191,6 +212,8 @@ def test_what_does_not_fit_is_refused(folder, teacher, cache, tmp_path):
     [
         ({"mode": "triple"}, "unknown mode 'triple'"),
         ({"mode": "finetune"}, "finetune trains the decoder"),
+        ({"mode": "quantized"}, "quantized prepares trained weights for 8 bits: start must name them"),
+        ({"mode": "quantized", "compute": "bf16"}, "quantized needs compute fp32"),
         ({"compute": "fp31"}, "unknown compute 'fp31'"),
         ({"batch": 0}, "batch must be at least 1, not 0"),
         ({"learning_rate": float("nan")}, "learning-rate must be a positive number"),
@@ -254,6 +277,8 @@ def test_the_teachers_own_canvas_is_the_default(folder, tmp_path, capsys, monkey
         (("--learning-rate", "-1"), "learning-rate must be a positive number"),
         (("--prompts", "4"), "--prompts does nothing with --mode decoupled"),
         (("--mode", "finetune"), "finetune trains the decoder"),
+        (("--mode", "quantized"), "quantized prepares trained weights"),
+        (("--mode", "quantized", "--prompts", "4"), "--prompts does nothing with --mode quantized"),
     ],
 )
 def test_contradictions_and_bad_values_are_usage_errors(folder, tmp_path, capsys, arguments, message):

@@ -146,7 +146,7 @@ class Suite:
         """Ours in every precision that runs here, then the peers."""
         others = [parse_file(text) for text in files]
         feeds = {c.PIXEL_VALUES: self._pixels}
-        for precision in ("fp32", "fp16", "int8", "int8-weights"):
+        for precision in ("fp32", "fp16", "int8", "int8-static", "int8-weights"):
             self.add(f"ONNX {precision}", "encoder", feeds, self.onnx, "encoder", Options(precision))
         fp32 = ("encoder", Options(), None, "openvino")
         self.add("ONNX fp32 in OpenVINO", "encoder", feeds, self.onnx, *fp32, in_peers=True)

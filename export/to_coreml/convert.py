@@ -26,6 +26,7 @@ from pocketsam.export.to_coreml.interpreter import (
     flat_inputs,
     load_package,
     number_operations,
+    torch_dtype,
 )
 from pocketsam.export.to_coreml.linter import lint, summarise
 from pocketsam.export.to_coreml.neural_engine import fallbacks
@@ -100,6 +101,8 @@ def convert(
         else:
             _run(job, options)
     program, intermediates = load_package(path)
+    if float16 is not None:
+        float16["kept_in_float32"] = _in_float32(program)
     broken = lint(program)
     details = {
         "deployment_target": job["deployment_target"],
@@ -122,7 +125,7 @@ def convert(
 def _float16_program(
     job: dict[str, Any], samples: Sequence[Arrays], options: Options
 ) -> dict[str, Any]:
-    """Converts with those operations in float32 whose values float16 would not hold; says which.
+    """Converts with those operations in float32 whose values float16 would not hold.
 
     The ranges that int8 activations need come from the same run over the samples.
     """
@@ -140,7 +143,6 @@ def _float16_program(
         "largest_tensor": peak,
         "limit": FLOAT16_MAX,
         "tensors_measured": len(ranges),
-        "kept_in_float32": [f"{kind} {number}" for kind, number in wide],
     }
 
 
@@ -175,6 +177,16 @@ def _beyond(program: MilProgram, ranges: dict[str, dict[str, float]]) -> list[tu
         for op in program.operations
         if id(op) in numbers
         and any(var.name in large for var in (*flat_inputs(op.inputs.values()), *op.outputs))
+    ]
+
+
+def _in_float32(program: MilProgram) -> list[str]:
+    """Returns the operations that compute in float32, by kind and number."""
+    numbers = number_operations(program.operations)
+    return [
+        "{} {}".format(*numbers[id(op)])
+        for op in program.operations
+        if id(op) in numbers and any(torch_dtype(var) == torch.float32 for var in op.outputs)
     ]
 
 

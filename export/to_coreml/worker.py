@@ -17,7 +17,7 @@ from coremltools.converters.mil.mil.passes.graph_pass import PassOption
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from coremltools.models.utils import _apply_graph_pass
 
-from pocketsam.export.to_coreml.interpreter import number_operations
+from pocketsam.export.to_coreml.interpreter import flat_inputs, number_operations
 
 WEIGHT_THRESHOLD = 20_000
 """Tensors with fewer elements stay in float16: the stem, depthwise kernels, norms. They save little."""
@@ -41,6 +41,7 @@ def convert(job: dict[str, Any]) -> Any:
     def in_float16(op: Any) -> bool:
         if not numbers:  # before the pass changes anything; names change after it, the order does not
             numbers.update(number_operations(op.enclosing_block.operations))
+            skipped.update(positions(op.enclosing_block.operations, numbers))
         return numbers.get(id(op)) not in skipped
 
     float16 = ct.transform.FP16ComputePrecision(op_selector=in_float16)
@@ -61,6 +62,21 @@ def convert(job: dict[str, Any]) -> Any:
         minimum_deployment_target=ct.target[job["deployment_target"]],
         skip_model_load=True,
     )
+
+
+def positions(operations: Any, numbers: dict[int, tuple[str, int]]) -> set[tuple[str, int]]:
+    """Returns the operations that encode positions of points: sines, cosines and all before them.
+
+    float16 has steps of half a pixel from 512 on, and angles grow to 2 pi times the frequencies.
+    """
+    found: set[tuple[str, int]] = set()
+    waiting = [op for op in operations if op.op_type in ("sin", "cos")]
+    while waiting:
+        op = waiting.pop()
+        if op is not None and id(op) in numbers and numbers[id(op)] not in found:
+            found.add(numbers[id(op)])
+            waiting += [var.op for var in flat_inputs(op.inputs.values())]
+    return found
 
 
 def compress(model: Any, job: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pocketsam.models.checkpoint import Loaded
 
 _PROMPTS = 8
+_RATE, _RATE_QUANTIZED = 1e-3, 1e-6
 
 
 def add_distill(subparsers: terminal.Subparsers) -> None:
@@ -36,12 +37,12 @@ def add_distill(subparsers: terminal.Subparsers) -> None:
     parser.add_argument(
         "--start",
         metavar="CHECKPOINT",
-        help="MobileSAM checkpoint to start from; needed with --mode finetune (default: an untrained "
-        "encoder under the teacher's decoder)",
+        help="MobileSAM checkpoint to start from; needed with --mode finetune and quantized (default: "
+        "an untrained encoder under the teacher's decoder)",
     )
     parser.add_argument(
         "--mode",
-        choices=("decoupled", "semi-coupled", "coupled", "finetune"),
+        choices=("decoupled", "semi-coupled", "coupled", "finetune", "quantized"),
         default="decoupled",
         help="what is compared and what is trained; see docs/distillation.md (default: %(default)s)",
     )
@@ -70,14 +71,21 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         type=int,
         metavar="N",
-        help=f"random prompts for each image; not with --mode decoupled (default: {_PROMPTS})",
+        help="random prompts for each image; not with --mode decoupled or quantized (default: "
+        f"{_PROMPTS})",
     )
-    add("--learning-rate", 1e-3, "the highest, after the warm-up", "X")
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help=f"the highest, after the warm-up (default: {_RATE:g}, quantized {_RATE_QUANTIZED:g})",
+    )
     add("--seed", 0, "of the order of the images and of the prompts")
     parser.add_argument(
         "--compute",
         choices=("fp32", "bf16", "fp16"),
-        help="number format of the training (default: bf16 where the machine computes it, else fp32)",
+        help="number format of the training (default: bf16 where the machine computes it, else fp32; "
+        "quantized fp32)",
     )
     add("--save-every", 200, "steps between saved states")
 
@@ -88,10 +96,12 @@ def run_distill(args: argparse.Namespace) -> None:
         from pocketsam.models.checkpoint import default_image_size
         from pocketsam.models.images import check_folder
         from pocketsam.models.training.distill import distill
-        from pocketsam.models.training.recipe import Recipe, check_recipe
+        from pocketsam.models.training.recipe import OF_EMBEDDINGS, Recipe, check_recipe
         from pocketsam.models.training.run import default_compute, flush_denormals
-    if args.prompts is not None and args.mode == "decoupled":
-        raise UsageError("--prompts does nothing with --mode decoupled, which compares no masks")
+    quantized = args.mode == "quantized"
+    rate = _RATE_QUANTIZED if quantized else _RATE
+    if args.prompts is not None and args.mode in OF_EMBEDDINGS:
+        raise UsageError(f"--prompts does nothing with --mode {args.mode}, which compares no masks")
     recipe = Recipe(
         mode=args.mode,
         image_size=args.image_size or default_image_size(args.teacher),
@@ -99,9 +109,9 @@ def run_distill(args: argparse.Namespace) -> None:
         batch=args.batch,
         accumulate=args.accumulate,
         prompts=_PROMPTS if args.prompts is None else args.prompts,
-        learning_rate=args.learning_rate,
+        learning_rate=rate if args.learning_rate is None else args.learning_rate,
         seed=args.seed,
-        compute=args.compute or default_compute(),
+        compute=args.compute or ("fp32" if quantized else default_compute()),
     )
     check_recipe(recipe, args.start, args.save_every)
     flush_denormals()

@@ -3,7 +3,7 @@
 *Decoupled*: the student imitates the teacher's embeddings, which are computed once; no decoder runs.
 *Semi-coupled* and *coupled*: masks at random prompts are compared, through the teacher's decoder, which
 is frozen in the first and trained in the second. *Finetune*: the decoder alone is trained, under an
-encoder that was distilled before.
+encoder that was distilled before. *Quantized*: decoupled, with linear layers in 8 bits.
 """
 
 import os
@@ -29,7 +29,8 @@ from pocketsam.models.sam import Sam, build
 from pocketsam.models.training.embedding_cache import EmbeddingCache
 from pocketsam.models.training.losses import overlap_loss
 from pocketsam.models.training.plots import draw_loss
-from pocketsam.models.training.recipe import COMPUTE, MODES, Recipe, check_recipe
+from pocketsam.models.training.quantized import round_layers
+from pocketsam.models.training.recipe import COMPUTE, MODES, OF_EMBEDDINGS, Recipe, check_recipe
 from pocketsam.models.training.run import (
     Run,
     average_into,
@@ -116,7 +117,7 @@ def freeze_others(student: Sam, names: Sequence[str]) -> list[nn.Parameter]:
 def loss_of(
     recipe: Recipe, encoder: nn.Module, student: Sam, teacher: Sam, batch: Sequence[Tensor], step: int
 ) -> Tensor:
-    """Returns the loss of a batch: of the embeddings where decoupled, else of masks at random prompts.
+    """Returns the loss of a batch: of embeddings (``OF_EMBEDDINGS``), or of masks at random prompts.
 
     Args:
         recipe: the distillation.
@@ -128,7 +129,7 @@ def loss_of(
     """
     pixel_values, wanted = batch
     embeddings = encoder(pixel_values).float()
-    if recipe.mode == "decoupled":
+    if recipe.mode in OF_EMBEDDINGS:
         return (embeddings - wanted).square().mean()
     prompts = random_prompts(recipe, len(wanted) * recipe.prompts, step).to(wanted.device)
     with torch.no_grad():
@@ -172,7 +173,7 @@ def distill(
         folder: of the run and its result.
         recipe: what to do.
         cache_folder: of the teacher's embeddings; None: ``cache`` in ``folder``.
-        start: a MobileSAM checkpoint to start from; ``finetune`` needs one.
+        start: a MobileSAM checkpoint to start from; ``finetune`` and ``quantized`` need one.
         save_every: steps between saved states.
         progress: called with (what is being done, number done, number in all).
 
@@ -180,7 +181,7 @@ def distill(
         The path of the student, ``student.safetensors`` in float16.
 
     Raises:
-        UsageError: a value is out of range, or ``finetune`` has no ``start``.
+        UsageError: a value is out of range, or a mode that needs ``start`` has none.
         PocketSamError: a folder holds another run or cache, the loss is not finite, or the disk is
             full.
         CheckpointError: ``start`` is no MobileSAM.
@@ -218,8 +219,7 @@ def _distill(
     progress: Progress,
 ) -> None:
     """Computes the teacher's embeddings, trains, and saves the student."""
-    compute: Any = COMPUTE[recipe.compute]
-    fabric = Fabric(precision=compute)
+    fabric = Fabric(precision=COMPUTE[recipe.compute])  # type: ignore[arg-type]
     fabric.launch()
     frozen = teacher.to(fabric.device).requires_grad_(False)
     size = recipe.image_size
@@ -275,6 +275,8 @@ def _train(
     student.to(fabric.device).train()
     if recipe.mode == "finetune":
         student.image_encoder.eval()  # its BatchNorm statistics must not change
+    elif recipe.mode == "quantized":
+        round_layers(student.image_encoder)
     for done, batch in enumerate(loader, start=1):
         with fabric.autocast():
             loss = loss_of(recipe, encoder, student, teacher, batch, step)

@@ -10,11 +10,19 @@ from pocketsam.models.training.run import default_compute
 
 MODES: dict[str, tuple[str, ...]] = {
     "decoupled": ("image_encoder",),
+    "quantized": ("image_encoder",),
     "semi-coupled": ("image_encoder",),
     "coupled": ("image_encoder", "prompt_encoder", "mask_decoder"),
     "finetune": ("prompt_encoder", "mask_decoder"),
 }
 """The modules of ``Sam`` that each mode trains."""
+OF_EMBEDDINGS = ("decoupled", "quantized")
+"""Modes that compare embeddings; the others compare masks."""
+STARTED = {
+    "finetune": "finetune trains the decoder under a distilled encoder: start must name it",
+    "quantized": "quantized prepares trained weights for 8 bits: start must name them",
+}
+"""Modes that need weights to start from, and why."""
 
 COMPUTE = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Number formats to train in, and lightning-fabric's names for them."""
@@ -30,7 +38,7 @@ class Recipe:
         steps: of the optimizer.
         batch: images that are computed together.
         accumulate: batches for each step.
-        prompts: for each image, where masks are compared; ``decoupled`` has none.
+        prompts: for each image, where masks are compared.
         learning_rate: the highest, after the warm-up.
         warmup: steps of the warm-up.
         weight_decay: AdamW's.
@@ -57,7 +65,7 @@ def check_recipe(recipe: Recipe, start: str | None, save_every: int) -> None:
     """Checks what a distillation is given, before anything is computed.
 
     Raises:
-        UsageError: a value is unknown or out of range, or ``finetune`` has no ``start``.
+        UsageError: a value is unknown or out of range, or a mode of ``STARTED`` has no ``start``.
     """
     counts = {name: getattr(recipe, name) for name in ("steps", "batch", "accumulate", "prompts")}
     for name, value in {**counts, "save-every": save_every}.items():
@@ -71,5 +79,7 @@ def check_recipe(recipe: Recipe, start: str | None, save_every: int) -> None:
         raise UsageError(f"unknown compute {recipe.compute!r}; known are {', '.join(COMPUTE)}")
     if recipe.compute == "fp16" and not torch.accelerator.is_available():
         raise UsageError("compute fp16 needs an accelerator; this machine has fp32 and bf16")
-    if recipe.mode == "finetune" and start is None:
-        raise UsageError("finetune trains the decoder under a distilled encoder: start must name it")
+    if recipe.mode == "quantized" and recipe.compute != "fp32":
+        raise UsageError(f"quantized needs compute fp32: {recipe.compute} hides what 8 bits cost")
+    if recipe.mode in STARTED and start is None:
+        raise UsageError(STARTED[recipe.mode])
