@@ -49,15 +49,15 @@ def to_program(network: TracedNetwork, names: list[str]) -> Any:
 
     Args:
         network: what to trace.
-        names: of the intermediate outputs in the second function.
+        names: of the intermediate outputs in the second function; none: there is no second.
     """
     example = network.example()
     arguments = tuple(example[name] for name in network.inputs)
     converter = TorchConverter()
-    for entry, module, outputs in (
-        (MAIN, network, network.outputs),
-        (INTERMEDIATES, Tapped(network).eval(), (*network.outputs, *names)),
-    ):
+    functions = [(MAIN, network, network.outputs)]
+    if names:
+        functions.append((INTERMEDIATES, Tapped(network).eval(), (*network.outputs, *names)))
+    for entry, module, outputs in functions:
         with torch.no_grad():
             exported = torch.export.export(module, arguments, strict=False)
             exported = exported.run_decompositions(get_decomp_table())
