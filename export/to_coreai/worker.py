@@ -54,10 +54,12 @@ def to_program(network: TracedNetwork, names: list[str]) -> Any:
     example = network.example()
     arguments = tuple(example[name] for name in network.inputs)
     converter = TorchConverter()
-    functions = [(MAIN, network, network.outputs)]
-    if names:
-        functions.append((INTERMEDIATES, Tapped(network).eval(), (*network.outputs, *names)))
-    for entry, module, outputs in functions:
+    for entry, module, outputs in (
+        (MAIN, network, network.outputs),
+        (INTERMEDIATES, Tapped(network).eval(), (*network.outputs, *names)),
+    ):
+        if entry == INTERMEDIATES and not names:
+            continue
         with torch.no_grad():
             exported = torch.export.export(module, arguments, strict=False)
             exported = exported.run_decompositions(get_decomp_table())
