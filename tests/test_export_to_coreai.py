@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from shallow import SIZE, damaged, replaced, shallow_reference, verify, write
 from pocketsam.cli import main
 from pocketsam.errors import BundleError, IntegrityError, ParityError, PocketSamError
 from pocketsam.export import check_anywhere
-from pocketsam.export.drop_in.core_ai import SegmenterNetwork
 from pocketsam.export.drop_in.tools import find_tool
 from pocketsam.export.drop_in.write import write_drop_in
 from pocketsam.export.options import Options
@@ -122,27 +122,27 @@ def test_smaller_precisions(precision, reference, bundle, tmp_path):
 
 @needs_coreai
 def test_files_for_apples_segmenter(reference, tmp_path, monkeypatch):
-    """With its names and shapes; refused where the labels of a box mean something else."""
+    """With its names and shapes; refused where the colours are swapped."""
     tool, output = find_tool("image-segmenter"), tmp_path / "segmenter"
     agreement = write_drop_in(reference, output, tool, "fp32")
     assert agreement.worst[1] > 0.99
     about = json.loads((output / "metadata.json").read_text())
     assert (about["metadata_version"], about["kind"]) == ("0.2", "segmenter")
-    network = convert.load(output / about["assets"]["main"], "file")
+    file = output / about["assets"]["main"]
+    network = convert.load(file, "file")
     names = {"batched_images": (1, 3, SIZE, SIZE), "batched_points": (1, 1, 6, 2)}
     assert network.shapes == names | {"batched_point_labels": (1, 1, 6)}
     found = network({name: np.ones(shape, np.float32) for name, shape in network.shapes.items()})
     shapes = {name: array.shape for name, array in found.items()}
     assert shapes == {"pred_masks": (1, 1, 3, SIZE, SIZE), "iou_scores": (1, 1, 3)}
 
-    right = SegmenterNetwork._prompt
+    def swapped(feeds):
+        feeds["batched_images"] = feeds["batched_images"][:, ::-1]
+        return network(feeds)
 
-    def swapped(self, coords, labels):
-        points, kinds = right(self, coords, labels)
-        return points, kinds + (kinds >= 2) * (5 - 2 * kinds)
-
-    monkeypatch.setattr(SegmenterNetwork, "_prompt", swapped)
-    with pytest.raises(ParityError, match=r"Apple's CoreAIImageSegmenter, .*box.*: mask IoU"):
+    monkeypatch.setattr(convert, "write_file", lambda _, path, *__: shutil.copytree(file, path))
+    monkeypatch.setattr(convert, "load", lambda *_: swapped)
+    with pytest.raises(ParityError, match=r"CoreAIImageSegmenter, .*: mask IoU"):
         write_drop_in(reference, tmp_path / "wrong", tool, "fp32")
     assert not (tmp_path / "wrong").exists()
 
