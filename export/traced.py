@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pocketsam import constants
 from pocketsam.export.options import Options
+from pocketsam.models.prompt_encoder import is_label
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
 
@@ -121,7 +122,7 @@ class PixelEncoder(Encoder):
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in statistics)
         places = torch.arange(self.model.image_size, dtype=image.dtype)
         height, width = resized_size[0:1], resized_size[1:2]
-        rows, columns = (places < height).to(image.dtype), (places < width).to(image.dtype)
+        rows, columns = ((side - places).clamp(0, 1) for side in (height, width))
         inside = rows.view(1, 1, -1, 1) * columns.view(1, 1, 1, -1)
         return (self.model.encode((image - mean) * (1 / std) * inside),)
 
@@ -153,7 +154,7 @@ class StaticDecoder(Decoder):
         return self.prompts, self.max_points
 
     def padding_mask(self, point_labels: Tensor) -> Tensor | None:
-        return (point_labels == constants.LABEL_PADDING).to(point_labels.dtype)
+        return is_label(point_labels, float(constants.LABEL_PADDING))
 
     def example(self, prompts: int | None = None, points: int | None = None) -> dict[str, Tensor]:
         masks = {name: x[:1] for name, x in super().example(1, 1).items() if name in MASK_INPUTS}

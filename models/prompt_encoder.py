@@ -28,6 +28,14 @@ class PositionEmbeddingRandom(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def is_label(labels: Tensor, known: float | Tensor) -> Tensor:
+    """Returns 1 where whole numbers equal a known one, and 0 elsewhere.
+
+    Without a comparison, which would leave the Neural Engine, and XNNPACK's delegates.
+    """
+    return torch.relu(1.0 - (labels - known).abs())
+
+
 class PromptEncoder(nn.Module):
     """Turns points, boxes and mask inputs into embeddings.
 
@@ -66,8 +74,9 @@ class PromptEncoder(nn.Module):
         points = self.pe_layer((coords + 0.5) / self.image_size)
         labels = labels.unsqueeze(-1)
         for number, embedding in enumerate(self.point_embeddings):
-            points = points + embedding.get_parameter("weight") * (labels == number)
-        return torch.where(labels == -1, self.not_a_point_embed.weight, points)
+            points = points + embedding.get_parameter("weight") * is_label(labels, float(number))
+        no_point = is_label(labels, -1.0)
+        return points * (1.0 - no_point) + self.not_a_point_embed.weight * no_point
 
     def embed_masks(self, masks: Tensor, has_mask: Tensor) -> Tensor:
         """Returns the dense embeddings ``[B, embed_dim, S/16, S/16]``.

@@ -16,13 +16,14 @@ WORKER = "cvat-ui/plugins/sam/src/ts/inference.worker.ts"
 
 
 class TransformersJs(Tool):
-    """It gives three masks. ``inside`` asks the reference with the tool's own tensors."""
+    """It gives three masks. ``inside`` asks the reference with the tool's own tensors, and takes the
+    picture's size on the canvas from it: it rounds 718.98 pixels down."""
 
     choice = "three"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.tensors: list[tuple[np.ndarray, list[list[float]]]] = []
+        self.tensors: list[tuple[np.ndarray, dict]] = []
 
     def ask(self, image: np.ndarray, prompts: list[Prompt]) -> list[np.ndarray]:
         with tempfile.TemporaryDirectory() as work:
@@ -34,25 +35,24 @@ class TransformersJs(Tool):
             subprocess.run(["node", str(script), work], check=True, cwd=ENVIRONMENT / "node")
             raw = np.frombuffer(Path(work, "masks.raw").read_bytes(), np.uint8)
             pixels = np.frombuffer(Path(work, "pixels.raw").read_bytes(), np.float32)
-            points = json.loads(Path(work, "points.json").read_text())
-        self.tensors.append((pixels.reshape(1, 3, SIDE, SIDE), points))
+            made = json.loads(Path(work, "made.json").read_text())
+        self.tensors.append((pixels.reshape(1, 3, SIDE, SIDE), made))
         return list(raw.reshape(len(prompts), *image.shape[:2]) > 0)
 
     def inside(self, reference: Reference, cases: dict) -> dict[str, list[np.ndarray]]:
         """The reference's masks of what the tool made of the same pictures and prompts."""
         encoder, decoder = reference.encoder("pixels"), reference.decoder(choice="three")
         found = {}
-        for (label, (image, prompts)), (pixels, points) in zip(
-            cases.items(), self.tensors, strict=True
-        ):
+        for (label, (image, prompts)), (pixels, made) in zip(cases.items(), self.tensors, strict=True):
             (embedding,) = encoder.run(None, {"x": pixels})
             masks = []
-            for prompt, coords in zip(prompts, points, strict=True):
+            for prompt, coords in zip(prompts, made["points"], strict=True):
                 feeds = {
                     "image_embeddings": embedding,
                     "point_coords": np.array(coords, np.float32).reshape(1, -1, 2),
                     "point_labels": points_of(prompt.marks)[1][None],
                     "orig_im_size": np.array(image.shape[:2], np.float32),
+                    "used": made["used"],
                 }
                 masks.append(decoder.run(None, feeds)[0][0, 0] > 0)
             found[label] = masks

@@ -188,7 +188,7 @@ class Reference:
                 return [scores.numpy(), low.numpy()]
             size = [int(n) for n in input_feed["orig_im_size"]]
             scale = SIDE / max(size)
-            used = [max(1, int(n * scale + 0.5)) for n in size]
+            used = input_feed.get("used") or [max(1, int(n * scale + 0.5)) for n in size]
             whole = F.interpolate(low, (SIDE, SIDE), mode="bilinear", align_corners=False)
             masks = F.interpolate(
                 whole[..., : used[0], : used[1]], size, mode="bilinear", align_corners=False

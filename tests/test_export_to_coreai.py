@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import torch
 from shallow import SIZE, damaged, replaced, shallow_reference, verify, write
 
 from pocketsam.cli import main
-from pocketsam.errors import BundleError, IntegrityError, PocketSamError
+from pocketsam.errors import BundleError, IntegrityError, ParityError, PocketSamError
 from pocketsam.export import check_anywhere
+from pocketsam.export.drop_in.tools import find_tool
+from pocketsam.export.drop_in.write import write_drop_in
 from pocketsam.export.options import Options
 from pocketsam.export.to_coreai import TARGET, convert
 from pocketsam.export.to_coreai.environment import COREAI, PROGRAMS
-from pocketsam.export.to_coreai.networks import halved
+from pocketsam.export.to_coreai.networks import HalfEncoder
 from pocketsam.export.traced import run_outputs
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.manifest import MANIFEST_NAME
@@ -111,27 +114,47 @@ def test_smaller_precisions(precision, reference, bundle, tmp_path):
     report = write(reference, tmp_path / "small", TARGET, Options(precision))
     assert report.ok
     share = {"fp16": 0.6, "int8-weights": 0.45, "palette6": 0.45}[precision]
-    sizes = [open_bundle(path).manifest.encoder.bytes for path in (tmp_path / "small", bundle)]
-    assert sizes[0] < share * sizes[1]
+    small, plain = (open_bundle(path).manifest for path in (tmp_path / "small", bundle))
+    assert small.encoder.bytes < share * plain.encoder.bytes
+    arithmetic = [network.details["arithmetic"] for network in (small.encoder, small.decoder)]
+    assert arithmetic == ["float16" if precision == "fp16" else "float32", "float32"]
 
 
-def test_float16_keeps_the_positions_of_points(reference):
-    """A point that moves by a quarter of a pixel moves the masks, at the far end of the canvas too."""
-    networks = convert.traced_networks(reference.loaded.model, Options("fp16"))
-    decoder = halved(networks["decoder"])
-    feeds = {name: value.numpy() for name, value in decoder.example().items()}
-    feeds["point_labels"][:] = -2
-    feeds["point_labels"][:, 0] = 1
-    points = []
-    for shift in (0, 0.05):
-        feeds["point_coords"][:, 0] = SIZE - 1 - shift
-        coords, labels = (torch.from_numpy(feeds[n]) for n in ("point_coords", "point_labels"))
-        points.append(decoder.model.prompt_encoder.embed_points(coords, labels))
-    assert not torch.equal(*points)
-    assert points[0].dtype == torch.float32
-    assert all(x.dtype == np.float32 for x in run_outputs(decoder, feeds).values())
-    assert decoder.model.mask_decoder.iou_token.weight.dtype == torch.float16
-    assert networks["decoder"].model.mask_decoder.iou_token.weight.dtype == torch.float32
+@needs_coreai
+def test_files_for_apples_segmenter(reference, tmp_path, monkeypatch):
+    """With its names and shapes; refused where the colours are swapped."""
+    tool, output = find_tool("image-segmenter"), tmp_path / "segmenter"
+    agreement = write_drop_in(reference, output, tool, "fp32")
+    assert agreement.worst[1] > 0.99
+    about = json.loads((output / "metadata.json").read_text())
+    assert (about["metadata_version"], about["kind"]) == ("0.2", "segmenter")
+    file = output / about["assets"]["main"]
+    network = convert.load(file, "file")
+    names = {"batched_images": (1, 3, SIZE, SIZE), "batched_points": (1, 1, 6, 2)}
+    assert network.shapes == names | {"batched_point_labels": (1, 1, 6)}
+    found = network({name: np.ones(shape, np.float32) for name, shape in network.shapes.items()})
+    shapes = {name: array.shape for name, array in found.items()}
+    assert shapes == {"pred_masks": (1, 1, 3, SIZE, SIZE), "iou_scores": (1, 1, 3)}
+
+    def swapped(feeds):
+        feeds["batched_images"] = feeds["batched_images"][:, ::-1]
+        return network(feeds)
+
+    monkeypatch.setattr(convert, "write_file", lambda _, path, *__: shutil.copytree(file, path))
+    monkeypatch.setattr(convert, "load", lambda *_: swapped)
+    with pytest.raises(ParityError, match=r"CoreAIImageSegmenter, .*: mask IoU"):
+        write_drop_in(reference, tmp_path / "wrong", tool, "fp32")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_fp16_is_the_encoders(reference):
+    model = convert.prepared(reference.loaded.model)
+    encoder = HalfEncoder(model)
+    feeds = {name: value.numpy() for name, value in encoder.example().items()}
+    (embedding,) = run_outputs(encoder, feeds).values()
+    assert embedding.dtype == np.float32
+    assert all(x.dtype == torch.float16 for x in encoder.model.image_encoder.parameters())
+    assert all(x.dtype == torch.float32 for x in model.parameters())
 
 
 def test_without_core_ai(monkeypatch, tmp_path, capsys):

@@ -16,6 +16,7 @@ from pocketsam.export.drop_in.join import (
 from pocketsam.export.drop_in.tool import TwoFiles
 from pocketsam.export.to_onnx.passes import FastDecoder
 from pocketsam.export.to_onnx.upscaling import append_upscaling
+from pocketsam.models.prompt_encoder import is_label
 from pocketsam.models.sam import EMBED_DIM, Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends import subgraph
@@ -28,7 +29,7 @@ class PaddingDecoder(FastDecoder):
 
     def padding_mask(self, point_labels: Tensor) -> Tensor:
         """Returns ``[B, N]`` with 1 where a point has that label."""
-        return (point_labels == constants.LABEL_PADDING).to(point_labels.dtype)
+        return is_label(point_labels, float(constants.LABEL_PADDING))
 
 
 def build_encoder(tool: TwoFiles, encoder: onnx.ModelProto, model: Sam) -> onnx.ModelProto:

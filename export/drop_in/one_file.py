@@ -1,4 +1,4 @@
-"""Both networks as one, with the shapes of OpenCV's zoo: a square picture and points to three masks."""
+"""Both networks as one, as EfficientSAM has them: a square picture and points to three masks."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper, shape_inference
 from torch import Tensor
 
+from pocketsam import constants
 from pocketsam.export.drop_in.check import Masks, Photo, Points
 from pocketsam.export.drop_in.tool import OneFile
 from pocketsam.export.reference import Reference
@@ -17,6 +18,7 @@ from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.export.to_onnx.passes import optimise
 from pocketsam.export.traced import Decoder
 from pocketsam.models.images import normalise
+from pocketsam.models.prompt_encoder import is_label
 from pocketsam.models.sam import Sam
 
 POINTS = 6
@@ -32,6 +34,7 @@ class SquareNetwork(Decoder):
 
     inputs = ("batched_images", "batched_point_coords", "batched_point_labels")
     outputs = ("output_masks", "iou_predictions")
+    labels_shape: tuple[int, ...] = (1, 1, POINTS, 1)
     weights: Tensor
 
     def __init__(self, model: Sam, frame: int) -> None:
@@ -44,21 +47,25 @@ class SquareNetwork(Decoder):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Returns masks ``[1, 1, 3, F, F]`` and scores ``[1, 1, 3]`` of a picture ``[1, 3, F, F]`` in
-        0..1, points ``[1, 1, 6, 2]`` in its pixels, and labels ``[1, 1, 6, 1]``."""
+        0..1, points ``[1, 1, 6, 2]`` in its pixels, and labels of ``labels_shape``."""
         image, coords, labels = inputs
         side = self.model.image_size
         if side != self.frame:
             image = self.weights @ image @ self.weights.T
         embeddings = self.model.encode(normalise(image * 255))
         points, labels = self._prompt(coords, labels)
-        no_mask, unused = torch.zeros(1, 1, side // 4, side // 4), torch.zeros(1)
-        masks, scores = self.model.decode(
-            embeddings, points, labels, no_mask, unused, self.padding_mask(labels)
-        )
+        masks, scores = self._decode(embeddings, points, labels)
         masks = masks[:, 1:]
         for larger in dict.fromkeys((side, self.frame)):  # twice, as SamPredictor does
             masks = F.interpolate(masks, (larger, larger), mode="bilinear", align_corners=False)
         return masks[:, None], scores[:, None, 1:]
+
+    def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns four masks of low resolution and their scores, without a mask input."""
+        low = self.model.mask_side
+        no_mask, unused = torch.zeros(1, 1, low, low), torch.zeros(1)
+        padding = self.padding_mask(labels)
+        return self.model.decode(embeddings, points, labels, no_mask, unused, padding)
 
     def _prompt(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns points ``[1, 7, 2]`` and labels ``[1, 7]``: the tool's -1 means padding, and SAM's
@@ -71,11 +78,11 @@ class SquareNetwork(Decoder):
 
     def padding_mask(self, point_labels: Tensor) -> Tensor:
         """Returns 1 where a label is ``LABEL_PADDING``, else 0."""
-        return F.relu(-1 - point_labels)
+        return is_label(point_labels, float(constants.LABEL_PADDING))
 
     def example(self, prompts: int = 1, points: int = POINTS) -> dict[str, Tensor]:
         """Returns inputs to trace with."""
-        shapes = (1, 3, self.frame, self.frame), (1, 1, POINTS, 2), (1, 1, POINTS, 1)
+        shapes = (1, 3, self.frame, self.frame), (1, 1, POINTS, 2), self.labels_shape
         return {name: torch.ones(shape) for name, shape in zip(self.inputs, shapes, strict=True)}
 
     def intermediates(self) -> list[str]:
@@ -96,7 +103,7 @@ def write(
     progress(f"converting {tool.file}")
     data = reshaped(to_onnx.trace_static(network)).SerializeToString(deterministic=True)
     (work / tool.file).write_bytes(data)
-    return [tool.file], in_one_file(to_onnx.load(data, tool.file))
+    return [tool.file], in_one_file(network, to_onnx.load(data, tool.file))
 
 
 def reshaped(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -122,9 +129,10 @@ def reshaped(model: onnx.ModelProto) -> onnx.ModelProto:
     return new
 
 
-def in_one_file(network: Call) -> Masks:
-    """Returns the masks that OpenCV's class makes of the file: the best-scored of its three."""
-    image, coords, labels = SquareNetwork.inputs
+def in_one_file(network: SquareNetwork, run: Call) -> Masks:
+    """Returns the masks that a tool makes of a network's file, which ``run`` runs: the best-scored of
+    its three."""
+    image, coords, labels = network.inputs
 
     def encode(picture: Photo) -> Arrays:
         return {image: picture.transpose(2, 0, 1)[None].astype(np.float32) / 255}
@@ -133,9 +141,9 @@ def in_one_file(network: Call) -> Masks:
         slots = np.zeros((POINTS, 3), np.float32)
         slots[:, 2] = -1
         slots[: len(points)] = points
-        prompt = {coords: slots[None, None, :, :2], labels: slots[None, None, :, 2:]}
-        found = network({**encoded, **prompt})
-        masks, scores = (found[name][0, 0] for name in SquareNetwork.outputs)
+        kinds = slots[:, 2].reshape(network.labels_shape)
+        found = run({**encoded, coords: slots[None, None, :, :2], labels: kinds})
+        masks, scores = (found[name][0, 0] for name in network.outputs)
         best: np.ndarray = masks[scores.argmax()] >= 0
         return best
 

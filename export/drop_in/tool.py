@@ -104,17 +104,17 @@ class TwoFiles(Tool):
 
 @dataclass(frozen=True, kw_only=True)
 class OneFile(Tool):
-    """A tool that takes both networks as one ONNX file, from ``one_file.SquareNetwork``.
+    """A tool that takes both networks as one file, from ``one_file.SquareNetwork``.
 
     Attributes:
-        file: its path in the directory.
+        file: its path in the directory; ``.onnx``, or ``.aimodel`` for Core AI.
     """
 
     file: str
 
     @property
     def squashes(self) -> bool:
-        """Always: the class of OpenCV's zoo does."""
+        """Always: tools that take EfficientSAM do."""
         return True
 
     @property

@@ -108,6 +108,14 @@ OPENCV = OneFile(
     suffixes={"fp32": ""},
     files={"README.md": "opencv.md"},
 )
+IMAGE_SEGMENTER = OneFile(
+    name="image-segmenter",
+    title="Apple's CoreAIImageSegmenter",
+    file="pocketsam.aimodel",
+    frame=None,
+    suffixes={"fp32": ""},
+    files={"metadata.json": "image-segmenter.json", "README.md": "image-segmenter.md"},
+)
 LABEL_STUDIO = Weights(
     name="label-studio",
     title="Label Studio's segment_anything_model backend",
@@ -141,6 +149,7 @@ TOOLS: dict[str, Tool] = {
         TRANSFORMERS_JS,
         SAMEXPORTER,
         OPENCV,
+        IMAGE_SEGMENTER,
         LABEL_STUDIO,
         ISAT,
     )

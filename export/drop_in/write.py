@@ -9,7 +9,7 @@ from typing import Any
 
 from pocketsam.errors import BundleError, ParityError
 from pocketsam.export.bundle import describe_file, resolve_place
-from pocketsam.export.drop_in import one_file, two_files, weights
+from pocketsam.export.drop_in import core_ai, one_file, two_files, weights
 from pocketsam.export.drop_in.check import Agreement, Masks, compare, in_pytorch
 from pocketsam.export.drop_in.tool import OneFile, Tool, TwoFiles, Weights
 from pocketsam.export.reference import Reference
@@ -90,6 +90,8 @@ def _write_networks(
     match tool:
         case TwoFiles():
             return two_files.write(reference, work, tool, precision, progress)
+        case OneFile() if tool.file.endswith(".aimodel"):
+            return core_ai.write(reference, work, tool, progress)
         case OneFile():
             return one_file.write(reference, work, tool, progress)
         case Weights():

@@ -14,7 +14,7 @@ from pocketsam.export.engine import open_engine
 from pocketsam.export.options import Options
 from pocketsam.export.target import Arrays, Call, Converted, Progress
 from pocketsam.export.to_coreai.environment import COREAI
-from pocketsam.export.to_coreai.networks import halved, prepared
+from pocketsam.export.to_coreai.networks import HalfEncoder, prepared
 from pocketsam.export.to_coreml.channels_first import to_reference_layout
 from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork, static_decoder
 from pocketsam.models.sam import Sam
@@ -59,18 +59,16 @@ def convert(
         progress: called with a line about each step.
 
     Returns:
-        What the manifest says of it: in ``details`` the number of operations of each kind in ``main``.
+        What the manifest says of it: in ``details`` the type that it computes in, and the number of
+        operations of each kind in ``main``.
 
     Raises:
         ConversionError: the converter failed, or wrote something with other shapes.
         MissingEnvironmentError: Core AI is not there.
     """
-    COREAI.python()
-    chosen = network if options.precision == "fp32" else halved(network)
-    with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
-        job = _write_job(chosen, Path(folder), path, options, about)
-        COREAI.run(WORKER, [str(job)], options.timeout)
-        report = json.loads((Path(folder) / "report.json").read_text())
+    halves = options.precision == "fp16" and isinstance(network, Encoder)
+    chosen = HalfEncoder(network.model) if halves else network
+    report = write_file(chosen, path, options, about)
     shapes = _shapes(network)
     for key in (*network.inputs, *network.outputs):
         if report["shapes"].get(key) != shapes[key]:
@@ -86,8 +84,31 @@ def convert(
         outputs=outputs,
         intermediates=tuple(network.intermediates()),
         max_points=network.max_points if isinstance(network, StaticDecoder) else None,
-        details={"operations": report["operations"]},
+        details={
+            "arithmetic": "float16" if halves else "float32",
+            "operations": report["operations"],
+        },
     )
+
+
+def write_file(
+    network: TracedNetwork, path: Path, options: Options, about: dict[str, str]
+) -> dict[str, Any]:
+    """Writes a network as it is; returns the worker's report.
+
+    Args:
+        network: what to trace.
+        path, options, about: as for ``convert``.
+
+    Raises:
+        ConversionError, MissingEnvironmentError: as for ``convert``.
+    """
+    COREAI.python()
+    with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
+        job = _write_job(network, Path(folder), path, options, about)
+        COREAI.run(WORKER, [str(job)], options.timeout)
+        report: dict[str, Any] = json.loads((Path(folder) / "report.json").read_text())
+    return report
 
 
 def _shapes(network: TracedNetwork) -> dict[str, list[int]]:
@@ -107,14 +128,13 @@ def _write_job(
 ) -> Path:
     """Writes what the worker reads; returns its ``job.json``."""
     torch.save(network.eval(), folder / "network.pt")
-    kind = "decoder" if isinstance(network, StaticDecoder) else "encoder"
     job: dict[str, Any] = {
         "network": str(folder / "network.pt"),
         "report": str(folder / "report.json"),
         "output": str(path),
         "precision": options.precision,
         "names": [tensor_name(name) for name in network.intermediates()],
-        "description": f"MobileSAM, the {kind}, {options.precision}, {network.model.image_size} px; "
+        "description": f"MobileSAM, {path.stem}, {options.precision}, {network.model.image_size} px; "
         + ", ".join(f"{key} {value}" for key, value in about.items()),
     }
     (folder / "job.json").write_text(json.dumps(job))

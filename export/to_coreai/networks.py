@@ -1,7 +1,8 @@
-"""The networks as Core AI gets them: channels first, as the Neural Engine's rules ask, and in float16.
+"""The networks as Core AI gets them: channels first, as the Neural Engine's rules ask.
 
-The prompt encoder computes in float32 in every precision: float16 has steps of half a pixel from 512
-on. The files take and return float32; the casts stand at their ends.
+Files take and return float32. Of fp16 the encoder computes in float16, and the decoder in float32: a
+token adds over thousands of image tokens, Apple's executor for Linux adds in float16 (4096 times 0.1 is
+256), and float16 has steps of half a pixel from 512 on.
 """
 
 import copy
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pocketsam.export.to_coreml.channels_first import (
-    AttentionFirst,
+    MAX_SIDE,
     ChannelNorm,
     ChannelNorm2d,
-    attend,
+    MaskDecoderFirst,
     channels_first,
 )
-from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork
+from pocketsam.export.traced import Encoder
 from pocketsam.models.sam import Sam
 
 
@@ -42,7 +43,28 @@ class _Norm2d(ChannelNorm2d):
         return _norm_channels(x, self, self.eps)
 
 
-FORMS: dict[type[nn.Module], type[nn.Module]] = {ChannelNorm: _Norm, ChannelNorm2d: _Norm2d}
+class _Decoder(MaskDecoderFirst):
+    """The masks' product with its factors changed over.
+
+    Apple's executor computes ``a @ b.reshape(...)`` wrongly where axis 2 of ``b`` is as long as the
+    sum, as it is on a canvas of 128 pixels; it leaves a transposed ``b`` alone.
+    """
+
+    @staticmethod
+    def _combine(weights: Tensor, upscaled: Tensor) -> Tensor:
+        batch, channels, height, width = upscaled.shape
+        matrix = weights.reshape(batch, 1, channels, -1)
+        strips = torch.split(upscaled, min(height, MAX_SIDE // width), dim=2)
+        flat = [strip.reshape(batch, 1, channels, -1).transpose(-2, -1) for strip in strips]
+        masks = [(pixels @ matrix).transpose(-2, -1) for pixels in flat]
+        return torch.cat([m.reshape(batch, weights.shape[3], -1, width) for m in masks], dim=2)
+
+
+FORMS: dict[type[nn.Module], type[nn.Module]] = {
+    ChannelNorm: _Norm,
+    ChannelNorm2d: _Norm2d,
+    MaskDecoderFirst: _Decoder,
+}
 
 
 def prepared(model: Sam) -> Sam:
@@ -53,61 +75,13 @@ def prepared(model: Sam) -> Sam:
     return twin
 
 
-class WideAttention(AttentionFirst):
-    """The decoder's attention with its products in float32, and all else in float16.
-
-    A token adds over thousands of image tokens, and Apple's executor for Linux adds in float16: ones
-    times 0.1 end at 256. Masks of the whole decoder in float16 had an IoU of 0.87 at 512 pixels.
-    """
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        tokens = q.shape[3]
-        wide = [x.float() for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v))]
-        q, k, v = (self._split(x) for x in wide)
-        attended = attend(q, k, v, None if bias is None else bias.float())
-        return self.out_proj(attended.reshape(len(attended), -1, 1, tokens).half())
-
-
 class HalfEncoder(Encoder):
-    """The encoder in float16; its input and output stay in float32."""
+    """The encoder in float16, with parameters of its own; its input and output stay in float32."""
+
+    def __init__(self, model: Sam) -> None:
+        super().__init__(copy.deepcopy(model))
+        self.model.image_encoder.half()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         (pixel_values,) = inputs
         return (self.model.encode(pixel_values.half()).float(),)
-
-
-class HalfDecoder(StaticDecoder):
-    """The decoder in float16, less its prompt encoder; inputs and outputs stay in float32."""
-
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor,
-        has_mask_input: Tensor,
-    ) -> tuple[Tensor, ...]:
-        prompts = self.model.prompt_encoder
-        padding = self.padding_mask(point_labels)
-        assert padding is not None  # a static decoder has one
-        low_res_masks, iou_predictions = self.model.mask_decoder(
-            image_embeddings.half(),
-            prompts.dense_pe().half(),
-            prompts.embed_points(point_coords, point_labels).half(),
-            prompts.embed_masks(mask_input, has_mask_input.clamp(0, 1)).half(),
-            padding.half(),
-        )
-        return iou_predictions.float(), low_res_masks.float()
-
-
-def halved(network: TracedNetwork) -> TracedNetwork:
-    """Returns a network that computes in float16, with parameters of its own."""
-    model = copy.deepcopy(network.model)
-    for part in (model.image_encoder, model.mask_decoder):
-        part.half()
-    for module in model.mask_decoder.modules():
-        if type(module) is AttentionFirst:
-            module.__class__ = WideAttention
-    if isinstance(network, StaticDecoder):
-        return HalfDecoder(model, network.max_points, network.prompts)
-    return HalfEncoder(model)

@@ -49,7 +49,7 @@ def to_program(network: TracedNetwork, names: list[str]) -> Any:
 
     Args:
         network: what to trace.
-        names: of the intermediate outputs in the second function.
+        names: of the intermediate outputs in the second function; none: there is no second.
     """
     example = network.example()
     arguments = tuple(example[name] for name in network.inputs)
@@ -58,6 +58,8 @@ def to_program(network: TracedNetwork, names: list[str]) -> Any:
         (MAIN, network, network.outputs),
         (INTERMEDIATES, Tapped(network).eval(), (*network.outputs, *names)),
     ):
+        if entry == INTERMEDIATES and not names:
+            continue
         with torch.no_grad():
             exported = torch.export.export(module, arguments, strict=False)
             exported = exported.run_decompositions(get_decomp_table())

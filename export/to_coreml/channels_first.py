@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pocketsam.models.layers import LayerNorm2d
 from pocketsam.models.mask_decoder import PADDING_SCORE, MaskDecoder
-from pocketsam.models.prompt_encoder import PromptEncoder
+from pocketsam.models.prompt_encoder import PromptEncoder, is_label
 from pocketsam.models.sam import Sam
 from pocketsam.models.tiny_vit import AttentionStage, TinyViT, TinyViTBlock, WindowAttention
 from pocketsam.models.transformer import Attention
@@ -137,9 +137,9 @@ class PromptEncoderFirst(PromptEncoder):
         points = (coords.transpose(1, 2).unsqueeze(2) + 0.5) / self.image_size  # [B, 2, 1, N]
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
         angles = F.conv2d((2 * points - 1) * (2 * torch.pi), matrix.T[:, :, None, None])
-        # A single comparison with every label, -1 first, and a product choose the embedding.
+        # Which of all labels it is, -1 first, and a product choose the embedding.
         known = torch.arange(-1, 4, dtype=labels.dtype).view(1, -1, 1, 1)
-        chosen = (labels[:, None, None] == known).to(labels.dtype)  # [B, 5, 1, N]
+        chosen = is_label(labels[:, None, None], known)  # [B, 5, 1, N]
         tables = [self.not_a_point_embed, *self.point_embeddings]
         table = torch.cat([embedding.get_parameter("weight") for embedding in tables]).T
         waves = torch.cat([angles.sin(), angles.cos()], dim=1) * (1 - chosen[:, :1])
