@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,25 @@ def test_the_bundle(bundle, capsys):
     about = json.loads((bundle / "encoder.aimodel/metadata.json").read_text())
     assert "seeded:11" in about["description"]
     assert about["creationDate"].startswith("1970")
+
+
+@needs_coreai
+def test_apples_rules(bundle):
+    """What is counted as broken is what the operations, counted by themselves, say."""
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    for half in ("encoder", "decoder"):
+        counts, operations = Counter(), manifest[half]["operations"]
+        for entry in manifest[half]["neural_engine_rules"]:
+            counts[entry["rule"]] += entry["count"]
+        assert counts["softmax along height or width"] == operations["softmax"] > 0
+        assert 0 < counts["several heads in one product"] <= operations["broadcasting_batch_matmul"]
+        assert counts["a norm in steps"] == operations["reduce_mean"] + operations["rsqrt"]
+        assert counts["computed in float32"] > operations["conv2d"]
+        assert "a comparison" not in counts
+        assert any("a norm in steps" in note for note in manifest[half]["notes"])
+    narrow = {e["where"]: e["padded_bytes"] for e in manifest["decoder"]["neural_engine_rules"]}
+    assert narrow["output iou_predictions"] == 3 * (64 - 4 * 4)  # three prompts, four float32
+    assert narrow["input point_coords"] == 3 * 10 * (64 - 2 * 4)
 
 
 def sealed(path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pocketsam.export.to_coreml.interpreter import MilProgram
-from pocketsam.export.to_coreml.linter import lint, padded_bytes, summarise
+from pocketsam.export.to_coreml.linter import lint
+from pocketsam.export.to_coreml.neural_engine_rules import padded_bytes, summarise
 
 ct = pytest.importorskip("coremltools")
 from coremltools.converters.mil import Builder as mb  # noqa: E402, N813

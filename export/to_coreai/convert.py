@@ -16,6 +16,7 @@ from pocketsam.export.target import Arrays, Call, Converted, Progress
 from pocketsam.export.to_coreai.environment import COREAI
 from pocketsam.export.to_coreai.networks import HalfEncoder, prepared
 from pocketsam.export.to_coreml.channels_first import to_reference_layout
+from pocketsam.export.to_coreml.neural_engine_rules import summarise
 from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork, static_decoder
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
@@ -59,8 +60,8 @@ def convert(
         progress: called with a line about each step.
 
     Returns:
-        What the manifest says of it: in ``details`` the type that it computes in, and the number of
-        operations of each kind in ``main``.
+        What the manifest says of it: in ``details`` the type that it computes in, the number of
+        operations of each kind in ``main``, and Apple's rules for the Neural Engine that it breaks.
 
     Raises:
         ConversionError: the converter failed, or wrote something with other shapes.
@@ -87,6 +88,8 @@ def convert(
         details={
             "arithmetic": "float16" if halves else "float32",
             "operations": report["operations"],
+            "neural_engine_rules": report["neural_engine_rules"],
+            "notes": summarise(report["neural_engine_rules"]),
         },
     )
 

@@ -15,6 +15,7 @@ from coreai.authoring.asset import AIModelAsset
 from coreai.runtime import AIModelAssetMetadata
 from coreai_torch import TorchConverter, get_decomp_table
 
+from pocketsam.export.to_coreai.linter import lint
 from pocketsam.export.to_coreai.runner import MAIN
 from pocketsam.export.traced import Tapped, TracedNetwork
 
@@ -35,7 +36,11 @@ def main(file: str) -> None:
     metadata.model_description = job["description"]
     asset = program.save_asset(Path(job["output"]), metadata)
     asset.update_metadata(_same_date)
-    report = {"shapes": asyncio.run(_read_shapes(asset)), "operations": count_operations(asset)}
+    report = {
+        "shapes": asyncio.run(_read_shapes(asset)),
+        "operations": count_operations(asset),
+        "neural_engine_rules": lint(asset, network.inputs, network.outputs),
+    }
     Path(job["report"]).write_text(json.dumps(report))
 
 

@@ -28,8 +28,9 @@ from pocketsam.export.to_coreml.interpreter import (
     number_operations,
     torch_dtype,
 )
-from pocketsam.export.to_coreml.linter import lint, summarise
+from pocketsam.export.to_coreml.linter import lint
 from pocketsam.export.to_coreml.neural_engine import fallbacks
+from pocketsam.export.to_coreml.neural_engine_rules import summarise
 from pocketsam.export.to_coreml.rounded import bias_name, prepare
 from pocketsam.export.traced import (
     Encoder,

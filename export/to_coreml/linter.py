@@ -1,174 +1,46 @@
-"""Apple's published rules for the Neural Engine, checked on an ML program.
+"""Apple's rules for the Neural Engine, see ``neural_engine_rules``, on an ML program."""
 
-The rules are those of apple/coreai-models, ``skills/skills/model-authoring/references`` (2026):
-``neural_engine_rules.md`` and ``common_issues.md``. They were written for Core AI, and speak of the
-same engine. Nothing here was measured on a device.
-"""
-
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from coremltools.converters.mil.mil import types
 
+from pocketsam.export.to_coreml import neural_engine_rules as rules
 from pocketsam.export.to_coreml.interpreter import MilProgram, flat_inputs, torch_dtype
 
-ALIGNMENT = 64
-"""Bytes that the last axis of a tensor is filled up to."""
-MAX_RANK = 5
-LOWEST = -40_000.0
-"""What stands for minus infinity in a mask; lower ones, and infinity itself, break softmax."""
-COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "select", "cond")
-INDEXED = ("gather", "gather_nd", "gather_along_axis", "scatter", "scatter_nd")
-DECOMPOSED_NORM = ("reduce_mean", "rsqrt", "reduce_l2_norm")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule for operations.
-
-    Attributes:
-        name: what is broken.
-        remedy: what Apple says to do instead.
-        broken: whether an operation breaks it.
-    """
-
-    name: str
-    remedy: str
-    broken: Callable[[Any], bool]
-
-
-def _rank(op: Any) -> int:
-    return max((len(var.shape) for var in (*op.outputs, *flat_inputs(op.inputs.values()))), default=0)
-
-
-def _is_wide(op: Any) -> bool:
-    return op.op_type != "cast" and any(torch_dtype(var) == torch.float32 for var in op.outputs)
-
-
-def _has_heads(op: Any) -> bool:
-    shape = op.outputs[0].shape
-    return op.op_type == "matmul" and len(shape) == 4 and shape[1] > 1
-
-
-def _is_spatial_softmax(op: Any) -> bool:
-    return op.op_type == "softmax" and int(op.inputs["axis"].val) % len(op.inputs["x"].shape) >= 2
-
-
-def _moves_last_axis(op: Any) -> bool:
-    """Whether an operation copies a tensor with another last axis."""
-    if op.op_type == "transpose":
-        return (
-            int(op.inputs["perm"].val[-1]) % len(op.inputs["perm"].val)
-            != len(op.inputs["perm"].val) - 1
-        )
-    return op.op_type == "reshape" and op.inputs["x"].shape[-1:] != op.outputs[0].shape[-1:]
-
-
-def _has_infinity(op: Any) -> bool:
-    """Whether a constant among an operation's inputs is minus infinity, or lower than ``LOWEST``."""
-    values = [var.val for var in flat_inputs(op.inputs.values()) if var.val is not None]
-    arrays = [np.asarray(value) for value in values]
-    return any(a.dtype.kind == "f" and a.size > 0 and a.min() < LOWEST for a in arrays)
-
-
-def _has_odd_stride(op: Any) -> bool:
-    strides = op.inputs.get("strides")
-    if op.op_type not in ("conv", "conv_transpose") or strides is None or strides.val is None:
-        return False
-    return any(_without_factors(int(stride), 2, 3) != 1 for stride in strides.val)
-
-
-def _without_factors(number: int, *factors: int) -> int:
-    for factor in factors:
-        while number % factor == 0:
-            number //= factor
-    return number
-
-
-RULES = (
-    Rule(f"a tensor of more than {MAX_RANK} axes", "reshape to fewer", lambda op: _rank(op) > MAX_RANK),
-    Rule("computed in float32", "keep to float16, int8, int16", _is_wide),
-    Rule("a linear layer", "a 1×1 convolution", lambda op: op.op_type == "linear"),
-    Rule("a norm in steps", "one layer_norm", lambda op: op.op_type in DECOMPOSED_NORM),
-    Rule("several heads in one product", "a product for each head, by einsum", _has_heads),
-    Rule("softmax along height or width", "put the axis on the channels", _is_spatial_softmax),
-    Rule("a copy with another last axis", "keep the last axis", _moves_last_axis),
-    Rule("a comparison", "compute it before the network", lambda op: op.op_type in COMPARISONS),
-    Rule("an indexed read", "compute it before the network", lambda op: op.op_type in INDEXED),
-    Rule("minus infinity", f"{LOWEST:g}", _has_infinity),
-    Rule("a stride with other factors than 2 and 3", "another stride", _has_odd_stride),
-)
-"""For operations. Tensors have two more: see ``lint``."""
-NARROW = "a last axis of less than 64 bytes, or not a multiple"
-SINGLE = "a last axis of one element"
-TENSOR_REMEDY = "put a longer axis last, best a power of two"
+ENGINE_BITS = 16
+"""Of an input's elements: float32 becomes float16 at the door."""
 
 
 def lint(program: MilProgram) -> list[dict[str, Any]]:
-    """Returns what a program breaks, by rule and kind of operation, the most padded bytes first.
-
-    Each entry has ``rule``; ``where``, a kind of operation or the name of an input or output;
-    ``count``; ``padded_bytes``, what the engine adds to the last axes of these tensors; and ``remedy``.
-    """
-    found: dict[tuple[str, str, str], list[int]] = {}
-
-    def note(rule: str, where: str, remedy: str, padded: int) -> None:
-        entry = found.setdefault((rule, where, remedy), [0, 0])
-        entry[0] += 1
-        entry[1] += padded
-
-    for op in program.operations:
-        for rule in RULES:
-            if rule.broken(op):
-                note(rule.name, op.op_type, rule.remedy, 0)
-        for var in op.outputs:
-            where = f"output {var.name}" if var.name in program.outputs else op.op_type
-            _lint_tensor(where, var.shape, torch_dtype(var).itemsize, note)
-    for name, shape in program.inputs.items():
-        _lint_tensor(f"input {name}", shape, 2, note)
-    entries = [
-        {"rule": rule, "where": where, "count": count, "padded_bytes": padded, "remedy": remedy}
-        for (rule, where, remedy), (count, padded) in found.items()
+    """Returns what a program breaks; see ``neural_engine_rules.lint``."""
+    inputs = [
+        rules.Tensor(tuple(shape), ENGINE_BITS, True, f"input {name}")
+        for name, shape in program.inputs.items()
     ]
-    return sorted(entries, key=lambda e: (-int(e["padded_bytes"]), str(e["rule"]), str(e["where"])))
+    return rules.lint([_operation(op, program) for op in program.operations], inputs)
 
 
-def _lint_tensor(
-    where: str, shape: Iterable[int], size: int, note: Callable[[str, str, str, int], None]
-) -> None:
-    """Notes a tensor whose last axis is filled up; numbers of no axis are none."""
-    sides = [int(side) for side in shape]
-    padded = padded_bytes(sides, size)
-    if padded:
-        note(SINGLE if sides[-1] == 1 else NARROW, where, TENSOR_REMEDY, padded)
+def _operation(op: Any, program: MilProgram) -> rules.Operation:
+    """Returns an operation of coremltools as the rules read it."""
+    kind: str = op.op_type
+    names = sorted(op.inputs, key=lambda name: name != "x")
+    every = flat_inputs(op.inputs[name] for name in names)
+    given = [var for var in every if var.dtype is not types.str]
+    constants = [np.asarray(var.val) for var in given if var.val is not None]
+    strides = op.inputs.get("strides") if kind in ("conv", "conv_transpose") else None
+    return rules.Operation(
+        kind=kind,
+        inputs=tuple(_tensor(var, program) for var in given),
+        outputs=tuple(_tensor(var, program) for var in op.outputs),
+        axis=int(op.inputs["axis"].val) if kind == "softmax" else 0,
+        last_axis=int(op.inputs["perm"].val[-1]) if kind == "transpose" else -1,
+        strides=() if strides is None or strides.val is None else tuple(map(int, strides.val)),
+        lowest=min((float(a.min()) for a in constants if a.dtype.kind == "f" and a.size), default=0.0),
+    )
 
 
-def padded_bytes(shape: list[int], size: int) -> int:
-    """Returns the bytes that fill the last axis of a tensor up to ``ALIGNMENT``.
-
-    Args:
-        shape: of the tensor.
-        size: bytes of an element.
-
-    Example:
-        >>> padded_bytes([1, 16, 32, 224, 7], 2)  # Apple's example: 14 bytes become 64
-        5734400
-    """
-    if not shape:
-        return 0
-    return math.prod(shape[:-1]) * (-(shape[-1] * size) % ALIGNMENT)
-
-
-def summarise(findings: list[dict[str, Any]]) -> list[str]:
-    """Returns a line for each rule that is broken: how often, by what, the padded bytes, the remedy."""
-    lines = []
-    for rule in dict.fromkeys(entry["rule"] for entry in findings):
-        entries = [entry for entry in findings if entry["rule"] == rule]
-        count, padded = (sum(entry[key] for entry in entries) for key in ("count", "padded_bytes"))
-        kinds = ", ".join(entry["where"] for entry in entries[:4]) + (" …" if len(entries) > 4 else "")
-        more = f", {padded / 1e6:.1f} MB of padding" if padded else ""
-        lines.append(f"Neural Engine: {rule}: {count} ({kinds}){more}; better {entries[0]['remedy']}")
-    return lines
+def _tensor(var: Any, program: MilProgram) -> rules.Tensor:
+    dtype = torch_dtype(var)
+    name = f"output {var.name}" if var.name in program.outputs else ""
+    return rules.Tensor(tuple(map(int, var.shape)), dtype.itemsize * 8, dtype.is_floating_point, name)

@@ -1,9 +1,9 @@
 """Which operations of an ML program would leave Apple's Neural Engine, and why.
 
-Apple publishes rules, see ``linter``, and no list of operations. What is known of those comes from its
-article "Deploying Transformers on the Apple Neural Engine" (2022), coremltools' documentation, and what
-engineers measured with Xcode's performance report. So this is advice to be checked on a device, and
-not part of parity.
+Apple publishes rules, see ``neural_engine_rules``, and no list of operations. What is known of those
+comes from its article "Deploying Transformers on the Apple Neural Engine" (2022), coremltools'
+documentation, and what engineers measured with Xcode's performance report. So this is advice to be
+checked on a device, and not part of parity.
 """
 
 from collections import Counter
