@@ -38,6 +38,13 @@ SMALL = 256
 """Side of the canvas in tests that do not depend on it: 16 times faster than at 1024."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _denormals_again():
+    """Commands that train flush denormal numbers for the whole process, and hypothesis refuses that."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 LIBRARIES: list[torch.library.Library] = []
 
 

@@ -37,8 +37,6 @@ TINY = Recipe(
 def _no_denormals():
     """As the command does: seeded weights make gradients that a CPU computes very slowly."""
     torch.set_flush_denormal(True)
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")
