@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from pocketsam.export.artefact import open_artefact
+from pocketsam.export.benchmarks.battery import Battery
 from pocketsam.export.benchmarks.weight_files import open_weights
 from pocketsam.export.bundle import describe_file, write_manifest
 from pocketsam.export.pipeline import write_bundle
@@ -85,3 +86,11 @@ def changes_constants(bundle, reference, converter, place):
     assert describe_file(changed) == describe_file(file)
     assert opened.change_epsilon(0.1)
     assert np.abs(answer() - healthy).max() > 0.01 * healthy.std()
+
+
+def finds_damages(bundle, reference, target, place):
+    """Checks that the certificate of fp32 finds every damage of the battery."""
+    subject = Battery(reference, bundle, target, target.precision("fp32"))
+    outcomes = list(subject.run_all(place))
+    assert len(outcomes) == 44
+    assert not [outcome for outcome in outcomes if not (outcome.golden and outcome.checkpoint)]

@@ -6,6 +6,7 @@ those of each delegate, then those outside of the delegates. ``engine_weights`` 
 
 import json
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ def read_graph(delegate: bytes) -> dict[str, Any]:
         (folder / "schema.fbs").write_bytes(xnnpack._get_schema_bytes())
         (folder / "graph.bin").write_bytes(delegate[start : start + header.flatbuffer_size])
         _flatc_decompile(name, str(folder / "schema.fbs"), str(folder / "graph.bin"), ["--raw-binary"])
-        graph: dict[str, Any] = json.loads((folder / "graph.json").read_text())
+        text = re.sub(r": (-?)inf\b", r": \1Infinity", (folder / "graph.json").read_text())
+    graph: dict[str, Any] = json.loads(text)  # flatc writes inf
     return graph
 
 
