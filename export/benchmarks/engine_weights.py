@@ -115,5 +115,6 @@ def _places(
     for name, array in constants.items():
         wanted = array.tobytes()
         if len(wanted) >= MIN_BYTES and data.count(wanted) == 1:
-            found.append((name, array.dtype, array.shape, data.find(wanted)))
+            shape = tuple(side for side in array.shape if side > 1)  # a bias is [1, C, 1, 1] in some
+            found.append((name, array.dtype, shape, data.find(wanted)))
     return found
