@@ -138,8 +138,8 @@ parity: install tflite-env $(foreach name,coreai executorch,$(if $(findstring $(
 layer-costs: install ## measure: what each layer of the encoder costs in 8 and 4 bits (minutes)
 	$(BIN)/python -m pocketsam.export.quantization '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE))
 
-battery: install tflite-env ## measure: damage every target and precision at 256 pixels: do the certificates notice? (an hour)
-	$(BIN)/python -m pocketsam.export.benchmarks.battery onnx tflite coreml --output build/battery \
+battery: install tflite-env coreai-env executorch-env ## measure: damage every target and precision at 256 pixels: do the certificates notice? (an hour and more)
+	$(BIN)/python -m pocketsam.export.benchmarks.battery onnx tflite coreml coreai executorch --output build/battery \
 		--checkpoint '$(CHECKPOINT)'
 
 tflite-env: .venv-tflite/installed ## develop: make .venv-tflite, where onnx2tf lives

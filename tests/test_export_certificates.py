@@ -15,15 +15,10 @@ from pocketsam.errors import BundleError, IntegrityError, ParityError, UsageErro
 from pocketsam.export import export, verify
 from pocketsam.export.artefact import open_networks
 from pocketsam.export.benchmarks import battery
-from pocketsam.export.benchmarks.damages import (
-    GRAPH_DAMAGES,
-    MANIFEST_DAMAGES,
-    PREPROCESSING_DAMAGES,
-)
-from pocketsam.export.benchmarks.weight_damages import weight_damages
+from pocketsam.export.benchmarks.damages import GRAPH_DAMAGES, MANIFEST_DAMAGES
 from pocketsam.export.bundle import describe_file, write_manifest
 from pocketsam.export.reference import Reference
-from pocketsam.export.targets import TARGETS, find_target, open_converter
+from pocketsam.export.targets import TARGETS, find_target
 from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.bundle import Bundle, choose_bundle, open_bundle
@@ -311,12 +306,7 @@ def run_battery(several_precisions, reference, precision, tmp_path) -> list[batt
     target = find_target("onnx")
     bundle = choose_bundle(several_precisions, precision)
     subject = battery.Battery(reference, bundle.path, target, target.precision(precision))
-    damages = [
-        *weight_damages(open_converter(target), tmp_path),
-        *GRAPH_DAMAGES,
-        *PREPROCESSING_DAMAGES,
-    ]
-    return [*subject.run(damages), *subject.run_manifest(list(MANIFEST_DAMAGES))]
+    return list(subject.run_all(tmp_path))
 
 
 @pytest.mark.parametrize("precision", ["int8", pytest.param("fp32", marks=pytest.mark.slow)])

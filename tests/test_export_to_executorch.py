@@ -5,7 +5,16 @@ import json
 import sys
 
 import pytest
-from shallow import SIZE, damaged, replaced, shallow_reference, verify, write
+from shallow import (
+    SIZE,
+    changes_constants,
+    damaged,
+    finds_damages,
+    replaced,
+    shallow_reference,
+    verify,
+    write,
+)
 
 from pocketsam.cli import main
 from pocketsam.errors import BundleError, IntegrityError, PocketSamError, ProviderError
@@ -65,6 +74,17 @@ def test_changed_weights_fail_parity_and_golden_vectors(bundle, reference, tmp_p
     assert not report.ok
     assert report.failed[0].part == "decoder"
     assert not all(result.ok for result in check_anywhere(changed))
+
+
+@needs_executorch
+def test_the_battery_changes_constants_where_they_lie(bundle, reference, tmp_path):
+    changes_constants(bundle, reference, convert, tmp_path)
+
+
+@needs_executorch
+@pytest.mark.slow
+def test_certificates_find_damages(bundle, reference, tmp_path):
+    finds_damages(bundle, reference, TARGET, tmp_path)
 
 
 @needs_executorch

@@ -97,8 +97,7 @@ class Battery:
     ) -> None:
         self._reference, self._target, self._precision = reference, target, precision
         bundle = open_bundle(folder)
-        encoder, decoder = open_networks(bundle)
-        self.healthy = Subject(bundle, encoder, decoder)
+        self.healthy = Subject(bundle, *open_networks(bundle))
         self._embeddings: dict[int, Any] = {}
         grade = precision.grade
         self._tolerance = GRADES["close" if grade == "lossy" else grade]
@@ -109,6 +108,12 @@ class Battery:
         ):
             raise ParityError(f"{folder}: fails before any damage; remove it, and it is written anew")
         self._answers = [self._answer(self.healthy, case) for case in reference.calibration]
+
+    def run_all(self, place: Path) -> Iterator[Outcome]:
+        """Yields what becomes of every damage; changed files go into the folder ``place``."""
+        files = weight_damages(open_converter(self._target), place)
+        yield from self.run((*files, *GRAPH_DAMAGES, *PREPROCESSING_DAMAGES))
+        yield from self.run_manifest(list(MANIFEST_DAMAGES))
 
     def run(self, damages: Sequence[Damage]) -> Iterator[Outcome]:
         """Yields what becomes of each damage that the files can have."""
@@ -151,7 +156,9 @@ class Battery:
     ) -> Outcome:
         about = (self._target.name, self._precision.name, self._precision.grade, name)
         least, score, kept = effect or (None, None, None)
-        return Outcome(*about, golden, checkpoint, least, score, kept, matters)
+        outcome = Outcome(*about, golden, checkpoint, least, score, kept, matters)
+        terminal.say(line(outcome))
+        return outcome
 
     def _golden_finds(self, subject: Subject) -> bool:
         try:
@@ -219,15 +226,8 @@ def run_precision(
     """Writes a bundle unless it is there, damages it, and returns what was found."""
     if not (folder / MANIFEST_NAME).exists():
         write_bundle(reference, folder, target, Options(precision.name), accept=precision.grade)
-    battery = Battery(reference, folder, target, precision)
     with tempfile.TemporaryDirectory() as place:
-        files = weight_damages(open_converter(target), Path(place))
-        damages = [*files, *GRAPH_DAMAGES, *PREPROCESSING_DAMAGES]
-        outcomes = []
-        for outcome in (*battery.run(damages), *battery.run_manifest(list(MANIFEST_DAMAGES))):
-            terminal.say(line(outcome))
-            outcomes.append(outcome)
-    return outcomes
+        return list(Battery(reference, folder, target, precision).run_all(Path(place)))
 
 
 def line(outcome: Outcome) -> str:
@@ -239,7 +239,7 @@ def line(outcome: Outcome) -> str:
     if outcome.mask_iou is not None:
         effect = f"IoU {outcome.mask_iou:6.4f}  |Δ| score {outcome.score:7.4f}"
     return (
-        f"{outcome.target:7}{outcome.precision:14}{outcome.damage:48}"
+        f"{outcome.target:11}{outcome.precision:14}{outcome.damage:48}"
         f"golden {terminal.mark(outcome.golden)}  checkpoint {terminal.mark(outcome.checkpoint)}  "
         f"{effect:34}{verdict}"
     )

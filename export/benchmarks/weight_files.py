@@ -1,53 +1,16 @@
-"""The constants inside ONNX, TFLite and Core ML files, to read and to damage."""
+"""The constants inside ONNX, TFLite and Core ML files, to read and to damage; opens all kinds."""
 
 import shutil
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_SIZE = 4096
-"""Elements of a tensor that counts as weights."""
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A constant of a network.
-
-    Attributes:
-        name: in the file.
-        values: a copy.
-    """
-
-    name: str
-    values: NDArray[Any]
-
-
-class WeightFile:
-    """A copy of a network's file whose constants can be changed in place; see ``open_weights``."""
-
-    def weights(self) -> Iterator[Weight]:
-        """Yields the constants that are arrays, in the order of the file."""
-        raise NotImplementedError
-
-    def write(self, name: str, values: NDArray[Any]) -> None:
-        """Replaces a constant by another of the same type and size."""
-        raise NotImplementedError
-
-    def change_epsilon(self, value: float) -> bool:
-        """Changes the first normalisation's epsilon; returns whether there is one."""
-        raise NotImplementedError
-
-
-EPSILONS = (1e-5, 1e-6, 1e-12)
-
-
-def _is_epsilon(value: Any) -> bool:
-    return any(abs(float(value) - epsilon) < 1e-3 * epsilon for epsilon in EPSILONS)
+from pocketsam.export.benchmarks.engine_weights import AimodelWeights, PteWeights
+from pocketsam.export.benchmarks.weight_types import Weight, WeightFile, is_epsilon
 
 
 class OnnxWeights(WeightFile):
@@ -78,7 +41,7 @@ class OnnxWeights(WeightFile):
                     self._save()
                     return True
         for weight in self.weights():
-            if weight.values.size == 1 and _is_epsilon(weight.values.item()):
+            if weight.values.size == 1 and is_epsilon(weight.values.item()):
                 self.write(weight.name, np.full_like(weight.values, value))
                 return True
         return False
@@ -133,7 +96,7 @@ class TfliteWeights(WeightFile):
     def change_epsilon(self, value: float) -> bool:
         """Changes the first constant of that value: normalisations are taken apart here."""
         for name, view in self._views.items():
-            if view.size == 1 and view.dtype.kind == "f" and _is_epsilon(view.item()):
+            if view.size == 1 and view.dtype.kind == "f" and is_epsilon(view.item()):
                 self.write(name, np.full_like(view, value))
                 return True
         return False
@@ -206,7 +169,13 @@ class CoremlWeights(WeightFile):
         return False
 
 
-KINDS = {".onnx": OnnxWeights, ".tflite": TfliteWeights, ".mlpackage": CoremlWeights}
+KINDS = {
+    ".onnx": OnnxWeights,
+    ".tflite": TfliteWeights,
+    ".mlpackage": CoremlWeights,
+    ".aimodel": AimodelWeights,
+    ".pte": PteWeights,
+}
 
 
 def open_weights(path: Path, copy: Path) -> WeightFile:
