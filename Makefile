@@ -139,7 +139,7 @@ layer-costs: install ## measure: what each layer of the encoder costs in 8 and 4
 	$(BIN)/python -m pocketsam.export.quantization '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE))
 
 battery: install tflite-env coreai-env executorch-env ## measure: damage every target and precision at 256 pixels: do the certificates notice? (an hour and more)
-	$(BIN)/python -m pocketsam.export.benchmarks.battery onnx tflite coreml coreai executorch --output build/battery \
+	$(BIN)/python -m pocketsam.export.battery.battery onnx tflite coreml coreai executorch --output build/battery \
 		--checkpoint '$(CHECKPOINT)'
 
 tflite-env: .venv-tflite/installed ## develop: make .venv-tflite, where onnx2tf lives

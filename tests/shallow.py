@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from pocketsam.export.artefact import open_artefact
-from pocketsam.export.benchmarks.battery import Battery
-from pocketsam.export.benchmarks.weight_files import open_weights
+from pocketsam.export.battery.battery import Battery
+from pocketsam.export.battery.weight_files import open_weights
 from pocketsam.export.bundle import describe_file, write_manifest
 from pocketsam.export.pipeline import write_bundle
 from pocketsam.export.reference import Reference

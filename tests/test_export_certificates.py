@@ -14,8 +14,8 @@ from toy_target import TARGET, convert
 from pocketsam.errors import BundleError, IntegrityError, ParityError, UsageError
 from pocketsam.export import export, verify
 from pocketsam.export.artefact import open_networks
-from pocketsam.export.benchmarks import battery
-from pocketsam.export.benchmarks.damages import GRAPH_DAMAGES, MANIFEST_DAMAGES
+from pocketsam.export.battery import battery
+from pocketsam.export.battery.damages import GRAPH_DAMAGES, MANIFEST_DAMAGES
 from pocketsam.export.bundle import describe_file, write_manifest
 from pocketsam.export.reference import Reference
 from pocketsam.export.targets import TARGETS, find_target

@@ -20,14 +20,14 @@ import numpy as np
 from pocketsam import terminal
 from pocketsam.errors import ParityError, PocketSamError, UsageError
 from pocketsam.export.artefact import open_networks
-from pocketsam.export.benchmarks.damages import (
+from pocketsam.export.battery.damages import (
     GRAPH_DAMAGES,
     MANIFEST_DAMAGES,
     PREPROCESSING_DAMAGES,
     Damage,
     Subject,
 )
-from pocketsam.export.benchmarks.weight_damages import weight_damages
+from pocketsam.export.battery.weight_damages import weight_damages
 from pocketsam.export.cases import Case
 from pocketsam.export.options import Options
 from pocketsam.export.pipeline import write_bundle
@@ -267,7 +267,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns 1 if an equivalent or close precision's certificate missed one."""
     parser = argparse.ArgumentParser(
-        prog="python -m pocketsam.export.benchmarks.battery", description=__doc__
+        prog="python -m pocketsam.export.battery.battery", description=__doc__
     )
     parser.add_argument("targets", nargs="+", choices=sorted(TARGETS), metavar="TARGET")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for DIR/TARGET/…")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.export.benchmarks.damages import Damage, Subject
-from pocketsam.export.benchmarks.weight_files import open_weights
-from pocketsam.export.benchmarks.weight_types import MIN_SIZE, WeightFile
+from pocketsam.export.battery.damages import Damage, Subject
+from pocketsam.export.battery.weight_files import open_weights
+from pocketsam.export.battery.weight_types import MIN_SIZE, WeightFile
 from pocketsam.export.target import Converter
 from pocketsam.runtime.bundle import NETWORKS
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.export.benchmarks.engine_weights import AimodelWeights, PteWeights
-from pocketsam.export.benchmarks.weight_types import Weight, WeightFile, is_epsilon
+from pocketsam.export.battery.engine_weights import AimodelWeights, PteWeights
+from pocketsam.export.battery.weight_types import Weight, WeightFile, is_epsilon
 
 
 class OnnxWeights(WeightFile):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.export.benchmarks.weight_types import EPSILONS, Weight, WeightFile
+from pocketsam.export.battery.weight_types import EPSILONS, Weight, WeightFile
 from pocketsam.export.engine import Environment
 from pocketsam.export.to_coreai.environment import COREAI
 from pocketsam.export.to_executorch.environment import EXECUTORCH
@@ -78,7 +78,7 @@ class EngineWeights(WeightFile):
 class PteWeights(EngineWeights):
     """Constants of a ``.pte``, in and outside of its delegates."""
 
-    environment, worker = EXECUTORCH, "pocketsam.export.benchmarks.executorch_constants"
+    environment, worker = EXECUTORCH, "pocketsam.export.battery.executorch_constants"
     epsilon_type = np.float64
 
     def __init__(self, path: Path) -> None:
@@ -88,7 +88,7 @@ class PteWeights(EngineWeights):
 class AimodelWeights(EngineWeights):
     """Constants of an ``.aimodel``; its two functions share them."""
 
-    environment, worker = COREAI, "pocketsam.export.benchmarks.coreai_constants"
+    environment, worker = COREAI, "pocketsam.export.battery.coreai_constants"
     epsilon_type = np.float32
 
     def __init__(self, path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Damages files, and asks whether their certificates notice: `make battery`. Not in the wheel."""
