@@ -42,6 +42,10 @@ def imports(path, with_types=True):
     return found
 
 
+INSTRUMENTS = ("export/battery/", "export/benchmarks/")
+"""Rooms that only `make` runs."""
+
+
 def room_imports(room):
     """(file, name) of every import below a folder, at any depth."""
     return {
@@ -85,8 +89,9 @@ def test_the_network_does_not_know_how_it_is_trained():
 def test_nothing_imports_instruments():
     for room in ROOMS:
         for file, name in room_imports(room):
-            if not f"{room}/{file}".startswith("export/benchmarks/"):
-                assert not name.startswith("pocketsam.export.benchmarks"), (room, file)
+            if not f"{room}/{file}".startswith(INSTRUMENTS):
+                packages = tuple(f"pocketsam.{folder[:-1].replace('/', '.')}" for folder in INSTRUMENTS)
+                assert not name.startswith(packages), (room, file)
 
 
 def modules():
@@ -160,7 +165,10 @@ def test_every_folder_of_code_is_a_package_in_the_wheel():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(settings["package-dir"].values()) == set(ROOMS)
     packages = {name for name, path in modules() if path.name == "__init__.py"}
-    assert set(settings["packages"]) == packages - {"pocketsam.export.benchmarks"}
+    assert set(settings["packages"]) == packages - {
+        "pocketsam.export.battery",
+        "pocketsam.export.benchmarks",
+    }
     for room in ROOMS:
         assert (ROOT / room / "py.typed").exists()
         folders = {path.parent for path in (ROOT / room).rglob("*.py")}
@@ -265,7 +273,7 @@ def test_the_wheel_holds_what_the_checkout_holds(wheel):
         prefix = "pocketsam" if room == "pocketsam" else f"pocketsam/{room}"
         for path in (ROOT / room).rglob("*"):
             name = path.relative_to(ROOT / room).as_posix()
-            is_instrument = f"{room}/{name}".startswith("export/benchmarks/")
+            is_instrument = f"{room}/{name}".startswith(INSTRUMENTS)
             if path.is_file() and "__pycache__" not in name and not is_instrument:
                 wanted.add(f"{prefix}/{name}")
     wanted.remove(f"pocketsam/models/{DEFAULT_FILE.name}")
