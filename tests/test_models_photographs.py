@@ -22,8 +22,10 @@ from pocketsam.models.training.answers import (
 )
 from pocketsam.models.training.losses import overlap_loss
 from pocketsam.models.training.photographs import train as module
+from pocketsam.models.training.photographs.imitation import Imitation, feature_statistics
 from pocketsam.models.training.photographs.loss import click_loss, overlap_losses
 from pocketsam.models.training.photographs.photo import (
+    FEATURES,
     TrainingPhoto,
     draw_weights,
     load_photo,
@@ -42,6 +44,7 @@ from pocketsam.models.training.photographs.replicas import run_replicas
 from pocketsam.models.training.photographs.step import to_inputs
 from pocketsam.models.training.photographs.train import train
 from pocketsam.models.training.photographs.views import draw_view
+from pocketsam.models.training.photographs.windows import Window, features_of
 
 TINY = PhotoRecipe(first=(Canvas(64, 2, 3),), then=(Canvas(64, 2, 3),), ema=0.5)
 
@@ -63,12 +66,16 @@ def photo():
     halves = square.astype(np.uint16)
     halves[:, 64:] *= 2
     levels = np.stack([halves, halves, square, square, np.zeros_like(halves)]).astype(np.uint16)
-    return TrainingPhoto("square", image, *nest(levels), square[None].astype(np.uint16))
+    features = np.zeros((6, 8, FEATURES), np.float16)
+    features[:, :, 0], features[:, :, 1] = np.arange(8), np.arange(6)[:, None]
+    return TrainingPhoto("square", image, *nest(levels), square[None].astype(np.uint16), features)
 
 
 def test_regions_follow_what_is_plain_to_see():
     image, square = square_on_ground()
-    regions = find_regions(Edges().eval(), image)
+    regions, features = find_regions(Edges().eval(), image)
+    assert features.shape == (6, 8, FEATURES)
+    assert features.any()
     assert regions.shape == (len(LEVELS), 96, 128)
     counts = [len(np.unique(labels)) for labels in regions]
     assert counts == sorted(counts, reverse=True)
@@ -82,7 +89,7 @@ def test_a_photograph_is_read_as_it_was_written(tmp_path, photo):
     save_photo(tmp_path / "square.npz", photo)
     read = load_photo(tmp_path / "square.npz")
     assert read.name == "square"
-    for name in ("image", "basins", "merged", "layers"):
+    for name in ("image", "basins", "merged", "layers", "features"):
         assert np.array_equal(getattr(read, name), getattr(photo, name))
 
 
@@ -132,6 +139,44 @@ def test_a_click_may_mean_a_part_or_the_whole(photo):
         for view in [draw_view(photo, 64, 8, np.random.default_rng(seed))]
     ]
     assert max(meanings) >= 2
+
+
+def test_features_are_those_of_the_place(photo):
+    whole, known = features_of(photo, Window((0, 0, 128, 96), 128, 96, mirrored=False), 192)
+    assert np.array_equal(whole[:6, :8], photo.features)
+    assert known.sum() == 48
+    assert not whole[~known].any()
+    part, known = features_of(photo, Window((64, 16, 96, 48), 64, 64, mirrored=True), 64)
+    assert known.all()  # twice as large, from the right
+    assert part[0, :, 0].tolist() == pytest.approx([5.25, 4.75, 4.25, 3.75])
+    assert part[:, 0, 1].tolist() == pytest.approx([0.75, 1.25, 1.75, 2.25])
+    bare = replace(photo, features=photo.features[:0, :0])
+    assert not features_of(bare, Window((0, 0, 128, 96), 64, 48, mirrored=False), 64)[1].any()
+
+
+def test_an_encoder_learns_to_imitate_features(photo):
+    mean, deviation = feature_statistics([photo, photo])
+    assert mean[:3].tolist() == pytest.approx([3.5, 2.5, 0])
+    assert deviation[:3].tolist() == pytest.approx([np.std(range(8)), np.std(range(6)), 1])
+    torch.manual_seed(0)
+    encoder = torch.nn.Module()
+    encoder.neck = torch.nn.Sequential(torch.nn.Conv2d(FEATURES, 1, 1))
+    imitation = Imitation(encoder, [photo])
+    features = torch.from_numpy(photo.features)[None]
+    maps = torch.zeros(1, FEATURES, 6, 8)
+    maps[:, :2] = features.permute(0, 3, 1, 2)[:, :2]
+    with torch.no_grad():
+        imitation.head.weight.zero_()
+        for i in range(2):
+            imitation.head.weight[i, i] = 1 / deviation[i]
+        imitation.head.bias.copy_(-mean / deviation)
+        encoder.neck(maps)
+        known = torch.ones(1, 6, 8, dtype=torch.bool)
+        assert imitation(features, known) < 1e-5
+        encoder.neck(maps + 1)
+        assert imitation(features, known) > 1e-4
+        known[:] = False
+        assert imitation(features, known) == 0
 
 
 def test_padding_stays_zero_whatever_the_colours():

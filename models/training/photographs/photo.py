@@ -1,13 +1,19 @@
 """Photographs to learn from: their pixels, the masks that people drew, and regions that were found."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.files import write_file
+from pocketsam.models.hed_encoder import VGG_WIDTHS
+
+FEATURES = VGG_WIDTHS[-1][0]
+"""Channels of the features to imitate."""
+FEATURE_CELL = 16
+"""Side of a feature's cell in pixels of the photograph."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class TrainingPhoto:
             levels go from fine to coarse, and a region of one is a union of regions of those before.
         layers: ``[K, H, W]`` uint16, label maps that people drew: 0 is unlabelled, any other value an
             object. K is 0 where nobody drew any.
+        features: ``[H/16, W/16, FEATURES]`` float16, those of a larger network; empty where unknown.
     """
 
     name: str
@@ -29,6 +36,9 @@ class TrainingPhoto:
     basins: NDArray[np.uint16]
     merged: NDArray[np.uint16]
     layers: NDArray[np.uint16]
+    features: NDArray[np.float16] = field(
+        default_factory=lambda: np.zeros((0, 0, FEATURES), np.float16)
+    )
 
     @property
     def has_masks(self) -> bool:
@@ -61,6 +71,7 @@ def save_photo(path: Path, photo: TrainingPhoto) -> None:
             basins=photo.basins,
             merged=photo.merged,
             layers=photo.layers,
+            features=photo.features,
         ),
     )
 
@@ -68,7 +79,8 @@ def save_photo(path: Path, photo: TrainingPhoto) -> None:
 def load_photo(path: Path) -> TrainingPhoto:
     """Returns the photograph that ``save_photo`` wrote."""
     with np.load(path) as file:
-        return TrainingPhoto(path.stem, file["image"], file["basins"], file["merged"], file["layers"])
+        names = ("image", "basins", "merged", "layers", "features")
+        return TrainingPhoto(path.stem, *(file[name] for name in names))
 
 
 def draw_weights(photos: Sequence[TrainingPhoto], labelled_share: float) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Prepares photographs for ``weights``: finds their regions, and collects the masks that people drew.
+"""Prepares photographs for ``weights``: finds regions and features, collects masks that people drew.
 
 ``python -m pocketsam.models.training.photographs.prepare FOLDER... --output PHOTOS``. A folder holds
 ``images/``, and ``masks/NAME.png`` for photographs that have masks: a label map, 0 is unlabelled, any
@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from pocketsam.models.training.photographs.regions import LEVELS, Edges, find_re
 
 LONGEST = 640
 """Longest side of a prepared photograph in pixels; larger ones are scaled."""
+FORMAT = 2
+"""Of a prepared photograph's file; 2 has features."""
 INDEX_NAME, HELD_BACK_NAME = "photos.json", "heldback.txt"
 
 
@@ -55,7 +58,8 @@ class Source:
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of everything that the prepared photograph follows from."""
-        digest = hashlib.sha256(repr((self.name, self.held_back, LEVELS, LONGEST)).encode())
+        parts = (self.name, self.held_back, LEVELS, LONGEST, FORMAT)
+        digest = hashlib.sha256(repr(parts).encode())
         for path in (self.path, *self.label_maps):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
@@ -144,7 +148,7 @@ def _wrong_with(label_map: Path, path: Path) -> str:
 
 
 def prepare_photo(source: Source, edges: Edges) -> TrainingPhoto:
-    """Returns a photograph with its masks, and with its regions if it is trained on."""
+    """Returns a photograph with its masks, and with regions and features if it is trained on."""
     original = load_rgb(source.path)
     image = np.asarray(original)
     if max(original.size) > LONGEST:
@@ -153,13 +157,11 @@ def prepare_photo(source: Source, edges: Edges) -> TrainingPhoto:
     layers = [
         _resized(load_truth(path, source.path.name, original), shape) for path in source.label_maps
     ]
-    regions = np.zeros((1, *shape), np.uint16) if source.held_back else find_regions(edges, image)
-    return TrainingPhoto(
-        source.name,
-        image,
-        *nest(regions),
-        np.stack(layers) if layers else np.zeros((0, *shape), np.uint16),
-    )
+    drawn = np.stack(layers) if layers else np.zeros((0, *shape), np.uint16)
+    if source.held_back:
+        return TrainingPhoto(source.name, image, *nest(np.zeros((1, *shape), np.uint16)), drawn)
+    regions, features = find_regions(edges, image)
+    return TrainingPhoto(source.name, image, *nest(regions), drawn, features)
 
 
 def _resized(labels: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.uint16]:
@@ -179,7 +181,8 @@ def _start_worker() -> None:
     """Prepares a worker process."""
     global _edges
     torch.set_num_threads(1)
-    _edges = Edges().eval()
+    edges: Any = Edges().eval()
+    _edges = edges.to(memory_format=torch.channels_last)
 
 
 def _prepare(job: tuple[Source, Path]) -> None:

@@ -1,4 +1,6 @@
-"""Finds regions in photographs, from fine to coarse, so that training can use unlabelled photographs.
+"""Finds regions in photographs, from fine to coarse, and features to imitate, with a trained network.
+
+So training can use photographs that nobody labelled.
 
 HED's edges (Xie and Tu 2015, arXiv:1504.06375) are flooded into small basins, and neighbours are
 merged, those with the weakest mean edge between them first, as in Arbelaez et al. 2011. It needs the
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from pocketsam.models.hed_encoder import Vgg16
 from pocketsam.models.images import normalise
 from pocketsam.models.training.hed_weights import copy_convolution, load_hed, open_hed
+from pocketsam.models.training.run import has_bfloat16
 
 LEVELS = (0.3, 0.45, 0.6, 0.7, 0.8)
 """Mean edge strengths, in 0..1, below which neighbours are merged: one labelling for each."""
@@ -41,22 +44,30 @@ class Edges(nn.Module):
                 copy_convolution(side, file[f"dsn{number}"])
             copy_convolution(self.fuse, file["fuse"])
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Returns edge strengths ``[B, H, W]`` in 0..1 for ``pixel_values [B, 3, H, W]``."""
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns edge strengths ``[B, H, W]`` in 0..1 and the deepest map ``[B, 512, H/16, W/16]``.
+
+        Args:
+            pixel_values: ``[B, 3, H, W]``.
+        """
         maps = self.vgg.maps(pixel_values)
         size = pixel_values.shape[-2:]
         sides = [
             F.interpolate(side(x), size, mode="bilinear", align_corners=False)
             for side, x in zip(self.sides, maps, strict=True)
         ]
-        return self.fuse(torch.cat(sides, 1)).sigmoid().squeeze(1)
+        return self.fuse(torch.cat(sides, 1)).sigmoid().squeeze(1), maps[-1]
 
 
 @torch.inference_mode()
-def find_regions(edges: Edges, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Returns the regions of a photograph: labels ``[L, H, W]``, at each of ``LEVELS``.
+def find_regions(
+    edges: Edges, image: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
+    """Returns the regions and the features of a photograph.
 
-    A region of a level is a union of regions of the level before.
+    The regions are labels ``[L, H, W]``, at each of ``LEVELS``; a region of a level is a union of
+    regions of the level before. The features ``[H/16, W/16, 512]`` are those of a VGG16 that knows
+    ImageNet's objects. The network computes in bfloat16 where the machine does.
 
     Args:
         edges: in eval mode.
@@ -67,12 +78,15 @@ def find_regions(edges: Edges, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
     flood: Any = segmentation.watershed
 
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
-    strength = edges(normalise(pixels[None]))[0].numpy()
+    pixels = normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
+        strengths, deepest = edges(pixels.contiguous(memory_format=torch.channels_last))
+    strength = strengths[0].float().numpy()
     smooth = ndimage.gaussian_filter(strength, 2)
     lowest = smooth == ndimage.minimum_filter(smooth, 9)
     basins = flood(smooth, ndimage.label(lowest)[0]).astype(np.int32) - 1
-    return np.stack(list(_merge(basins, strength)))
+    features = deepest[0].permute(1, 2, 0).half().numpy()
+    return np.stack(list(_merge(basins, strength))), features
 
 
 def _merge(basins: NDArray[np.int32], strength: NDArray[np.float32]) -> Iterator[NDArray[np.uint16]]:

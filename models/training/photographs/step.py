@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pocketsam.models.images import normalise
 from pocketsam.models.sam import Sam
+from pocketsam.models.training.photographs.imitation import Imitation
 from pocketsam.models.training.photographs.loss import click_loss
 from pocketsam.models.training.photographs.views import CELL
 from pocketsam.models.training.run import has_bfloat16
@@ -51,32 +52,38 @@ def to_inputs(images: Tensor, extents: Tensor) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last)
 
 
-def loss_of(model: Sam, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss of a step, and the figures of ``click_loss``.
+def loss_of(
+    model: Sam, imitation: Imitation, weight: float, batch: Sequence[Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the loss of a step, and figures: those of ``click_loss``, and of ``imitation``.
 
     The network computes in bfloat16 where the machine does; the loss is in float32.
 
     Args:
         model: the network; it is set to the batch's canvas.
+        imitation: of the network's encoder.
+        weight: of the imitation's loss.
         batch: the fields of ``View``, stacked.
     """
-    images, extents, coords, labels, padding, masks, meant = batch
+    images, extents, coords, labels, padding, masks, meant, features, known = batch
     at_canvas(model, images.shape[1])
     inputs = to_inputs(images, extents)
     side = images.shape[1] // CELL
     no_mask = inputs.new_zeros(1, 1, side, side)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=has_bfloat16()):
+        embeddings = model.encode(inputs).float()
+        imitated = imitation(features, known)
         decoded = [  # image by image: what its prompts share is computed once
             model.decode(image[None], xy, kinds, no_mask, no_mask[:, 0, 0, 0], pad)
-            for image, xy, kinds, pad in zip(
-                model.encode(inputs).float(), coords, labels, padding, strict=True
-            )
+            for image, xy, kinds, pad in zip(embeddings, coords, labels, padding, strict=True)
         ]
     low_res, scores = (torch.cat(parts).float() for parts in zip(*decoded, strict=True))
-    return click_loss(low_res, scores, masks.flatten(0, 1).float() / 255, meant.flatten(0, 1))
+    wanted = masks.flatten(0, 1).float() / 255
+    loss, figures = click_loss(low_res, scores, wanted, meant.flatten(0, 1))
+    return loss + weight * imitated, {**figures, "imitation": imitated.detach()}
 
 
-def parameter_groups(model: Sam, decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
     """Returns AdamW's groups: matrices and kernels decay; biases, norms and tables do not."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return [

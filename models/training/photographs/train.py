@@ -34,6 +34,7 @@ from pocketsam.models.checkpoint import (
 from pocketsam.models.sam import Sam
 from pocketsam.models.training.answers import measure_clicks
 from pocketsam.models.training.photographs.batches import Batches
+from pocketsam.models.training.photographs.imitation import Imitation
 from pocketsam.models.training.photographs.photo import TrainingPhoto
 from pocketsam.models.training.photographs.prepare import PhotoSet, load_photo_set
 from pocketsam.models.training.photographs.recipe import PhotoRecipe
@@ -82,6 +83,7 @@ class Training:
         recipe: what to do.
         run: the folder.
         model: the network to start from; it is changed.
+        photos: to train on.
         replicas: this process and the others.
         seconds: of training, those of earlier processes among them.
 
@@ -91,14 +93,24 @@ class Training:
     """
 
     def __init__(
-        self, recipe: PhotoRecipe, run: Run, model: Sam, replicas: Replicas, seconds: float
+        self,
+        recipe: PhotoRecipe,
+        run: Run,
+        model: Sam,
+        photos: Sequence[TrainingPhoto],
+        replicas: Replicas,
+        seconds: float,
     ) -> None:
         self.recipe, self.run, self.model, self.replicas = recipe, run, model, replicas
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        groups = parameter_groups(model, recipe.weight_decay)
-        self._optimizer = torch.optim.AdamW(groups, lr=0.0)
+        self._imitation = Imitation(model.image_encoder, photos).to(next(model.parameters()).device)
+        self._trained = torch.nn.ModuleList([model, self._imitation])
+        groups = parameter_groups(self._trained, recipe.weight_decay)
+        self._optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
         state = run.resume()
         self.step = restore(state, model, self.average, self._optimizer)
+        if state:
+            self._imitation.load_state_dict(state["imitation"])
         self.spent, self._seconds = float(state.get("spent", 0.0)), seconds
         self.share = torch.tensor([min(1.0, self.spent / seconds)]).share_memory_()
         self.was_ended = False
@@ -136,13 +148,14 @@ class Training:
             recipe.learning_rate, round(share * 1e4), 10_000, round(recipe.warmup * 1e4)
         )
         set_learning_rate(self._optimizer, rate)
-        loss, figures = loss_of(self.model, batch)
+        weight = recipe.imitation * (1 - share)
+        loss, figures = loss_of(self.model, self._imitation, weight, batch)
         check_finite(loss, self.run.folder, self.step)
         torch.autograd.backward(loss)
         self.count_time()
         spent = 1.0 if self.was_ended else min(1.0, self.spent / self._seconds)
-        self.share[0] = self.replicas.average(self.model, spent)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.share[0] = self.replicas.average(self._trained, spent)
+        torch.nn.utils.clip_grad_norm_(self._trained.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -156,7 +169,7 @@ class Training:
     def save(self) -> None:
         """Saves the state to resume from, and the averaged weights in float16."""
         state = snapshot(self.step, self.model, self.average, self._optimizer)
-        self.run.save({**state, "spent": self.spent})
+        self.run.save({**state, "spent": self.spent, "imitation": self._imitation.state_dict()})
         self._save_average(WEIGHTS_NAME)
 
     def _save_average(self, name: str) -> None:
@@ -224,7 +237,7 @@ def _train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     move: Callable[..., Sam] = load_model(start, DEFAULT_IMAGE_SIZE).model.to
     model = move(device, memory_format=torch.channels_last).requires_grad_(True)
-    training = Training(recipe, run, model, replicas, hours * 3600)
+    training = Training(recipe, run, model, photos.photos, replicas, hours * 3600)
     batches = Batches(photos.photos, recipe, replicas.rank, training.share)
     steps: Any = count(training.step)
     workers = 1 if device.type == "cpu" else max(1, (os.cpu_count() or 1) - 1)

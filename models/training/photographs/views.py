@@ -17,7 +17,14 @@ from pocketsam.constants import LABEL_NOT_A_POINT
 from pocketsam.models.prompted import Mask
 from pocketsam.models.training.photographs.photo import TrainingPhoto
 from pocketsam.models.training.photographs.prompts import CLICK, MOST_POINTS, draw_prompt
-from pocketsam.models.training.photographs.windows import GRID, Maps, draw_window, maps_of, show
+from pocketsam.models.training.photographs.windows import (
+    GRID,
+    Maps,
+    draw_window,
+    features_of,
+    maps_of,
+    show,
+)
 
 MEANINGS = 3
 """Masks of each prompt, those that are absent among them."""
@@ -41,6 +48,8 @@ class View:
         padding: ``[P, N]`` float32, 1 for a point that is padding.
         masks: ``[P, 3, S/4, S/4]`` uint8, the share of each cell that the mask covers, times 255.
         meant: ``[P, 3]`` bool, whether there is such a mask.
+        features: ``[S/16, S/16, FEATURES]`` float16, to imitate.
+        known: ``[S/16, S/16]`` bool, cells with features.
     """
 
     image: NDArray[np.uint8]
@@ -50,6 +59,8 @@ class View:
     padding: NDArray[np.float32]
     masks: NDArray[np.uint8]
     meant: NDArray[np.bool_]
+    features: NDArray[np.float16]
+    known: NDArray[np.bool_]
 
 
 def draw_view(photo: TrainingPhoto, size: int, prompts: int, rng: np.random.Generator) -> View:
@@ -80,7 +91,8 @@ def draw_view(photo: TrainingPhoto, size: int, prompts: int, rng: np.random.Gene
         for j, mask in enumerate(meanings):
             masks[i, j], meant[i, j] = _shares(mask), True
     extent = np.array([window.height, window.width])
-    return View(show(photo, window, size), extent, coords, labels, padding, masks, meant)
+    image, imitated = show(photo, window, size), features_of(photo, window, size)
+    return View(image, extent, coords, labels, padding, masks, meant, *imitated)
 
 
 def stack_views(views: list[View]) -> list[Tensor]:

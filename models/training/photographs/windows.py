@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketsam.models.prompted import Mask
-from pocketsam.models.training.photographs.photo import TrainingPhoto
+from pocketsam.models.training.photographs.photo import FEATURE_CELL, FEATURES, TrainingPhoto
 
 GRID = 2
 """Pixels of the canvas for each element of the label maps."""
@@ -123,3 +123,49 @@ def maps_of(photo: TrainingPhoto, window: Window, size: int) -> Maps:
     layers[:, :down, :across] = photo.layers[:, inside_rows, inside_columns]
     merged = np.pad(photo.merged, ((0, 0), (0, 1)), constant_values=_OUTSIDE)
     return Maps(basins, merged, layers, across * down)
+
+
+def features_of(
+    photo: TrainingPhoto, window: Window, size: int
+) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Returns the features ``[S/16, S/16, FEATURES]`` of a window, and which cells have any.
+
+    They are interpolated between the cells of the photograph's features; outside they are zero.
+    """
+    side = size // FEATURE_CELL
+    found = np.zeros((side, side, FEATURES), np.float16)
+    known = np.zeros((side, side), bool)
+    if not photo.features.size:
+        return found, known
+    x0, y0, x1, y1 = window.box
+    down, across = (-(-length // FEATURE_CELL) for length in (window.height, window.width))
+    rows, between_rows = _neighbours(down, y0, (y1 - y0) / window.height, photo.features.shape[0])
+    columns, between = _neighbours(across, x0, (x1 - x0) / window.width, photo.features.shape[1])
+    features = photo.features.astype(np.float32)
+    shown = features[rows[0]] * (1 - between_rows) + features[rows[1]] * between_rows
+    shown = shown[:, columns[0]] * (1 - between[:, 0]) + shown[:, columns[1]] * between[:, 0]
+    found[:down, :across] = shown[:, ::-1] if window.mirrored else shown
+    known[:down, :across] = True
+    return found, known
+
+
+def _neighbours(
+    count: int, start: float, scale: float, cells: int
+) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]:
+    """Returns, for cells of the canvas, the cells of the photograph before and after, and the place.
+
+    Args:
+        count: cells of the canvas.
+        start: of the window, in pixels of the photograph.
+        scale: pixels of the photograph for each of the canvas.
+        cells: of the photograph.
+
+    Returns:
+        Numbers ``[count]`` of the cells before and after, and the place between them ``[count, 1, 1]``
+        in 0..1.
+    """
+    places = (start + (np.arange(count) + 0.5) * FEATURE_CELL * scale) / FEATURE_CELL - 0.5
+    places = places.clip(0, cells - 1)
+    before = places.astype(np.int64)
+    after = np.minimum(before + 1, cells - 1)
+    return (before, after), (places - before).astype(np.float32)[:, None, None]
