@@ -26,12 +26,15 @@ class Batches(Dataset[list[Tensor]]):
     ) -> None:
         self.photos, self.recipe, self.rank, self.share = photos, recipe, rank, share
         self.weights = draw_weights(photos, recipe.labelled)
+        self.weights_last = draw_weights(photos, recipe.labelled_last)
 
     def __getitem__(self, step: int) -> list[Tensor]:
         """Returns the fields of ``View``, stacked over the views of a step."""
-        canvas = self.recipe.canvas(step + self.rank, self.share.item())
+        share = self.share.item()
+        canvas = self.recipe.canvas(step + self.rank, share)
+        weights = self.weights if share < self.recipe.last else self.weights_last
         rng = np.random.default_rng((self.recipe.seed, step, self.rank))
-        chosen = rng.choice(len(self.photos), canvas.views, p=self.weights)
+        chosen = rng.choice(len(self.photos), canvas.views, p=weights)
         return stack_views(
             [draw_view(self.photos[i], canvas.size, canvas.prompts, rng) for i in chosen]
         )

@@ -33,6 +33,9 @@ class PhotoRecipe:
         ema: decay of the averaged weights.
         imitation: weight of the imitation's loss at the beginning; at the end it is 0.
         labelled: share of the views for photographs with masks.
+        last: share of the time after which ``labelled_last`` takes its place: what people draw decides
+            which of several answers is the first, and is learnt last.
+        labelled_last: see ``last``.
         seed: of the views and the random numbers.
     """
 
@@ -45,6 +48,8 @@ class PhotoRecipe:
     ema: float = 0.998
     imitation: float = 1.0
     labelled: float = 0.4
+    last: float = 0.7
+    labelled_last: float = 0.7
     seed: int = 0
 
     def canvas(self, turn: int, share: float) -> Canvas:
