@@ -16,6 +16,7 @@ from pocketsam.export import export, verify
 from pocketsam.export.artefact import open_networks
 from pocketsam.export.battery import battery
 from pocketsam.export.battery.damages import GRAPH_DAMAGES, MANIFEST_DAMAGES
+from pocketsam.export.battery.effect import effect_of
 from pocketsam.export.bundle import describe_file, write_manifest
 from pocketsam.export.reference import Reference
 from pocketsam.export.targets import TARGETS, find_target
@@ -316,6 +317,19 @@ def test_certificates_find_damages(precision, several_precisions, reference, tmp
     assert not [outcome for outcome in outcomes if outcome.is_missed]
     if precision == "fp32":
         assert all(outcome.golden and outcome.checkpoint for outcome in outcomes)
+
+
+def test_the_effect_is_that_of_the_worst_prompt():
+    masks = -np.ones((1, 4, 8, 8), np.float32)
+    masks[:, :, :4] = 1
+    scores = np.array([[0.1, 0.4, 0.9, 0.2]], np.float32)
+    healthy = {c.LOW_RES_MASKS: masks, c.IOU_PREDICTIONS: scores}
+    half = masks.copy()
+    half[0, 1, 2:] = -1
+    worse = {c.LOW_RES_MASKS: half, c.IOU_PREDICTIONS: scores + np.float32(0.05)}
+    least, score, kept = effect_of([[healthy, healthy]], [[healthy, worse]])
+    assert (least, kept) == (0.5, 1.0)
+    assert score == pytest.approx(0.05)
 
 
 def test_a_battery_that_misses_says_so(several_precisions, reference, pictures, monkeypatch):

@@ -27,6 +27,7 @@ from pocketsam.export.battery.damages import (
     Damage,
     Subject,
 )
+from pocketsam.export.battery.effect import effect_of
 from pocketsam.export.battery.weight_damages import weight_damages
 from pocketsam.export.cases import Case
 from pocketsam.export.options import Options
@@ -44,7 +45,6 @@ from pocketsam.runtime import image
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.manifest import MANIFEST_NAME
 from pocketsam.runtime.verification.golden import check_networks
-from pocketsam.runtime.verification.metrics import agreements, score_figures
 
 PROMPTS = 6  # of each photograph that a damage's effect is measured on
 SHARES = ("best_kept", "mask_iou_mean")
@@ -63,7 +63,7 @@ class Outcome:
             to the manifest, which leads another device astray.
         score: largest |Δ| of a predicted IoU there.
         best_kept: share of the prompts there whose best mask is the healthy files'.
-        matters: whether that is more than the grade allows.
+        matters: whether that is more than the grade allows, beside the healthy files and PyTorch.
     """
 
     target: str
@@ -108,6 +108,7 @@ class Battery:
         ):
             raise ParityError(f"{folder}: fails before any damage; remove it, and it is written anew")
         self._answers = [self._answer(self.healthy, case) for case in reference.calibration]
+        self._wanted = [[p.outputs for p in case.prompts[:PROMPTS]] for case in reference.calibration]
 
     def run_all(self, place: Path) -> Iterator[Outcome]:
         """Yields what becomes of every damage; changed files go into the folder ``place``."""
@@ -141,10 +142,11 @@ class Battery:
         with subject.preprocessing() if subject.preprocessing else contextlib.nullcontext():
             golden = self._golden_finds(subject)
             checkpoint = self._checkpoint_finds(subject)
-            effect = self._effect(subject)
-        figures = dict(zip(("mask_iou", "score", "best_kept"), effect, strict=True))
-        matters = bool(self._tolerance.violations(figures))
-        return self._outcome(name, golden, checkpoint, effect, matters)
+            answers = [self._answer(subject, case) for case in self._reference.calibration]
+        effects = [effect_of(others, answers) for others in (self._answers, self._wanted)]
+        figures = [dict(zip(("mask_iou", "score", "best_kept"), e, strict=True)) for e in effects]
+        matters = all(self._tolerance.violations(each) for each in figures)
+        return self._outcome(name, golden, checkpoint, effects[0], matters)
 
     def _outcome(
         self,
@@ -206,18 +208,6 @@ class Battery:
         embedding = self._embed(subject, case)
         extra = {c.IMAGE_EMBEDDINGS: embedding, c.ORIG_IM_SIZE: np.zeros(2, np.float32)}
         return [subject.decoder(prompt.feeds | extra) for prompt in case.prompts[:PROMPTS]]
-
-    def _effect(self, subject: Subject) -> tuple[float, float, float]:
-        """Returns the least mask's IoU, the score's largest change and the share of best masks kept."""
-        least, score, prompts, kept = 1.0, 0.0, 0, 0
-        for case, healthy in zip(self._reference.calibration, self._answers, strict=True):
-            for before, after in zip(healthy, self._answer(subject, case), strict=True):
-                wanted, got = (x[c.LOW_RES_MASKS] > 0 for x in (before, after))
-                least = min(least, float(agreements(wanted, got).min()))
-                figures = score_figures(before[c.IOU_PREDICTIONS], after[c.IOU_PREDICTIONS])
-                score = max(score, figures["score"])
-                prompts, kept = prompts + figures["prompts"], kept + figures["kept"]
-        return max(least, 0.0), score, kept / prompts if prompts else 1.0
 
 
 def run_precision(
