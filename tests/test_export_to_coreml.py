@@ -20,6 +20,7 @@ from pocketsam.export.reference import find_photos
 from pocketsam.export.to_coreml import TARGET
 from pocketsam.export.to_coreml import convert as to_coreml
 from pocketsam.export.to_coreml.interpreter import load_package
+from pocketsam.export.to_coreml.worker import exact_unique
 from pocketsam.export.traced import Decoder, Encoder, PixelEncoder, StaticDecoder, run
 from pocketsam.export.verification import parity
 from pocketsam.models.sam import seeded
@@ -181,6 +182,18 @@ def test_palettes_hold_exactly_the_rounded_weights(cases, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
+def test_palettes_of_few_values_are_counted_exactly():
+    """On CPUs where numpy 2.3 sorts float16 wrongly, too."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(64).astype(np.float16)[rng.integers(0, 64, (50_000, 1))]
+    with exact_unique():
+        found, places = np.unique(values, axis=0, return_inverse=True)
+        assert len(np.unique(values.ravel())) == len(found) == len(set(values.ravel().tolist()))
+        assert np.unique(np.array([3, 1, 3])).tolist() == [1, 3]
+    assert found.dtype == np.float16
+    assert np.array_equal(found[places.ravel()], values)
+
+
 def test_palettes_in_groups_on_ios18(pictures, tmp_path):
     report, manifest = export_coreml(
         tmp_path / "bundle", pictures, precision="palette4", deployment_target="iOS18"

@@ -6,8 +6,11 @@
 import json
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import coremltools as ct
 import coremltools.optimize.coreml as cto
@@ -94,7 +97,8 @@ def compress(model: Any, job: dict[str, Any]) -> Any:
         bits = int(precision.removeprefix("palette"))
         if bits < 8:  # the weights that have so few bits have no more values than that already
             config = cto.OpPalettizerConfig(mode="unique", weight_threshold=WEIGHT_THRESHOLD)
-            model = cto.palettize_weights(model, cto.OptimizationConfig(config))
+            with exact_unique():
+                model = cto.palettize_weights(model, cto.OptimizationConfig(config))
         modern = job["deployment_target"] not in ("iOS16", "iOS17")
         groups = {"granularity": "per_grouped_channel", "group_size": 16} if modern else {}
         config = cto.OpPalettizerConfig(
@@ -102,6 +106,27 @@ def compress(model: Any, job: dict[str, Any]) -> Any:
         )
         return cto.palettize_weights(model, cto.OptimizationConfig(config))
     return model
+
+
+@contextmanager
+def exact_unique() -> Iterator[None]:
+    """Lets ``np.unique`` sort float16 as float32, by which coremltools counts a palette's values.
+
+    numpy 2.3 sorts large float16 arrays wrongly on CPUs with AVX-512 for 16 bits (Ice Lake, Zen 4):
+    some values are found several times, and a palette of 64 values would take 8 bits.
+    """
+    unique = np.unique
+
+    def found(values: Any, **options: Any) -> Any:
+        if getattr(values, "dtype", None) != np.float16:
+            return unique(values, **options)
+        result = unique(values.astype(np.float32), **options)
+        if isinstance(result, tuple):
+            return (result[0].astype(np.float16), *result[1:])
+        return result.astype(np.float16)
+
+    with patch.object(np, "unique", found):
+        yield
 
 
 def quantize_inputs(model: Any, layers: list[str], ranges: dict[str, dict[str, float]]) -> Any:
