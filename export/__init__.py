@@ -49,6 +49,7 @@ def export(
     timeout: float | None = None,
     min_miou: float | None = None,
     min_speedup: float | None = None,
+    weight_bits: int | None = None,
     opset: int | None = None,
     disabled_passes: Sequence[str] | None = None,
     progress: Progress | None = None,
@@ -83,6 +84,8 @@ def export(
         timeout: seconds for one run of an outside converter (1800).
         min_miou: ONNX int8: mean IoU that its masks must have with PyTorch's (0.98).
         min_speedup: ONNX int8: how many times as fast as float32 it must be on this machine (1).
+        weight_bits: ONNX int8: bits that its weights use, 7 or 8 (7); 8 round less, and run only on
+            CPUs with VNNI or AMX, or ARM's.
         opset: ONNX: operator set of the files, 15 to 20 (20).
         disabled_passes: ONNX: passes of ``to_onnx.passes.PASSES`` to leave out.
         progress: called with a line about each step; None: nothing is reported.
@@ -116,6 +119,7 @@ def export(
         timeout=timeout,
         min_miou=min_miou,
         min_speedup=min_speedup,
+        weight_bits=weight_bits,
         opset=opset,
         disabled_passes=None if disabled_passes is None else tuple(disabled_passes),
     )

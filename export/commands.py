@@ -148,6 +148,13 @@ def _add_onnx_options(group: argparse._ArgumentGroup) -> None:
         f"(default: {Options.min_speedup:g})",
     )
     group.add_argument(
+        "--weight-bits",
+        type=int,
+        metavar="N",
+        help="ONNX int8: bits that weights use, 7 or 8; with 8 the masks are better, and the file runs "
+        f"only on CPUs with VNNI or AMX, or ARM's (default: {Options.weight_bits})",
+    )
+    group.add_argument(
         "--opset",
         type=int,
         metavar="N",

@@ -26,6 +26,7 @@ class Options:
         timeout: seconds that one run of an outside converter may take.
         min_miou: mean IoU that int8 masks must have with float32's, 0..1.
         min_speedup: how many times as fast as float32 int8 must be on this machine.
+        weight_bits: bits that the weights of int8 use: 7, or 8 for CPUs that do not saturate.
         opset: operator set of an ONNX file, 15 to 20; None: the exporter's, with the fewest operators.
         disabled_passes: names from ``to_onnx.passes.PASSES`` to leave out.
 
@@ -42,6 +43,7 @@ class Options:
     timeout: float = 1800.0
     min_miou: float = 0.98
     min_speedup: float = 1.0
+    weight_bits: int = 7
     opset: int | None = None
     disabled_passes: tuple[str, ...] = ()
 
@@ -55,6 +57,7 @@ class Options:
             ("timeout", self.timeout > 0, "positive"),
             ("min_miou", 0 <= self.min_miou <= 1, "from 0 to 1"),
             ("opset", self.opset in (None, *OPSETS), f"one of {OPSETS[0]} to {OPSETS[-1]}"),
+            ("weight_bits", self.weight_bits in (7, 8), "7 or 8"),
             ("min_speedup", 0 <= self.min_speedup < math.inf, "0 or more"),
         ):
             if not fits:

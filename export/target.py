@@ -36,6 +36,7 @@ class Converted:
     intermediates: tuple[str, ...] = ()
     max_points: int | None = None
     signature: str | None = None
+    weight_bits: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
 

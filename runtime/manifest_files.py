@@ -98,6 +98,8 @@ class NetworkFile(BundleFile):
             (key ``stages``). A TFLite file has none.
         max_points: points per prompt in a decoder with static shapes (key ``points``), else None.
         signature: name of the signature in a TFLite file.
+        weight_bits: bits that weights use which are multiplied by 8-bit inputs; 8 need a CPU that does
+            not saturate, see ``backends.saturation``. None: 7 at most, which are right everywhere.
         details: what else the converter reports, such as ``opset`` or ``float16``; nothing reads it.
     """
 
@@ -107,6 +109,7 @@ class NetworkFile(BundleFile):
     intermediates: tuple[str, ...] = ()
     max_points: int | None = None
     signature: str | None = None
+    weight_bits: int | None = None
     details: Json = field(default_factory=dict)
 
     @classmethod
@@ -120,12 +123,18 @@ class NetworkFile(BundleFile):
             intermediates=fields.texts("stages"),
             max_points=fields.optional_whole("points", 1, MAX_POINTS),
             signature=fields.optional("signature", str),
+            weight_bits=fields.optional_whole("weight_bits", 1, 8),
             details=fields.unread(),
         )
 
     def to_json(self) -> Json:
         """Returns the manifest's entry of the network."""
-        optional = {"macs": self.macs, "signature": self.signature, "points": self.max_points}
+        optional = {
+            "macs": self.macs,
+            "signature": self.signature,
+            "points": self.max_points,
+            "weight_bits": self.weight_bits,
+        }
         entry = super().to_json() | {key: v for key, v in optional.items() if v is not None}
         entry |= self.details
         if self.intermediates:

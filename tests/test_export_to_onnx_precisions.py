@@ -1,11 +1,15 @@
 """ONNX in float16 and in few bits: small, right, and refused where it is not."""
 
+import platform
+from importlib.resources import files
+
 import numpy as np
 import onnx
 import pytest
 from conftest import SMALL
+from onnx import TensorProto, helper, numpy_helper
 
-from pocketsam.errors import ConversionError, ParityError
+from pocketsam.errors import BundleError, ConversionError, ParityError
 from pocketsam.export import export
 from pocketsam.export.cases import PROMPTS, all_encoder_feeds, compute_cases, measure_encoder
 from pocketsam.export.to_onnx import int8 as onnx_int8
@@ -13,8 +17,11 @@ from pocketsam.export.to_onnx import weights as onnx_weights
 from pocketsam.export.to_onnx.large import open_model
 from pocketsam.export.traced import Encoder
 from pocketsam.models.checkpoint import DEFAULT, load_model
+from pocketsam.runtime.backends import saturation
+from pocketsam.runtime.backends.networks import open_network
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.contract import PIXEL_VALUES
+from pocketsam.runtime.machine import cpu_flags
 from pocketsam.runtime.verification.golden import check_golden
 
 SHARES = {"fp16": 0.52, "int8": 0.3, "int8-weights": 0.3, "int4-weights": 0.26}
@@ -78,6 +85,57 @@ def test_weights_keep_to_seven_bits(encoder):
     assert 2 * 255 * onnx_int8.LARGEST < 2**15
 
 
+def test_the_file_that_tells_whether_products_saturate():
+    shape = numpy_helper.from_array(np.array([64, 64]), "shape")
+    ones = helper.make_tensor("value", TensorProto.INT8, [1], [127])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["weight"], value=ones),
+        helper.make_node("MatMulInteger", ["x", "weight"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, ["M", 64])
+    y = helper.make_tensor_value_info("y", TensorProto.INT32, ["M", 64])
+    graph = helper.make_graph(nodes, "products", [x], [y], [shape])
+    opset = [helper.make_opsetid("", 20)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9, producer_name="pocketsam")
+    written = files("pocketsam.runtime.backends").joinpath(saturation.PRODUCTS_NAME).read_bytes()
+    assert written == model.SerializeToString(deterministic=True)
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"),
+    reason="features of other systems' CPUs are unknown",
+)
+def test_products_saturate_without_vnni():
+    """Emulated CPUs without VNNI saturate (QEMU's Haswell and Skylake); those with it, and ARM's, don't."""
+    exact = {"avx512_vnni", "avx_vnni", "amx_int8", "asimd"}
+    assert saturation.saturates() == (not exact & set(cpu_flags()))
+
+
+def test_weights_of_eight_bits(tmp_path, pictures, monkeypatch):
+    """They are written and run where sums are exact; elsewhere both are refused."""
+    how = {"precision": "int8", "image_size": SMALL, "calibration": pictures, "verify": False}
+    how |= {"weight_bits": 8, "min_miou": 0.5, "min_speedup": 0.0}
+    if not saturation.saturates():
+        export(DEFAULT, tmp_path / "b", **how)
+        bundle = open_bundle(tmp_path / "b")
+        assert bundle.manifest.encoder.weight_bits == 8
+        codes = [
+            numpy_helper.to_array(t)
+            for t in onnx.load(tmp_path / "b/encoder.onnx").graph.initializer
+            if t.name.endswith("_int8")
+        ]
+        assert max(int(np.abs(c.astype(int)).max()) for c in codes) == 127
+        open_network(bundle, "encoder")
+        monkeypatch.setattr(saturation, "saturates", lambda: True)
+        monkeypatch.setattr(onnx_int8, "saturates", lambda: True)
+        with pytest.raises(BundleError, match=r"encoder: its weights use 8 bits.*--weight-bits 7"):
+            open_network(bundle, "encoder")
+        open_network(bundle, "decoder")
+    with pytest.raises(ConversionError, match="--weight-bits 8: this CPU saturates"):
+        export(DEFAULT, tmp_path / "refused", **how)
+    assert not (tmp_path / "refused").exists()
+
+
 def mean_iou(model, cases):
     return lambda encode: measure_encoder(model, cases, encode).mean
 
@@ -89,8 +147,8 @@ def test_the_search_leaves_the_costly_layers_in_float(encoder, photo, monkeypatc
     monkeypatch.setattr(onnx_int8, "layer_gain", lambda layer: 1e-3)
     true_quantize = onnx_int8.quantize
 
-    def quantize(model, chosen):
-        new = true_quantize(model, chosen)
+    def quantize(model, chosen, *largest):
+        new = true_quantize(model, chosen, *largest)
         for tensor in new.graph.initializer:
             if tensor.name == f"{layers[2].output}_scale":
                 nothing = np.zeros(tensor.dims[0], np.float32)

@@ -32,7 +32,7 @@ TARGET = Target(
             grade="close",
             drift=DRIFT_8_BIT,
             calibrated=True,
-            options=("min_miou", "min_speedup"),
+            options=("min_miou", "min_speedup", "weight_bits"),
         ),
         Precision(
             name="int8-static", tolerance=LOOSE, grade="close", drift=DRIFT_8_BIT, calibrated=True

@@ -96,6 +96,9 @@ def convert(
         inputs=tuple(_describe(value) for value in model.graph.input),
         outputs=tuple(_describe(value) for value in model.graph.output),
         intermediates=tuple(network.intermediates()),
+        weight_bits=options.weight_bits
+        if options.precision == "int8" and isinstance(network, Encoder)
+        else None,
         details=measured | {"opset": model.opset_import[0].version, "simplified": simplified},
     )
 
@@ -138,7 +141,9 @@ def _in_precision(
         return smaller, {"float16": measured}
     if options.precision == "int8" and isinstance(network, Encoder):
         limits = options.min_miou, options.min_speedup
-        mixed, measured = int8.quantize_encoder(model, network, calibration, *limits, progress)
+        mixed, measured = int8.quantize_encoder(
+            model, network, calibration, *limits, progress, options.weight_bits
+        )
         return weights.store_weights(mixed, 8), {"int8": measured}
     if planned is not None:
         mixed = quantize_static(model, planned)

@@ -2,8 +2,9 @@
 quantized per call, and the layers that cost too much of the masks left in float32.
 
 A layer becomes DynamicQuantizeLinear, MatMulInteger, Cast, Mul, Add: standard operators, which
-onnxruntime fuses into one. Weights use 7 of their 8 bits: on CPUs without VNNI the product of 8-bit
-inputs and 8-bit weights saturates at 16 bits without a word, which random data does not show.
+onnxruntime fuses into one. Weights use 7 of their 8 bits unless all are asked for: on CPUs without VNNI
+the product of 8-bit inputs and 8-bit weights saturates at 16 bits without a word, which random data
+does not show.
 """
 
 import time
@@ -21,9 +22,10 @@ from pocketsam.export.cases import Case, Encode, measure_encoder
 from pocketsam.export.to_onnx.large import infer_types, open_model
 from pocketsam.export.traced import TracedNetwork
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.saturation import saturates
 
 LARGEST = 63
-"""Of a weight: 2 · 255 · 63 fits 16 bits, 2 · 255 · 127 does not."""
+"""Of a weight of 7 bits: 2 · 255 · 63 fits 16 bits, 2 · 255 · 127 does not."""
 PREFIXES = ("part.model.image_encoder.", "part.model.")
 
 Arrays = dict[str, NDArray[Any]]
@@ -70,8 +72,10 @@ def linear_layers(model: onnx.ModelProto) -> list[Layer]:
     return layers
 
 
-def quantize(model: onnx.ModelProto, chosen: Sequence[Layer]) -> onnx.ModelProto:
-    """A copy of a model with the chosen layers in 8 bits."""
+def quantize(
+    model: onnx.ModelProto, chosen: Sequence[Layer], largest: int = LARGEST
+) -> onnx.ModelProto:
+    """A copy of a model with the chosen layers in 8 bits, and weights up to ``largest``."""
     new = onnx.ModelProto()
     new.CopyFrom(model)
     graph = new.graph
@@ -80,7 +84,8 @@ def quantize(model: onnx.ModelProto, chosen: Sequence[Layer]) -> onnx.ModelProto
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.output[0] in wanted and node.op_type == "Gemm":
-            nodes += _quantized_layer(graph, node, numpy_helper.to_array(constants[node.input[1]]))
+            weight = numpy_helper.to_array(constants[node.input[1]])
+            nodes += _quantized_layer(graph, node, weight, largest)
         else:
             nodes.append(node)
     del graph.node[:]
@@ -95,10 +100,10 @@ def quantize(model: onnx.ModelProto, chosen: Sequence[Layer]) -> onnx.ModelProto
 
 
 def _quantized_layer(
-    graph: onnx.GraphProto, node: onnx.NodeProto, weight: NDArray[np.float32]
+    graph: onnx.GraphProto, node: onnx.NodeProto, weight: NDArray[np.float32], largest: int
 ) -> list[onnx.NodeProto]:
     """Returns the nodes that replace a linear layer; adds its 8-bit weights to the graph."""
-    scale = np.maximum(np.abs(weight).max(axis=0) / LARGEST, np.float32(1e-12)).astype(np.float32)
+    scale = np.maximum(np.abs(weight).max(axis=0) / largest, np.float32(1e-12)).astype(np.float32)
     codes = np.rint(weight / scale).astype(np.int8)
     base = node.output[0]
     graph.initializer.append(numpy_helper.from_array(codes, f"{base}_int8"))
@@ -151,7 +156,7 @@ def encoder_of(model: onnx.ModelProto) -> Encode:
 
 
 def sweep(
-    model: onnx.ModelProto, layers: Sequence[Layer], measure: MeanIou, say: Progress
+    model: onnx.ModelProto, layers: Sequence[Layer], measure: MeanIou, largest: int, say: Progress
 ) -> list[dict[str, Any]]:
     """What 8 bits cost and save of each layer alone: ``layer``, ``miou_lost``, ``seconds_saved``."""
     gains: dict[tuple[int, int, int], float] = {}
@@ -160,14 +165,18 @@ def sweep(
         shape = (layer.rows, layer.inputs, layer.outputs)
         if shape not in gains:
             gains[shape] = layer_gain(layer)
-        lost = 1 - measure(encoder_of(quantize(model, [layer])))
+        lost = 1 - measure(encoder_of(quantize(model, [layer], largest)))
         rows.append({"layer": layer.name, "miou_lost": lost, "seconds_saved": gains[shape]})
         say(f"int8 {number + 1}/{len(layers)}: {layer.name} costs {lost:.4f} of mIoU")
     return rows
 
 
 def search(
-    model: onnx.ModelProto, measure: MeanIou, min_miou: float, say: Progress = lambda _: None
+    model: onnx.ModelProto,
+    measure: MeanIou,
+    min_miou: float,
+    say: Progress = lambda _: None,
+    largest: int = LARGEST,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The most 8-bit layers whose masks have a mean IoU of ``min_miou`` with float32's.
 
@@ -185,11 +194,11 @@ def search(
     if not layers:
         raise ConversionError("the graph has no linear layer that could be stored in 8 bits")
     chosen, kept, rows = list(layers), [], []
-    best = quantize(model, chosen)
+    best = quantize(model, chosen, largest)
     miou = measure(encoder_of(best))
     say(f"int8: all {len(layers)} linear layers: mIoU {miou:.4f}")
     if not miou >= min_miou:  # NaN reaches nothing
-        rows = sweep(model, layers, measure, say)
+        rows = sweep(model, layers, measure, largest, say)
         useful = [(r, x) for r, x in zip(rows, layers, strict=True) if r["seconds_saved"] > 0]
         useful.sort(key=lambda pair: pair[0]["miou_lost"] / pair[0]["seconds_saved"])
         order = [layer for _, layer in useful]
@@ -197,7 +206,7 @@ def search(
         low, high = 0, len(order)  # how many of them in 8 bits
         while low < high:
             count = (low + high + 1) // 2
-            candidate = quantize(model, order[:count])
+            candidate = quantize(model, order[:count], largest)
             tried[count] = (measure(encoder_of(candidate)), candidate)
             say(f"int8: the {count} cheapest: mIoU {tried[count][0]:.4f}")
             low, high = (count, high) if tried[count][0] >= min_miou else (low, count - 1)
@@ -236,20 +245,27 @@ def quantize_encoder(
     min_miou: float,
     min_speedup: float,
     say: Progress,
+    weight_bits: int = 7,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """``search`` on photographs, and the check that the result is faster here.
 
     Raises:
         ParityError: ``min_miou`` is out of reach.
-        ConversionError: the result is not ``min_speedup`` times as fast as float32.
+        ConversionError: the result is not ``min_speedup`` times as fast as float32, or this CPU cannot
+            measure weights of 8 bits.
     """
     if not calibration:
         raise ConversionError("int8 needs photographs to measure its masks on")
+    if weight_bits > 7 and saturates():
+        raise ConversionError(
+            f"--weight-bits {weight_bits}: this CPU saturates sums of such products (it has no VNNI), "
+            "so what the file computes cannot be measured here; leave it out, or export on another CPU"
+        )
 
     def measure(encode: Encode) -> float:
         return measure_encoder(network.model, calibration, encode).mean
 
-    best, report = search(model, measure, min_miou, say)
+    best, report = search(model, measure, min_miou, say, 2 ** (weight_bits - 1) - 1)
     report["speedup"] = speedup(model, best, calibration[0].feeds)
     say(f"int8: mIoU {report['miou']:.4f}, {report['speedup']:.2f} times as fast as float32 here")
     if not report["speedup"] >= min_speedup:

@@ -20,6 +20,7 @@ from pocketsam.runtime.backends.open_vino import check_openvino, open_openvino
 from pocketsam.runtime.backends.ort import Arrays, Network, asks_for_gpu, open_onnx
 from pocketsam.runtime.backends.providers import OPENVINO, Providers, is_provider
 from pocketsam.runtime.backends.recorded import resolve_auto
+from pocketsam.runtime.backends.saturation import check_weight_bits
 from pocketsam.runtime.bundle import Bundle, choose_bundle
 
 
@@ -113,6 +114,7 @@ def open_network(
     if target not in BACKENDS:
         known = ", ".join(BACKENDS)
         raise BundleError(f"{bundle.path}: a bundle for {target}; this runtime runs {known}")
+    check_weight_bits(getattr(bundle.manifest, network).weight_bits, name)
     backend, shape = BACKENDS[target], {}
     if backend.is_static:
         shape = {"max_points": bundle.max_points, "prompts": bundle.prompts_per_call}
