@@ -196,6 +196,16 @@ def test_all_losses_at_once_equal_one_by_one():
             assert torch.allclose(every[:, m, t], overlap_loss(logits[:, m], masks[:, t]), atol=1e-5)
 
 
+def test_a_small_object_weighs_more_in_cross_entropy_than_its_cells():
+    """A missed object of 4 of 4096 cells: the sum divided by 16 * 4 + 128, not by 4096."""
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[0, 0, :2, :2] = 1
+    missed, gone = torch.full((1, 1, 64, 64), -8.0), torch.full((1, 1, 64, 64), -16.0)
+    worse = overlap_losses(gone, mask) - overlap_losses(missed, mask)
+    assert worse.item() == pytest.approx(4 * 8 / 192, abs=0.1)
+    assert worse.item() > 10 * 4 * 8 / 4096
+
+
 def test_each_meaning_goes_to_the_mask_that_fits_it():
     masks = torch.zeros(1, 3, 8, 8)
     masks[0, 0, :4], masks[0, 1, :, :4], masks[0, 2, :2, :2] = 1, 1, 1

@@ -19,6 +19,9 @@ _SINGLE = 0.5
 """Weight of the mask for several points."""
 _SCORES = 5.0
 """Weight of the predicted IoU's squared error."""
+_AROUND, _LEAST = 16.0, 128.0
+"""Cross-entropy is the sum over all cells, divided by ``_AROUND`` times the cells of the mask and
+``_LEAST``, at most by all: in the mean over all cells, a small object that is missed costs nothing."""
 
 
 def click_loss(
@@ -61,14 +64,17 @@ def click_loss(
 def overlap_losses(logits: Tensor, masks: Tensor) -> Tensor:
     """Returns ``[P, M, T]``: cross-entropy plus dice of each of M masks with each of T true ones.
 
+    See ``_AROUND`` for what the cross-entropy is divided by.
+
     Args:
         logits: ``[P, M, h, w]``.
         masks: ``[P, T, h, w]`` in 0..1.
     """
     x, wanted = logits.flatten(2), masks.flatten(2)
-    pixels = x.shape[-1]
-    entropy = F.softplus(x).mean(2, keepdim=True) - x @ wanted.transpose(1, 2) / pixels
+    area = wanted.sum(2)[:, None]
+    cells = (_AROUND * area + _LEAST).clamp(max=float(x.shape[-1]))
+    entropy = (F.softplus(x).sum(2, keepdim=True) - x @ wanted.transpose(1, 2)) / cells
     probability = x.sigmoid()
     overlap = probability @ wanted.transpose(1, 2)
-    total = probability.sum(2, keepdim=True) + wanted.sum(2)[:, None]
+    total = probability.sum(2, keepdim=True) + area
     return entropy + 1 - (2 * overlap + 1) / (total + 1)

@@ -42,14 +42,14 @@ class PhotoRecipe:
     first: tuple[Canvas, ...] = (Canvas(448, 1, 10), Canvas(448, 1, 10), Canvas(512, 1, 10))
     then: tuple[Canvas, ...] = (Canvas(512, 1, 10),)
     change: float = 0.5
-    learning_rate: float = 2.5e-4
+    learning_rate: float = 6e-5
     warmup: float = 0.03
     weight_decay: float = 0.02
     ema: float = 0.998
-    imitation: float = 1.0
-    labelled: float = 0.4
+    imitation: float = 0.5
+    labelled: float = 0.5
     last: float = 0.7
-    labelled_last: float = 0.7
+    labelled_last: float = 0.6
     seed: int = 0
 
     def canvas(self, turn: int, share: float) -> Canvas:
