@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pocketsam.errors import BundleError, ConversionError, ParityError
 from pocketsam.export import export
 from pocketsam.export.cases import PROMPTS, all_encoder_feeds, compute_cases, measure_encoder
+from pocketsam.export.options import Options
 from pocketsam.export.to_onnx import int8 as onnx_int8
 from pocketsam.export.to_onnx import weights as onnx_weights
 from pocketsam.export.to_onnx.large import open_model
@@ -106,7 +107,7 @@ def test_the_file_that_tells_whether_products_saturate():
     reason="features of other systems' CPUs are unknown",
 )
 def test_products_saturate_without_vnni():
-    """Emulated CPUs without VNNI saturate (QEMU's Haswell and Skylake); those with it, and ARM's, don't."""
+    """Those without it do (seen with QEMU's Haswell and Skylake); those with it, and ARM's, do not."""
     exact = {"avx512_vnni", "avx_vnni", "amx_int8", "asimd"}
     assert saturation.saturates() == (not exact & set(cpu_flags()))
 
@@ -182,9 +183,10 @@ def test_more_than_can_be_reached(encoder, photo, monkeypatch):
 def test_a_file_that_would_be_too_slow(encoder, photo):
     model = load_model(DEFAULT, SMALL).model
     cases = compute_cases(model, [("cat", photo)], prompts=PROMPTS[:1], detailed=0)
+    options = Options("int8", min_miou=0.0, min_speedup=50.0)
     wanted = r"times as fast as float32 on this machine, and at least 50 "
     with pytest.raises(ConversionError, match=wanted):
-        onnx_int8.quantize_encoder(encoder, Encoder(model), cases, 0.0, 50.0, print)
+        onnx_int8.quantize_encoder(encoder, Encoder(model), cases, options, print)
 
 
 def test_values_that_float16_cannot_hold_stay_in_float32(encoder, photo):
@@ -207,4 +209,4 @@ def test_nothing_to_measure_on(encoder):
     with pytest.raises(ConversionError, match="float16 needs photographs"):
         onnx_weights.to_float16(encoder, [])
     with pytest.raises(ConversionError, match="int8 needs photographs"):
-        onnx_int8.quantize_encoder(encoder, None, [], 0.9, 0.0, print)
+        onnx_int8.quantize_encoder(encoder, None, [], Options("int8"), print)

@@ -28,7 +28,7 @@ from pocketsam.runtime.upscale import Upscaler
 from pocketsam.runtime.verification.metrics import mask_ious
 from pocketsam.thresholds import Thresholds
 
-LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.6, "points_per_side": 5}
+LOOSE = {"pred_iou_thresh": 0.15, "stability_score_thresh": 0.5, "points_per_side": 5}
 """So that a few clicks find many masks."""
 
 
@@ -157,7 +157,7 @@ def test_adaptive_clicks_less_and_finds_nearly_the_same(segmenter, monkeypatch):
     assert len(clicks) == 24**2
     clicks.clear()
     found = MaskGenerator(segmenter, order="adaptive", **parameters).generate(photo)
-    assert len(clicks) == len(set(clicks)) <= 0.83 * 24**2
+    assert len(clicks) == len(set(clicks)) <= 0.9 * 24**2
     ious = [
         max(mask_ious(mask["segmentation"], other["segmentation"]) for other in found)
         for mask in wanted

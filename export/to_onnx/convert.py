@@ -140,10 +140,7 @@ def _in_precision(
         smaller, measured = weights.to_float16(model, samples_of(network, calibration))
         return smaller, {"float16": measured}
     if options.precision == "int8" and isinstance(network, Encoder):
-        limits = options.min_miou, options.min_speedup
-        mixed, measured = int8.quantize_encoder(
-            model, network, calibration, *limits, progress, options.weight_bits
-        )
+        mixed, measured = int8.quantize_encoder(model, network, calibration, options, progress)
         return weights.store_weights(mixed, 8), {"int8": measured}
     if planned is not None:
         mixed = quantize_static(model, planned)

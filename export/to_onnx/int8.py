@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError, ParityError
 from pocketsam.export.cases import Case, Encode, measure_encoder
+from pocketsam.export.options import Options
 from pocketsam.export.to_onnx.large import infer_types, open_model
 from pocketsam.export.traced import TracedNetwork
 from pocketsam.runtime import contract as c
@@ -242,12 +243,12 @@ def quantize_encoder(
     model: onnx.ModelProto,
     network: TracedNetwork,
     calibration: Sequence[Case],
-    min_miou: float,
-    min_speedup: float,
+    options: Options,
     say: Progress,
-    weight_bits: int = 7,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """``search`` on photographs, and the check that the result is faster here.
+
+    ``min_miou``, ``min_speedup`` and ``weight_bits`` of the options count.
 
     Raises:
         ParityError: ``min_miou`` is out of reach.
@@ -256,21 +257,22 @@ def quantize_encoder(
     """
     if not calibration:
         raise ConversionError("int8 needs photographs to measure its masks on")
-    if weight_bits > 7 and saturates():
+    if options.weight_bits > 7 and saturates():
         raise ConversionError(
-            f"--weight-bits {weight_bits}: this CPU saturates sums of such products (it has no VNNI), "
-            "so what the file computes cannot be measured here; leave it out, or export on another CPU"
+            f"--weight-bits {options.weight_bits}: this CPU saturates sums of such products (it has no "
+            "VNNI), so the file cannot be measured here; leave it out, or export on another CPU"
         )
 
     def measure(encode: Encode) -> float:
         return measure_encoder(network.model, calibration, encode).mean
 
-    best, report = search(model, measure, min_miou, say, 2 ** (weight_bits - 1) - 1)
+    largest = 2 ** (options.weight_bits - 1) - 1
+    best, report = search(model, measure, options.min_miou, say, largest)
     report["speedup"] = speedup(model, best, calibration[0].feeds)
     say(f"int8: mIoU {report['miou']:.4f}, {report['speedup']:.2f} times as fast as float32 here")
-    if not report["speedup"] >= min_speedup:
+    if not report["speedup"] >= options.min_speedup:
         raise ConversionError(
             f"int8 is {report['speedup']:.2f} times as fast as float32 on this machine, and at least "
-            f"{min_speedup:g} was asked for (--min-speedup); nothing was written"
+            f"{options.min_speedup:g} was asked for (--min-speedup); nothing was written"
         )
     return best, report
