@@ -151,7 +151,7 @@ def test_adaptive_clicks_less_and_finds_nearly_the_same(segmenter, monkeypatch):
         return original(points, labels, min_score)
 
     monkeypatch.setattr(segmenter, "predict_above", counting)
-    parameters = {"points_per_side": 24, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.7}
+    parameters = {"points_per_side": 24, "pred_iou_thresh": 0.4, "stability_score_thresh": 0.7}
     wanted = MaskGenerator(segmenter, **parameters).generate(photo)
     assert len(wanted) > 20
     assert len(clicks) == 24**2
