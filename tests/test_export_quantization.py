@@ -19,9 +19,15 @@ from pocketsam.export.quantization import plan as plans
 from pocketsam.export.quantization.__main__ import LayerTable, main
 from pocketsam.export.quantization.decisions import FEW_BITS, STATIC
 from pocketsam.export.quantization.grids import Palette, Steps, round_nearest
-from pocketsam.export.quantization.plan import LayerCost, Simulator, choose, plan, static_layers, to_db
+from pocketsam.export.quantization.plan import LayerCost, Simulator, choose, plan, to_db
 from pocketsam.export.quantization.prefix import Prefix
-from pocketsam.export.quantization.rounding import few_bit_layers, round_matrix, rounded_network
+from pocketsam.export.quantization.rounding import (
+    few_bit_layers,
+    round_matrix,
+    rounded_encoder,
+    rounded_network,
+    static_layers,
+)
 from pocketsam.export.quantization.simulation import (
     Rounding,
     Span,
@@ -246,6 +252,20 @@ def test_an_onnx_file_holds_exactly_the_rounded_weights(part, model, cases, tmp_
     assert found == len(stored) >= (30 if part == "encoder" else 4)
     for old, new in zip(before, network.model.parameters(), strict=True):
         assert torch.equal(old, new)  # the network that was given stays as it is
+
+
+def test_error_feedback_pays_in_8_bits(cases, model):
+    """Weights alone, all linear layers: nearer to the float encoder than each rounded by itself."""
+    network = Encoder(model)
+    simulator = Simulator(model, cases)
+    nearest = simulator.noise(list(simulator.layers), Rounding(Steps(127), inputs=False))
+    rounded = Simulator(rounded_encoder(network, cases, 127, print).model, cases)
+    assert rounded.noise([], W8A8) < 0.8 * nearest
+
+
+def test_encoders_without_error_feedback_stay_as_they_are(cases):
+    network = Encoder(seeded(SIZE, 5, "hed_teacher"))
+    assert rounded_encoder(network, cases, 127, print) is network
 
 
 def test_static_layers_in_onnx_and_in_openvino(model, cases, tmp_path):

@@ -19,7 +19,7 @@ from test_runtime_manifest import TFLITE
 from pocketsam.errors import BundleError, ConversionError, PocketSamError, ProviderError, UsageError
 from pocketsam.export.options import Options
 from pocketsam.export.pipeline import write_bundle
-from pocketsam.export.quantization.plan import static_layers
+from pocketsam.export.quantization.rounding import static_layers
 from pocketsam.export.reference import Reference
 from pocketsam.export.to_tflite import TARGET
 from pocketsam.export.to_tflite import convert as to_tflite

@@ -39,7 +39,7 @@ class Static8Bits:
     probes: int
 
 
-STATIC = Static8Bits(kinds=(nn.Linear,), min_snr_db=45.0, activation_levels=256, probes=1)
+STATIC = Static8Bits(kinds=(nn.Linear,), min_snr_db=46.0, activation_levels=256, probes=1)
 
 
 @dataclass(frozen=True, kw_only=True)

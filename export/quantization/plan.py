@@ -13,7 +13,9 @@ from pocketsam.export.cases import Case
 from pocketsam.export.quantization.decisions import STATIC
 from pocketsam.export.quantization.grids import Steps
 from pocketsam.export.quantization.prefix import Prefix
+from pocketsam.export.quantization.rounding import rounded_encoder
 from pocketsam.export.quantization.simulation import Rounding, Spans, layers_of, measured, quantized
+from pocketsam.export.traced import Encoder, TracedNetwork, count_macs
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 
@@ -150,12 +152,6 @@ def to_db(noise: float) -> float:
     return float(-10 * torch.tensor(max(noise, 1e-20)).log10())
 
 
-def static_layers(model: Sam) -> dict[str, nn.Linear]:
-    """Returns the linear layers that may have 8-bit activations, by their path in the whole network."""
-    found = layers_of(model.image_encoder, STATIC.kinds)
-    return {f"image_encoder.{n}": m for n, m in found.items() if isinstance(m, nn.Linear)}
-
-
 def choose(costs: Sequence[LayerCost], min_snr_db: float) -> list[str]:
     """Returns the layers that fit a budget of noise, those first that add the least per multiply-add.
 
@@ -221,3 +217,26 @@ def plan(
         share=sum(done[name] for name in chosen) / macs,
         snr_db=to_db(noise),
     )
+
+
+def static_encoder(
+    network: TracedNetwork,
+    calibration: Sequence[Case],
+    *,
+    outputs: bool,
+    largest: int = 127,
+    progress: Progress = lambda _: None,
+) -> tuple[TracedNetwork, Plan]:
+    """Returns an encoder with weights on a grid of 8 bits, see ``rounded_encoder``, and its ``plan``.
+
+    Args:
+        network: the encoder, which stays as it is.
+        calibration, outputs, largest, progress: as for ``plan``.
+
+    Raises:
+        ConversionError: not one layer fits the budget.
+    """
+    rounded = rounded_encoder(network, calibration, largest, progress)
+    macs = count_macs(Encoder(rounded.model))
+    limits: dict[str, Any] = {"outputs": outputs, "largest": largest, "progress": progress}
+    return rounded, plan(rounded.model, calibration, macs, **limits)

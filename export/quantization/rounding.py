@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pocketsam.export.quantization.decisions import FEW_BITS
-from pocketsam.export.quantization.grids import Grid, round_nearest
-from pocketsam.export.target import Arrays
+from pocketsam.export.cases import Case, samples_of
+from pocketsam.export.quantization.decisions import FEW_BITS, STATIC
+from pocketsam.export.quantization.grids import Grid, Steps, round_nearest
+from pocketsam.export.quantization.simulation import layers_of
+from pocketsam.export.target import Arrays, Progress
 from pocketsam.export.traced import TracedNetwork, run_outputs
 from pocketsam.models.sam import Sam
 
@@ -35,6 +37,12 @@ def few_bit_layers(model: Sam) -> dict[str, nn.Linear]:
         and name != "image_encoder.head"
         and module.weight.numel() >= FEW_BITS.smallest
     }
+
+
+def static_layers(model: Sam) -> dict[str, nn.Linear]:
+    """Returns the linear layers that may have 8-bit activations, by their path in the whole network."""
+    found = layers_of(model.image_encoder, STATIC.kinds)
+    return {f"image_encoder.{n}": m for n, m in found.items() if isinstance(m, nn.Linear)}
 
 
 @contextmanager
@@ -124,3 +132,23 @@ def rounded_network(
         rounded = round_matrix(weight, seen, grid) if has_feedback else round_nearest(weight, grid)
         layers[name].weight = nn.Parameter(rounded, requires_grad=False)
     return twin.eval()
+
+
+def rounded_encoder(
+    network: TracedNetwork, calibration: Sequence[Case], largest: int, progress: Progress
+) -> TracedNetwork:
+    """Returns an encoder whose linear layers' weights lie on a grid of 8 bits, with error feedback.
+
+    A converter that rounds to the nearest stores them exactly. Encoders other than
+    ``FEW_BITS.feedback`` are returned as they are: the converter rounds them just as well.
+
+    Args:
+        network: the encoder, which stays as it is.
+        calibration: photographs with PyTorch's answers.
+        largest: step of a weight, 127 in 8 bits.
+        progress: called with a line about it.
+    """
+    if not isinstance(network.model.image_encoder, FEW_BITS.feedback):
+        return network
+    progress(f"rounding weights to {largest} steps")
+    return rounded_network(network, samples_of(network, calibration), static_layers, Steps(largest))

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
 from pocketsam.export.quantization.grids import Palette
-from pocketsam.export.quantization.plan import Plan, plan
-from pocketsam.export.quantization.rounding import few_bit_layers, rounded_network
+from pocketsam.export.quantization.plan import Plan, static_encoder
+from pocketsam.export.quantization.rounding import few_bit_layers, rounded_encoder, rounded_network
 from pocketsam.export.target import Progress
-from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork, count_macs
+from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork
 from pocketsam.runtime.backends.networks import fill_up
 
 BITS = {"palette6": 6, "palette4": 4}
@@ -37,10 +37,13 @@ def prepare(
         if isinstance(network, StaticDecoder):
             samples = [fill_up(sample, *network.shape) for sample in samples]
         return rounded_network(network, samples, few_bit_layers, Palette(bits)), None
-    if options.precision != "int8" or not isinstance(network, Encoder):
+    if not isinstance(network, Encoder):
         return network, None
-    macs = count_macs(Encoder(network.model))
-    return network, plan(network.model, calibration, macs, outputs=False, progress=progress)
+    if options.precision == "int8":
+        return static_encoder(network, calibration, outputs=False, progress=progress)
+    if options.precision == "int8-weights":
+        return rounded_encoder(network, calibration, 127, progress), None
+    return network, None
 
 
 def bias_name(layer: str) -> str:

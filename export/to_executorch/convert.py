@@ -16,10 +16,10 @@ from pocketsam.errors import ConversionError, ProviderError
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.engine import open_engine
 from pocketsam.export.options import Options
-from pocketsam.export.quantization.plan import Plan, plan
+from pocketsam.export.quantization.plan import Plan, static_encoder
 from pocketsam.export.target import Call, Converted, Progress
 from pocketsam.export.to_executorch.environment import EXECUTORCH
-from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork, count_macs, static_decoder
+from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork, static_decoder
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.networks import call_by_call
@@ -66,7 +66,7 @@ def convert(
         MissingEnvironmentError: ExecuTorch is not there.
     """
     EXECUTORCH.python()
-    planned = _plan(network, options, calibration, progress)
+    network, planned = _rounded(network, options, calibration, progress)
     with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
         job = _write_job(network, Path(folder), path, planned, calibration)
         EXECUTORCH.run(WORKER, [str(job)], options.timeout)
@@ -83,14 +83,14 @@ def convert(
     )
 
 
-def _plan(
+def _rounded(
     network: TracedNetwork, options: Options, calibration: Sequence[Case], progress: Progress
-) -> Plan | None:
-    """Returns the encoder's layers of 8 bits, whose kernels also write 8 bits; None where none has."""
+) -> tuple[TracedNetwork, Plan | None]:
+    """Returns a network whose weights are stored exactly, and the encoder's layers of 8 bits, whose
+    kernels also write 8 bits; or the network itself and None."""
     if options.precision != "int8" or not isinstance(network, Encoder):
-        return None
-    macs = count_macs(Encoder(network.model))
-    return plan(network.model, calibration, macs, outputs=True, progress=progress)
+        return network, None
+    return static_encoder(network, calibration, outputs=True, progress=progress)
 
 
 _EXPORTED: WeakKeyDictionary[TracedNetwork, bytes] = WeakKeyDictionary()

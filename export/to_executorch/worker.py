@@ -6,6 +6,7 @@
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,16 @@ def quantized(program: Any, layers: list[str], samples: str, inputs: list[str]) 
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
+    from torchao.quantization.pt2e import MinMaxObserver
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+    config: Any = get_symmetric_quantization_config(is_per_channel=True)
+    # as the plan has them: from the least to the greatest value; the default clips what is rare
+    spec = replace(config.input_activation, observer_or_fake_quant_ctr=MinMaxObserver)
+    config = replace(config, input_activation=spec, output_activation=spec)
     quantizer = XNNPACKQuantizer()
     for layer in layers:
-        quantizer.set_module_name(layer, get_symmetric_quantization_config(is_per_channel=True))
+        quantizer.set_module_name(layer, config)
     prepared = prepare_pt2e(program.module(), quantizer)
     arguments = [tuple(sample[name] for name in inputs) for sample in read_samples(samples)]
     with torch.no_grad():

@@ -1,17 +1,16 @@
 """What happens to a network's weights before it becomes ONNX: rounded to the grid of a precision."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
 from pocketsam.export.quantization.decisions import FEW_BITS
 from pocketsam.export.quantization.grids import Steps
-from pocketsam.export.quantization.plan import Plan, plan, static_layers
+from pocketsam.export.quantization.plan import Plan, static_encoder
 from pocketsam.export.quantization.rounding import few_bit_layers, rounded_network
 from pocketsam.export.target import Progress
 from pocketsam.export.to_onnx.int8 import LARGEST
-from pocketsam.export.traced import Encoder, TracedNetwork, count_macs
+from pocketsam.export.traced import Encoder, TracedNetwork
 
 
 def prepare(
@@ -37,9 +36,4 @@ def prepare(
         return rounded_network(network, samples, few_bit_layers, steps), None
     if options.precision != "int8-static" or not isinstance(network, Encoder):
         return network, None
-    progress(f"rounding weights to {LARGEST} steps")
-    samples = samples_of(network, calibration)
-    network = rounded_network(network, samples, static_layers, Steps(LARGEST))
-    macs = count_macs(Encoder(network.model))
-    limits: dict[str, Any] = {"outputs": False, "largest": LARGEST, "progress": progress}
-    return network, plan(network.model, calibration, macs, **limits)
+    return static_encoder(network, calibration, outputs=False, largest=LARGEST, progress=progress)

@@ -28,7 +28,9 @@ TARGET = Target(
     precisions=(
         Precision(name="fp32", tolerance=FP32, grade="equivalent"),
         Precision(name="fp16", tolerance=FP16, grade="close"),
-        Precision(name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close", drift=DRIFT),
+        Precision(
+            name="int8-weights", tolerance=WEIGHTS_8_BIT, grade="close", drift=DRIFT, calibrated=True
+        ),
         Precision(name="int8-dynamic", tolerance=LOOSE, grade="close", drift=DRIFT_8_BIT),
         Precision(
             name="int8",

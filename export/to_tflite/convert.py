@@ -22,11 +22,12 @@ from pocketsam.child import own_environment, run_child
 from pocketsam.errors import ConversionError
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
-from pocketsam.export.quantization.plan import Plan, plan
+from pocketsam.export.quantization.plan import Plan, static_encoder
+from pocketsam.export.quantization.rounding import rounded_encoder
 from pocketsam.export.target import Arrays, Call, Converted, Progress
 from pocketsam.export.to_onnx import convert as to_onnx
 from pocketsam.export.to_tflite.program import STATIC_LAYERS, check_version, find_onnx2tf
-from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork, count_macs, static_decoder
+from pocketsam.export.traced import Encoder, StaticDecoder, TracedNetwork, static_decoder
 from pocketsam.models.sam import Sam
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.litert import CHANNELS_LAST, SIGNATURE, open_tflite
@@ -73,23 +74,27 @@ def convert(
         PocketSamError: onnx2tf is not there, or of another version.
     """
     with tempfile.TemporaryDirectory(prefix="pocketsam-") as folder:
+        network, planned = _rounded(network, options, calibration, progress)
         float_file = Path(folder) / "float.tflite"
         float_file.write_bytes(_convert_float(network, Path(folder), options.timeout))
-        planned = _plan(network, options, calibration, progress)
         samples = samples_of(network, calibration)
         _write_precision(network, float_file, path, options, samples, planned)
     details = {} if planned is None else {"int8": planned.to_json()}
     return replace(_describe(path, network), details=details)
 
 
-def _plan(
+def _rounded(
     network: TracedNetwork, options: Options, calibration: Sequence[Case], progress: Progress
-) -> Plan | None:
-    """Returns the layers of 8-bit activations, whose kernels also write 8 bits; None where none has."""
-    if options.precision != "int8" or not isinstance(network, Encoder):
-        return None
-    macs = count_macs(Encoder(network.model))
-    return plan(network.model, calibration, macs, outputs=True, progress=progress)
+) -> tuple[TracedNetwork, Plan | None]:
+    """Returns a network whose weights are stored exactly, and the layers of 8-bit activations, whose
+    kernels also write 8 bits; or the network itself and None."""
+    if not isinstance(network, Encoder):
+        return network, None
+    if options.precision == "int8":
+        return static_encoder(network, calibration, outputs=True, progress=progress)
+    if options.precision == "int8-weights":
+        return rounded_encoder(network, calibration, 127, progress), None
+    return network, None
 
 
 _CONVERTED: WeakKeyDictionary[TracedNetwork, bytes] = WeakKeyDictionary()
