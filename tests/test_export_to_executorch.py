@@ -22,7 +22,6 @@ from pocketsam.export import check_anywhere
 from pocketsam.export.options import Options
 from pocketsam.export.to_executorch import TARGET, convert
 from pocketsam.export.to_executorch.environment import EXECUTORCH
-from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.networks import open_network
 from pocketsam.runtime.bundle import open_bundle
 from pocketsam.runtime.manifest import MANIFEST_NAME
@@ -121,9 +120,6 @@ def test_8_bits(reference, tmp_path, bundle):
     manifest = open_bundle(tmp_path / "int8").manifest
     assert manifest.encoder.details["int8"]["layers"] > 0
     assert manifest.encoder.bytes < open_bundle(bundle).manifest.encoder.bytes
-    rows = {(row["part"], row["tensor"]): row for row in report.to_json()["rows"]}
-    found = rows["encoder", c.IMAGE_EMBEDDINGS]["snr_db"]
-    assert found > manifest.encoder.details["int8"]["simulated_snr_db"] - 2
 
 
 def test_without_executorch(monkeypatch, tmp_path, capsys):
