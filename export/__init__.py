@@ -112,6 +112,7 @@ def export(
     options = check_options(
         chosen,
         (precision, *also),
+        calibration=calibration,
         max_points=max_points,
         prompts_per_call=prompts_per_call,
         input=input,

@@ -257,7 +257,7 @@ def _send(pipe: IO[bytes], message: Arrays) -> None:
 
 def _receive(pipe: IO[bytes]) -> Arrays:
     """Returns the next message; raises EOFError where the other end is gone."""
-    data = pipe.read(int.from_bytes(_whole(pipe, LENGTH), "big"))
+    data = _whole(pipe, int.from_bytes(_whole(pipe, LENGTH), "big"))
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files}
 

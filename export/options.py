@@ -7,6 +7,8 @@ from typing import Literal
 from pocketsam.errors import UsageError
 
 MAX_POINTS, MAX_PROMPTS = 1024, 256
+LONGEST_PROMPT = 10
+"""Points of the longest prompt of the parity suite, its padding among them."""
 OPSETS = range(15, 21)
 """Operator sets that ONNX files are written for; from 20 on there is Gelu."""
 

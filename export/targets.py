@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pocketsam.errors import UsageError
-from pocketsam.export.options import Options
+from pocketsam.export.options import LONGEST_PROMPT, Options
 from pocketsam.export.target import Converter, Precision, Target
 from pocketsam.export.to_coreai import TARGET as COREAI
 from pocketsam.export.to_coreml import TARGET as COREML
@@ -47,12 +47,15 @@ def find_precision(target: Target, name: str) -> Precision:
         raise UsageError(f"{target.name} has no precision {name!r}; it has {known}") from None
 
 
-def check_options(target: Target, precisions: Sequence[str], **choices: Any) -> Options:
+def check_options(
+    target: Target, precisions: Sequence[str], *, calibration: Sequence[Any] = (), **choices: Any
+) -> Options:
     """Returns the options of an export, if a target reads every one that was given.
 
     Args:
         target: what is exported to.
         precisions: names of the precisions that are written; the first one is the options'.
+        calibration: photographs to measure ranges on.
         choices: fields of ``Options``; None: not given.
 
     Raises:
@@ -72,8 +75,19 @@ def check_options(target: Target, precisions: Sequence[str], **choices: Any) -> 
                 f"--{name.replace('_', '-')}: it is for {readers}"
             )
     options = Options(precisions[0], **given)
+    if options.max_points < LONGEST_PROMPT:
+        raise UsageError(
+            f"--max-points is {options.max_points}; it must be {LONGEST_PROMPT} or more, since parity "
+            "is checked with nine points and a padding"
+        )
     for precision in precisions:
         target.resolve(replace(options, precision=precision))
+    if calibration and not any(precision.calibrated for precision in chosen):
+        names = [precision.name for precision in target.precisions if precision.calibrated]
+        readers = f"it is for {', '.join(names)}" if names else f"{target.name} measures no ranges"
+        raise UsageError(
+            f"{target.name} {'/'.join(precisions)} does nothing with --calibration: {readers}"
+        )
     return options
 
 

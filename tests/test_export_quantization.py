@@ -19,7 +19,14 @@ from pocketsam.export.quantization import plan as plans
 from pocketsam.export.quantization.__main__ import LayerTable, main
 from pocketsam.export.quantization.decisions import FEW_BITS, STATIC
 from pocketsam.export.quantization.grids import Palette, Steps, round_nearest
-from pocketsam.export.quantization.plan import LayerCost, Simulator, choose, plan, to_db
+from pocketsam.export.quantization.plan import (
+    LayerCost,
+    Simulator,
+    choose,
+    plan,
+    static_encoder,
+    to_db,
+)
 from pocketsam.export.quantization.prefix import Prefix
 from pocketsam.export.quantization.rounding import (
     few_bit_layers,
@@ -259,13 +266,57 @@ def test_error_feedback_pays_in_8_bits(cases, model):
     network = Encoder(model)
     simulator = Simulator(model, cases)
     nearest = simulator.noise(list(simulator.layers), Rounding(Steps(127), inputs=False))
-    rounded = Simulator(rounded_encoder(network, cases, 127, print).model, cases)
+    rounded = Simulator(rounded_encoder(network, cases, 0, print).model, cases)
     assert rounded.noise([], W8A8) < 0.8 * nearest
 
 
 def test_encoders_without_error_feedback_stay_as_they_are(cases):
     network = Encoder(seeded(SIZE, 5, "hed_teacher"))
-    assert rounded_encoder(network, cases, 127, print) is network
+    assert rounded_encoder(network, cases, 0, print) is network
+
+
+def steps_of(weight):
+    """The number of steps, 63 or 127, that a weight lies on; None for neither."""
+    weight = weight.detach()
+    for largest in (63, 127):
+        codes = weight / (weight.abs().amax(1, keepdim=True) / largest)
+        if float((codes - codes.round()).abs().max()) < 1e-3:
+            return largest
+    return None
+
+
+@pytest.mark.parametrize("smallest", [0, 33_000, math.inf])
+def test_each_weight_is_the_one_that_the_file_holds(smallest, cases, model, monkeypatch):
+    """Of 8-bit products 63 steps, of other layers 127, or as it was where the file has floats."""
+    some = dataclasses.replace(STATIC, min_snr_db=40.0)
+    monkeypatch.setattr(plans, "STATIC", some)
+    network, sizes = Encoder(model), {"smallest": smallest, "largest": 63}
+    found, planned = static_encoder(network, cases, outputs=True, **sizes)
+    assert planned.left
+    assert planned.spans
+    before = static_layers(model)
+    for name, layer in static_layers(found.model).items():
+        if name.removeprefix("image_encoder.") in planned.spans:
+            assert steps_of(layer.weight) == 63
+        elif layer.weight.numel() >= smallest:
+            assert steps_of(layer.weight) == 127
+        else:
+            assert torch.equal(layer.weight, before[name].weight)
+            assert steps_of(layer.weight) is None
+    chosen, how = list(planned.spans), Rounding(outputs=True)
+    again = Simulator(model, cases)
+    again._model = found.model
+    again.layers = layers_of(found.model.image_encoder, STATIC.kinds)
+    assert to_db(again.noise(chosen, how)) == pytest.approx(planned.snr_db, abs=0.2)
+
+
+def test_layers_that_seem_to_cost_nothing_do_not_keep_the_plan_waiting(cases, model, monkeypatch):
+    """A budget that no layer exceeds, and an encoder that misses the floor without any of them."""
+    monkeypatch.setattr(Simulator, "noise", lambda *_: 1e-4)
+    with pytest.raises(
+        ConversionError, match=r"no layer bears .* without any, the embedding has 40\.0 dB"
+    ):
+        plan(model, cases, 1, outputs=False)
 
 
 def test_static_layers_in_onnx_and_in_openvino(model, cases, tmp_path):

@@ -13,9 +13,15 @@ from toy_target import TARGET
 from pocketsam.cli import main
 from pocketsam.errors import MissingExtraError, UsageError
 from pocketsam.export import export
-from pocketsam.export.options import OPTION_NAMES, Options
+from pocketsam.export.cases import PROMPTS
+from pocketsam.export.options import LONGEST_PROMPT, OPTION_NAMES, Options
 from pocketsam.export.pipeline import verify_bundle
-from pocketsam.export.targets import TARGETS, check_options, check_size, open_converter
+from pocketsam.export.targets import (
+    TARGETS,
+    check_options,
+    check_size,
+    open_converter,
+)
 from pocketsam.export.verification.tolerances import FLOOR, GRADES, ROUGH
 from pocketsam.runtime.manifest import MANIFEST_NAME
 from pocketsam.terminal import EXTRAS
@@ -30,7 +36,7 @@ def toy(monkeypatch):
 def test_a_new_target_exports_and_verifies(toy, tmp_path, pictures, capsys):
     bundle = tmp_path / "bundle"
     arguments = ["export", "seeded:3", "--target", "toy", "--also", "rounded", "--image-size", "64"]
-    arguments += ["--images", pictures[0], "--max-points", "5", "--output", str(bundle)]
+    arguments += ["--images", pictures[0], "--max-points", "12", "--output", str(bundle)]
     assert main(arguments) == 2
     assert "toy rounded promises no better than lossy" in (message := capsys.readouterr().err)
     assert "--accept lossy; --precision fp32, more exact" in message
@@ -38,7 +44,7 @@ def test_a_new_target_exports_and_verifies(toy, tmp_path, pictures, capsys):
     assert "encoder image_encoder.patch_embed" in capsys.readouterr().out
     manifest = json.loads((bundle / MANIFEST_NAME).read_text())
     assert manifest["target"] == "toy"
-    assert manifest["decoder"]["points"] == 5
+    assert manifest["decoder"]["points"] == 12
     assert manifest["encoder"]["kind"] == "encoder"
     assert "safetensors" in manifest["tools"]
     assert manifest["parity"]["passed"]
@@ -101,11 +107,28 @@ def test_every_option_is_read_by_some_target():
             "fp32/fp16 .*--min-miou: it is for onnx int8",
         ),
         ("tflite", ["int8"], {"min_miou": 0.9}, "tflite int8 does nothing"),
+        ("tflite", ["int8"], {"max_points": 9}, "--max-points is 9; it must be 10 or more"),
+        ("onnx", ["fp32", "int4-weights"], {"opset": 17}, "int4-weights needs opset 21"),
     ],
 )
 def test_options_that_would_do_nothing(target, precisions, given, message):
     with pytest.raises(UsageError, match=message):
         check_options(TARGETS[target], precisions, **given)
+
+
+def test_the_longest_prompt_of_the_parity_suite():
+    """A box takes two points, a prompt without one a padding."""
+    points = [len((prompt.points or [[]])[0]) + (2 if prompt.boxes else 1) for prompt in PROMPTS]
+    assert max(points) == LONGEST_PROMPT
+
+
+def test_calibration_that_would_do_nothing():
+    given = {"calibration": ["photos"]}
+    assert check_options(TARGETS["onnx"], ["fp32", "fp16"], **given) == Options("fp32")
+    with pytest.raises(UsageError, match="onnx fp32 does nothing with --calibration: it is for fp16"):
+        check_options(TARGETS["onnx"], ["fp32"], **given)
+    with pytest.raises(UsageError, match="--calibration: coreai measures no ranges"):
+        check_options(TARGETS["coreai"], ["fp16"], **given)
 
 
 def test_options_that_some_precision_reads():

@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.rounds < 1:
             raise UsageError(f"--rounds {args.rounds}: at least one")
         check_threads(args.threads)
-        reference, work = open_work(args.checkpoint, args.image_size, args.folder)
+        reference, work, name = open_work(args.checkpoint, args.image_size, args.folder)
         peers = args.peers.absolute() if args.peers else None  # not resolved: it may be a link
         benchmark = Benchmark(reference, args.checkpoint, work, peers, args.threads)
         groups = {
@@ -192,8 +192,8 @@ def main(argv: list[str] | None = None) -> int:
         for group in dict.fromkeys(variant.group for variant in benchmark.variants):
             benchmark.measure(group, args.rounds)
         result = benchmark.report()
-        (args.folder / f"{work.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        draw(result, args.folder / f"{work.name}.png")
+        (args.folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        draw(result, args.folder / f"{name}.png")
         print(tables(result))
     except PocketSamError as error:
         print(f"pocketsam: error: {error}", file=sys.stderr)

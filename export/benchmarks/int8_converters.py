@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=terminal.parse_image_size, metavar="S")
     args = parser.parse_args(argv)
     try:
-        reference, work = open_work(args.checkpoint, args.image_size, args.folder)
+        reference, work, _ = open_work(args.checkpoint, args.image_size, args.folder)
         converters = Converters(reference, args.environment.resolve(), work)
         converters.convert()
         print(table(reference, converters))

@@ -32,7 +32,6 @@ from pocketsam.runtime.machine import cpu_flags
 TIMEOUT = 1800.0
 SIZES = (256, 512, 768, 1024)
 PROMPTS = (1, 2, 4, 8, 16, 32, 64)
-GROUPS = ("encoder", "decoder", "passes", "sessions", "growth")
 BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 """CPU features without which OpenVINO computes in float32 whatever it is told."""
 SPINNING = {

@@ -68,10 +68,3 @@ class FewBits:
 FEW_BITS = FewBits(
     decoder=(MLP, MLPBlock), smallest=40_000, most_inputs=2560, feedback=(TinyViT,), block=32
 )
-
-ENCODER_SMALLEST = 33_000
-"""Weights of an encoder with 8-bit activations that have fewer elements stay in float: the stem, stage
-0, depthwise kernels. With them in 8 bits too, all 8-bit weights take 10 dB more from the embedding."""
-DECODER_SMALLEST = 70_000
-"""Weights of a mask decoder with fewer elements stay in float beside an encoder with 8-bit activations:
-its projections of 256 x 256 and smaller cost more of the masks than they save."""

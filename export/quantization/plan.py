@@ -3,17 +3,24 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pocketsam.errors import ConversionError
-from pocketsam.export.cases import Case
-from pocketsam.export.quantization.decisions import STATIC
+from pocketsam.export.cases import Case, samples_of
+from pocketsam.export.quantization.decisions import FEW_BITS, STATIC
 from pocketsam.export.quantization.grids import Steps
 from pocketsam.export.quantization.prefix import Prefix
-from pocketsam.export.quantization.rounding import rounded_encoder
+from pocketsam.export.quantization.rounding import (
+    EIGHT_BITS,
+    ENCODER,
+    rounded_weights,
+    static_layers,
+    with_weights,
+)
 from pocketsam.export.quantization.simulation import Rounding, Spans, layers_of, measured, quantized
 from pocketsam.export.traced import Encoder, TracedNetwork, count_macs
 from pocketsam.models.sam import Sam
@@ -22,6 +29,8 @@ from pocketsam.runtime import contract as c
 Progress = Callable[[str], None]
 _STEP_DB = 0.25
 """By which the budget of single layers shrinks while all chosen ones together exceed it."""
+_MOST_DB = 100.0
+"""Layers that seem to cost nothing fit any budget; beyond this one they are given up."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,7 @@ def plan(
     *,
     outputs: bool,
     largest: int = 127,
+    weights: Mapping[str, Tensor] = MappingProxyType({}),
     progress: Progress = lambda _: None,
 ) -> Plan:
     """Returns the layers that get 8 bits: all of ``STATIC.kinds``, or as many as the budget allows.
@@ -190,12 +200,13 @@ def plan(
         macs: of the whole encoder on one image.
         outputs: whether the target's layers also write 8 bits.
         largest: step of an 8-bit weight.
+        weights: of layers with 8 bits, on that grid; the others' are rounded to the nearest.
         progress: called with a line about each layer that is measured.
 
     Raises:
         ConversionError: not one layer fits the budget.
     """
-    simulator, how = Simulator(model, cases), Rounding(Steps(largest), outputs=outputs)
+    simulator, how = Simulator(model, cases), Rounding(Steps(largest), weights, outputs=outputs)
     chosen = list(simulator.layers)
     noise = simulator.noise(chosen, how)
     progress(f"8 bits: all {len(chosen)} linear layers: {to_db(noise):.1f} dB")
@@ -204,8 +215,12 @@ def plan(
     while not to_db(noise) >= STATIC.min_snr_db:
         costs = costs or simulator.costs(how, progress)
         before, chosen, aim = chosen, choose(costs, aim), aim + _STEP_DB
-        if not chosen:
-            raise ConversionError(f"no layer bears 8-bit activations at {STATIC.min_snr_db:g} dB")
+        if not chosen or aim > _MOST_DB:
+            rest = to_db(simulator.noise([], how))
+            raise ConversionError(
+                f"no layer bears 8-bit activations at {STATIC.min_snr_db:g} dB; without any, the "
+                f"embedding has {rest:.1f} dB"
+            )
         if chosen == before:
             continue
         noise = simulator.noise(chosen, how)
@@ -224,19 +239,42 @@ def static_encoder(
     calibration: Sequence[Case],
     *,
     outputs: bool,
+    smallest: float,
     largest: int = 127,
     progress: Progress = lambda _: None,
 ) -> tuple[TracedNetwork, Plan]:
-    """Returns an encoder with weights on a grid of 8 bits, see ``rounded_encoder``, and its ``plan``.
+    """Returns an encoder whose weights are those that the file will hold, and its ``plan``.
+
+    Weights are rounded with error feedback; see ``rounded_weights``.
 
     Args:
         network: the encoder, which stays as it is.
         calibration, outputs, largest, progress: as for ``plan``.
+        smallest: of layers whose activations stay in float, weights with fewer elements are stored in
+            float, the others in 8 bits; infinity: all are in float.
 
     Raises:
         ConversionError: not one layer fits the budget.
     """
-    rounded = rounded_encoder(network, calibration, largest, progress)
-    macs = count_macs(Encoder(rounded.model))
-    limits: dict[str, Any] = {"outputs": outputs, "largest": largest, "progress": progress}
-    return rounded, plan(rounded.model, calibration, macs, **limits)
+    macs = count_macs(Encoder(network.model))
+    products: dict[str, Tensor] = {}  # of 8-bit numbers
+    if isinstance(network.model.image_encoder, FEW_BITS.feedback):
+        progress("rounding weights to 8 bits")
+        layers, samples = static_layers(network.model), samples_of(network, calibration)
+        grids = dict.fromkeys((EIGHT_BITS, Steps(largest)))  # one, where they are the same
+        stored, *others = rounded_weights(network, samples, layers, *grids)
+        products = others[0] if others else stored
+        kept = {name: weight for name, weight in stored.items() if weight.numel() >= smallest}
+        network = with_weights(network, kept)
+    planned = plan(
+        network.model,
+        calibration,
+        macs,
+        outputs=outputs,
+        largest=largest,
+        weights={name.removeprefix(ENCODER): weight for name, weight in products.items()},
+        progress=progress,
+    )
+    chosen = {f"{ENCODER}{name}" for name in planned.spans}
+    weights = {name: weight for name, weight in products.items() if name in chosen}
+    return (with_weights(network, weights) if weights else network), planned

@@ -23,6 +23,9 @@ from pocketsam.models.sam import Sam
 
 DAMPING, COLUMNS = 0.01, 64
 """Share of the mean power that is added to every input's; columns of a lazy update."""
+EIGHT_BITS = Steps(127)
+ENCODER = "image_encoder."
+"""What the names of the image encoder's layers begin with in the whole network."""
 
 
 def few_bit_layers(model: Sam) -> dict[str, nn.Linear]:
@@ -33,8 +36,8 @@ def few_bit_layers(model: Sam) -> dict[str, nn.Linear]:
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and name.startswith(("image_encoder.", *parents))
-        and name != "image_encoder.head"
+        and name.startswith((ENCODER, *parents))
+        and name != f"{ENCODER}head"
         and module.weight.numel() >= FEW_BITS.smallest
     }
 
@@ -42,7 +45,7 @@ def few_bit_layers(model: Sam) -> dict[str, nn.Linear]:
 def static_layers(model: Sam) -> dict[str, nn.Linear]:
     """Returns the linear layers that may have 8-bit activations, by their path in the whole network."""
     found = layers_of(model.image_encoder, STATIC.kinds)
-    return {f"image_encoder.{n}": m for n, m in found.items() if isinstance(m, nn.Linear)}
+    return {f"{ENCODER}{n}": m for n, m in found.items() if isinstance(m, nn.Linear)}
 
 
 @contextmanager
@@ -101,6 +104,54 @@ def round_matrix(weight: Tensor, moments: Tensor, grid: Grid) -> Tensor:
 
 
 @torch.no_grad()
+def rounded_weights(
+    network: TracedNetwork,
+    samples: Sequence[Arrays],
+    layers: Mapping[str, nn.Linear],
+    *grids: Grid,
+) -> list[dict[str, Tensor]]:
+    """Returns, for each grid, weights ``[outputs, inputs]`` of layers by name, on that grid.
+
+    What one layer's weights become does not depend on the others'.
+
+    Args:
+        network: the encoder or the decoder, which stays as it is.
+        samples: its inputs on calibration photographs.
+        layers: of its model, by name; those that the network does not run are left out.
+        grids: what values the weights may take.
+    """
+    fits = isinstance(network.model.image_encoder, FEW_BITS.feedback)
+    with _moments(layers) as moments:
+        for sample in samples if fits else samples[:1]:
+            run_outputs(network, sample)
+    found: list[dict[str, Tensor]] = [{} for _ in grids]
+    for name, seen in moments.items():
+        weight = layers[name].weight.detach()
+        has_feedback = fits and weight.shape[1] <= FEW_BITS.most_inputs
+        for grid, rounded in zip(grids, found, strict=True):
+            rounded[name] = (
+                round_matrix(weight, seen, grid) if has_feedback else round_nearest(weight, grid)
+            )
+    return found
+
+
+def with_weights(network: TracedNetwork, weights: Mapping[str, Tensor]) -> TracedNetwork:
+    """Returns a network with some layers' weights replaced; it shares all others with the old one.
+
+    Args:
+        network: it stays as it is.
+        weights: by the layer's name in the model.
+    """
+    shared = {id(x): x for x in (*network.model.parameters(), *network.model.buffers())}
+    model = copy.deepcopy(network.model, shared)
+    twin = copy.copy(network)
+    twin._modules = dict(network._modules)
+    twin.model = model
+    for name, weight in weights.items():
+        model.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
+    return twin.eval()
+
+
 def rounded_network(
     network: TracedNetwork,
     samples: Sequence[Arrays],
@@ -112,30 +163,14 @@ def rounded_network(
     Args:
         network: the encoder or the decoder, which stays as it is.
         samples: its inputs on calibration photographs.
-        select: a model to the linear layers that are rounded, by name, of which those count that the
-            network runs.
+        select: a model to the linear layers that are rounded, by name.
         grid: what values their weights may take.
     """
-    shared = {id(x): x for x in (*network.model.parameters(), *network.model.buffers())}
-    model = copy.deepcopy(network.model, shared)
-    twin = copy.copy(network)
-    twin._modules = dict(network._modules)
-    twin.model = model
-    layers = select(model)
-    fits = isinstance(model.image_encoder, FEW_BITS.feedback)
-    with _moments(layers) as moments:
-        for sample in samples if fits else samples[:1]:
-            run_outputs(twin, sample)
-    for name, seen in moments.items():
-        weight = layers[name].weight.detach()
-        has_feedback = fits and weight.shape[1] <= FEW_BITS.most_inputs
-        rounded = round_matrix(weight, seen, grid) if has_feedback else round_nearest(weight, grid)
-        layers[name].weight = nn.Parameter(rounded, requires_grad=False)
-    return twin.eval()
+    return with_weights(network, *rounded_weights(network, samples, select(network.model), grid))
 
 
 def rounded_encoder(
-    network: TracedNetwork, calibration: Sequence[Case], largest: int, progress: Progress
+    network: TracedNetwork, calibration: Sequence[Case], smallest: int, progress: Progress
 ) -> TracedNetwork:
     """Returns an encoder whose linear layers' weights lie on a grid of 8 bits, with error feedback.
 
@@ -145,10 +180,16 @@ def rounded_encoder(
     Args:
         network: the encoder, which stays as it is.
         calibration: photographs with PyTorch's answers.
-        largest: step of a weight, 127 in 8 bits.
+        smallest: weights with fewer elements stay as they are, since the converter stores them in
+            float.
         progress: called with a line about it.
     """
     if not isinstance(network.model.image_encoder, FEW_BITS.feedback):
         return network
-    progress(f"rounding weights to {largest} steps")
-    return rounded_network(network, samples_of(network, calibration), static_layers, Steps(largest))
+    progress("rounding weights to 8 bits")
+
+    def select(model: Sam) -> Mapping[str, nn.Linear]:
+        layers = static_layers(model)
+        return {name: layer for name, layer in layers.items() if layer.weight.numel() >= smallest}
+
+    return rounded_network(network, samples_of(network, calibration), select, EIGHT_BITS)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -68,11 +68,13 @@ class Rounding:
 
     Attributes:
         weight: the steps of its weight; None: it stays as it is.
+        given: weights by the layer's name that are on these steps already.
         inputs: whether its input has 8 bits.
         outputs: whether its output has 8 bits too, as kernels of integers alone want it.
     """
 
     weight: Steps | None = None
+    given: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: bool = True
     outputs: bool = False
 
@@ -115,7 +117,8 @@ def quantized(
             if how.weight is not None:
                 weight: Any = module.weight
                 weights.append((weight, weight.data))
-                weight.data = round_weight(weight.data, how.weight)
+                given = how.given.get(name)
+                weight.data = round_weight(weight.data, how.weight) if given is None else given
             if how.inputs:
                 handles.append(module.register_forward_pre_hook(_input_hook(spans[name].input)))
             if how.outputs:

@@ -15,13 +15,12 @@ from coreai.authoring.asset import AIModelAsset
 from coreai.runtime import AIModelAssetMetadata
 from coreai_torch import TorchConverter, get_decomp_table
 
+from pocketsam.export.quantization import smallest
 from pocketsam.export.to_coreai.linter import lint
 from pocketsam.export.to_coreai.runner import MAIN
 from pocketsam.export.traced import Tapped, TracedNetwork
 
 INTERMEDIATES = "intermediates"
-SMALLEST = 33_000
-"""Weights with fewer elements keep float16, as in the other targets."""
 GROUP = 16
 """Output channels that share a palette."""
 
@@ -85,7 +84,7 @@ def with_small_weights(program: Any, precision: str) -> Any:
     )
 
     if precision == "int8-weights":
-        return quantize_weights(program, DType.INT8, weight_num_threshold=SMALLEST)
+        return quantize_weights(program, DType.INT8, weight_num_threshold=smallest.ENCODER)
     if precision == "palette6":
         return palettize_weights(
             program,
@@ -93,7 +92,7 @@ def with_small_weights(program: Any, precision: str) -> Any:
             n_bits=6,
             granularity=CompressionGranularity.PER_GROUPED_CHANNEL,
             group_size=GROUP,
-            weight_num_threshold=SMALLEST,
+            weight_num_threshold=smallest.ENCODER,
             num_kmeans_workers=1,
         )
     return program

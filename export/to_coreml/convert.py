@@ -32,6 +32,7 @@ from pocketsam.export.to_coreml.linter import lint
 from pocketsam.export.to_coreml.neural_engine import fallbacks
 from pocketsam.export.to_coreml.neural_engine_rules import summarise
 from pocketsam.export.to_coreml.rounded import bias_name, prepare
+from pocketsam.export.to_onnx.weights import FLOAT16_MAX, HEADROOM
 from pocketsam.export.traced import (
     Encoder,
     PixelEncoder,
@@ -45,10 +46,6 @@ from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends import coreml
 from pocketsam.runtime.backends.networks import call_by_call, fill_up
 from pocketsam.runtime.manifest_files import TensorInfo
-
-FLOAT16_MAX = 65504.0
-HEADROOM = 8.0
-"""float16 operations keep their values below ``FLOAT16_MAX`` over this; others stay in float32."""
 
 DESCRIPTIONS = {
     c.PIXEL_VALUES: "[1, 3, S, S] RGB, normalised by SAM's mean and deviation, zeros right and below",

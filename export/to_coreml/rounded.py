@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
+from pocketsam.export.quantization import smallest
 from pocketsam.export.quantization.grids import Palette
 from pocketsam.export.quantization.plan import Plan, static_encoder
 from pocketsam.export.quantization.rounding import few_bit_layers, rounded_encoder, rounded_network
@@ -40,9 +41,10 @@ def prepare(
     if not isinstance(network, Encoder):
         return network, None
     if options.precision == "int8":
-        return static_encoder(network, calibration, outputs=False, progress=progress)
+        least = smallest.COREML
+        return static_encoder(network, calibration, outputs=False, smallest=least, progress=progress)
     if options.precision == "int8-weights":
-        return rounded_encoder(network, calibration, 127, progress), None
+        return rounded_encoder(network, calibration, smallest.COREML, progress), None
     return network, None
 
 

@@ -20,13 +20,8 @@ from coremltools.converters.mil.mil.passes.graph_pass import PassOption
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from coremltools.models.utils import _apply_graph_pass
 
+from pocketsam.export.quantization import smallest
 from pocketsam.export.to_coreml.interpreter import flat_inputs, number_operations
-
-WEIGHT_THRESHOLD = 20_000
-"""Tensors with fewer elements stay in float16: the stem, depthwise kernels, norms. They save little."""
-DECODER_THRESHOLD = 70_000
-"""The same limit for the decoder in 8 bits: with seeded weights its projections of 256 x 256 and
-smaller cost a worst mask IoU of 0.963 instead of 0.974, for 3 MB."""
 
 
 def main(path: str) -> None:
@@ -90,19 +85,19 @@ def compress(model: Any, job: dict[str, Any]) -> Any:
             model = quantize_inputs(model, job["static_layers"], job["ranges"])
         config: Any = cto.OpLinearQuantizerConfig(
             mode="linear_symmetric",
-            weight_threshold=DECODER_THRESHOLD if job["network"] == "decoder" else WEIGHT_THRESHOLD,
+            weight_threshold=smallest.DECODER if job["network"] == "decoder" else smallest.COREML,
         )
         return cto.linear_quantize_weights(model, cto.OptimizationConfig(config))
     if precision.startswith("palette"):
         bits = int(precision.removeprefix("palette"))
         if bits < 8:  # the weights that have so few bits have no more values than that already
-            config = cto.OpPalettizerConfig(mode="unique", weight_threshold=WEIGHT_THRESHOLD)
+            config = cto.OpPalettizerConfig(mode="unique", weight_threshold=smallest.COREML)
             with exact_unique():
                 model = cto.palettize_weights(model, cto.OptimizationConfig(config))
         modern = job["deployment_target"] not in ("iOS16", "iOS17")
         groups = {"granularity": "per_grouped_channel", "group_size": 16} if modern else {}
         config = cto.OpPalettizerConfig(
-            mode="kmeans", nbits=8, weight_threshold=WEIGHT_THRESHOLD, **groups
+            mode="kmeans", nbits=8, weight_threshold=smallest.COREML, **groups
         )
         return cto.palettize_weights(model, cto.OptimizationConfig(config))
     return model

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -90,7 +91,8 @@ def _rounded(
     kernels also write 8 bits; or the network itself and None."""
     if options.precision != "int8" or not isinstance(network, Encoder):
         return network, None
-    return static_encoder(network, calibration, outputs=True, progress=progress)
+    nothing = math.inf  # of the other layers is stored in 8 bits
+    return static_encoder(network, calibration, outputs=True, smallest=nothing, progress=progress)
 
 
 _EXPORTED: WeakKeyDictionary[TracedNetwork, bytes] = WeakKeyDictionary()

@@ -81,7 +81,13 @@ def quantized(program: Any, layers: list[str], samples: str, inputs: list[str]) 
     with torch.no_grad():
         for sample in arguments:
             prepared(*sample)
-        return torch.export.export(convert_pt2e(prepared), arguments[0], strict=False)
+        converted = convert_pt2e(prepared)
+    weight = torch.ops.quantized_decomposed.dequantize_per_channel.default
+    found = len(converted.graph.find_nodes(op="call_function", target=weight))
+    if found != len(layers):
+        raise ValueError(f"{len(layers)} linear layers are to have 8 bits, the program has {found}")
+    with torch.no_grad():
+        return torch.export.export(converted, arguments[0], strict=False)
 
 
 def read_samples(path: str) -> list[dict[str, torch.Tensor]]:

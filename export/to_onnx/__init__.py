@@ -1,5 +1,7 @@
 """PyTorch to ONNX: conversion, its passes, and smaller weights."""
 
+from pocketsam.errors import UsageError
+from pocketsam.export.options import Options
 from pocketsam.export.target import Converter, Precision, Target
 from pocketsam.export.verification.tolerances import (
     DRIFT,
@@ -16,6 +18,16 @@ def _open_converter() -> Converter:
     from pocketsam.export.to_onnx import convert
 
     return convert
+
+
+def _resolve(options: Options) -> Options:
+    """Returns the options; raises UsageError for 4 bits in an operator set that has none."""
+    if options.precision == "int4-weights" and options.opset is not None:
+        raise UsageError(
+            f"int4-weights needs opset 21, which has integers of 4 bits, not {options.opset}; "
+            "leave out --opset"
+        )
+    return options
 
 
 TARGET = Target(
@@ -51,4 +63,5 @@ TARGET = Target(
     max_bytes=2**31 - 2**24,  # a protobuf of 2 GiB, less the graph
     next_step="pocketsam segment {path} PHOTO --point X,Y --output out",
     open_converter=_open_converter,
+    resolve=_resolve,
 )

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pocketsam.errors import ConversionError
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
-from pocketsam.export.quantization.decisions import DECODER_SMALLEST, ENCODER_SMALLEST
+from pocketsam.export.quantization import smallest
 from pocketsam.export.quantization.plan import Plan
 from pocketsam.export.target import Call, Converted, Progress
 from pocketsam.export.to_onnx import int8, weights
@@ -144,10 +144,10 @@ def _in_precision(
         return weights.store_weights(mixed, 8), {"int8": measured}
     if planned is not None:
         mixed = quantize_static(model, planned)
-        return weights.store_weights(mixed, 8, ENCODER_SMALLEST), {"int8": planned.to_json()}
+        return weights.store_weights(mixed, 8, smallest.ENCODER), {"int8": planned.to_json()}
     # The decoder's few tokens do not bear 8-bit activations; its weights do.
     if options.precision == "int8-static":
-        return weights.store_weights(model, 8, DECODER_SMALLEST), {}
+        return weights.store_weights(model, 8, smallest.DECODER), {}
     bits = 4 if options.precision == "int4-weights" else 8
     return weights.store_weights(model, bits), {}
 

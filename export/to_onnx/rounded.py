@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
+from pocketsam.export.quantization import smallest
 from pocketsam.export.quantization.decisions import FEW_BITS
 from pocketsam.export.quantization.grids import Steps
 from pocketsam.export.quantization.plan import Plan, static_encoder
@@ -36,4 +37,5 @@ def prepare(
         return rounded_network(network, samples, few_bit_layers, steps), None
     if options.precision != "int8-static" or not isinstance(network, Encoder):
         return network, None
-    return static_encoder(network, calibration, outputs=False, largest=LARGEST, progress=progress)
+    sizes = {"smallest": smallest.ENCODER, "largest": LARGEST}
+    return static_encoder(network, calibration, outputs=False, **sizes, progress=progress)

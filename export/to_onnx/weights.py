@@ -18,6 +18,7 @@ from pocketsam.runtime import contract as c
 SMALLEST = 4096
 """Constants with fewer elements stay float32: norms, biases, depthwise kernels."""
 FLOAT16_MAX, HEADROOM = 65504.0, 8.0
+"""float16 operations keep their values below ``FLOAT16_MAX / HEADROOM``; others stay in float32."""
 _ON_GRID = 1e-3
 """Of a step: how far a value may be from its code by float32's rounding."""
 

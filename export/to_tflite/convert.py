@@ -22,6 +22,7 @@ from pocketsam.child import own_environment, run_child
 from pocketsam.errors import ConversionError
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
+from pocketsam.export.quantization import smallest
 from pocketsam.export.quantization.plan import Plan, static_encoder
 from pocketsam.export.quantization.rounding import rounded_encoder
 from pocketsam.export.target import Arrays, Call, Converted, Progress
@@ -91,9 +92,10 @@ def _rounded(
     if not isinstance(network, Encoder):
         return network, None
     if options.precision == "int8":
-        return static_encoder(network, calibration, outputs=True, progress=progress)
+        least = smallest.ENCODER
+        return static_encoder(network, calibration, outputs=True, smallest=least, progress=progress)
     if options.precision == "int8-weights":
-        return rounded_encoder(network, calibration, 127, progress), None
+        return rounded_encoder(network, calibration, smallest.ENCODER, progress), None
     return network, None
 
 
