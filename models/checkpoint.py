@@ -105,11 +105,11 @@ def read_settings(source: StrPath) -> Settings:
     usual = _settings_of(shapes)
     thresholds = {name: metadata.get(name, value) for name, value in vars(Thresholds()).items()}
     try:
-        return Settings(
-            int(metadata.get("image_size", usual.image_size)),
-            Thresholds(**{name: float(value) for name, value in thresholds.items()}),
-            is_known=usual.is_known or "image_size" in metadata,
-        )
+        size = int(metadata.get("image_size", usual.image_size))
+        if size < 64 or size % 64:
+            raise ValueError(f"image_size is {size}, no multiple of 64")
+        limits = Thresholds(**{name: float(value) for name, value in thresholds.items()})
+        return Settings(size, limits, is_known=usual.is_known or "image_size" in metadata)
     except ValueError as error:
         raise CheckpointError(f"{path}: its metadata makes no sense: {error}") from None
 

@@ -108,7 +108,7 @@ def download(
         path = path / wanted.file_name
     try:
         if path.exists():
-            found = _sha256(path)
+            found = hash_file(path)
             if found != wanted.sha256:
                 raise DownloadError(f"{path}: exists with sha256 {found}, not {wanted.sha256}; move it")
             return path
@@ -267,7 +267,7 @@ def _read(answer: http.client.HTTPResponse) -> tuple[bytes, str]:
 
 def _accept(part: Path, path: Path, wanted: RemoteFile) -> None:
     """Renames ``part`` to ``path`` if its sha256 is right; deletes it otherwise."""
-    found, size = _sha256(part), part.stat().st_size
+    found, size = hash_file(part), part.stat().st_size
     if found != wanted.sha256:
         part.unlink()
         raise DownloadError(
@@ -277,7 +277,8 @@ def _accept(part: Path, path: Path, wanted: RemoteFile) -> None:
     part.replace(path)
 
 
-def _sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Returns the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,7 +1,8 @@
 """Reads folders of images for training and evaluation, and turns images into the network's input."""
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,22 @@ def scaled(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     """Returns an RGB image as ``[h, w, 3]`` uint8, scaled to a longest side of ``image_size``."""
     height, width = resized_shape(image.height, image.width, image_size)
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def label_maps(folder: Path, stem: str, stems: Collection[str]) -> Iterator[Path]:
+    """Yields the label maps of an image: ``STEM.png``, then ``STEM_2.png`` and so on, if they exist.
+
+    Args:
+        folder: of label maps.
+        stem: the image's name without its suffix.
+        stems: of all images; where ``STEM_2`` is another one, so are its maps.
+    """
+    names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    for name in names:
+        path = folder / f"{name}.png"
+        if not path.exists() or (name != stem and name in stems):
+            return
+        yield path
 
 
 def load_truth(path: Path, name: str, image: Image.Image) -> NDArray[np.int64]:

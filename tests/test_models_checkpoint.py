@@ -212,6 +212,8 @@ def test_a_checkpoint_says_what_it_works_best_with(tmp_path, state):
     ("metadata", "message"),
     [
         ({"image_size": "large"}, "'large'"),
+        ({"image_size": "100"}, "100, no multiple of 64"),
+        ({"image_size": "0"}, "0, no multiple of 64"),
         ({"pred_iou_thresh": "nan"}, "must lie in 0..1"),
         ({"stability_score_thresh": "1.5"}, "must lie in 0..1"),
     ],

@@ -180,6 +180,8 @@ def test_what_does_not_fit_is_refused(folder, teacher, cache, tmp_path):
     other = replace(teacher, sha256="0" * 64)
     with pytest.raises(PocketSamError, match="another teacher"):
         distill(images, other, tmp_path / "new", TINY, cache_folder=cache)
+    with pytest.raises(PocketSamError, match="another recipe: images was"):
+        distill(images[:1], teacher, tmp_path / "done", TINY, cache_folder=tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"none\.pt"):
         distill(images, teacher, tmp_path / "new", TINY, cache_folder=cache, start="none.pt")
 

@@ -16,6 +16,7 @@ from pocketsam.models.commands import COMMANDS
 from pocketsam.models.evaluation import baselines, evaluate
 from pocketsam.models.evaluation.evaluate import Clicked, Score, panels_of, score_image, summary, table
 from pocketsam.models.evaluation.examples import Example, scene_examples
+from pocketsam.models.images import label_maps
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
 
@@ -211,6 +212,15 @@ def test_objects_that_overlap_stand_in_a_second_label_map(folder, capsys):
     out = capsys.readouterr().out
     assert re.search(r"^  all +3 ", out, re.MULTILINE)
     assert re.search(r"^predicted and true IoU differ by 0\.\d+ on average$", out, re.MULTILINE)
+
+
+def test_a_second_label_map_may_be_another_images_first(tmp_path):
+    for name in ("a.png", "a_2.png", "a_3.png"):
+        (tmp_path / name).touch()
+    maps = {stem: list(label_maps(tmp_path, stem, {"a", "a_3", "b"})) for stem in ("a", "a_3", "b")}
+    assert [path.name for path in maps["a"]] == ["a.png", "a_2.png"]
+    assert [path.name for path in maps["a_3"]] == ["a_3.png"]
+    assert maps["b"] == []
 
 
 def test_the_command_prints_a_table(folder, capsys):

@@ -1,6 +1,7 @@
 """Training on photographs: from a folder of images and label maps to weights, at a size for a test."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pocketsam.errors import ImageError, PocketSamError, UsageError
+from pocketsam.files import held_folder
 from pocketsam.models.checkpoint import read_settings
 from pocketsam.models.sam import seeded
 from pocketsam.models.training.answers import (
@@ -294,6 +296,24 @@ def test_a_folder_becomes_photographs_to_train_on(folder, tmp_path):
     assert load_photo_set(tmp_path / "out").fingerprint != ready.fingerprint
 
 
+def test_a_label_map_belongs_to_one_photograph(folder, tmp_path):
+    """``one_2`` may be the second map of ``one``, or the first of a photograph of that name."""
+    (folder / "images" / "two.png").rename(folder / "images" / "one_2.png")
+    sources, notes = find_sources([folder])
+    maps = {source.path.stem: [path.stem for path in source.label_maps] for source in sources}
+    assert maps == {"one": ["one"], "one_2": ["one_2"], "three": ["three"]}
+    assert notes == []
+
+
+@pytest.mark.parametrize("name", ["photos.json", "one"])
+def test_damaged_photographs_are_named(name, folder, tmp_path):
+    prepare([folder], tmp_path / "out", 1)
+    (file,) = (tmp_path / "out").glob(f"{name}*")
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(PocketSamError, match=r"out: damaged .*run prepare again"):
+        load_photo_set(tmp_path / "out")
+
+
 def test_files_that_do_not_fit_are_named(folder):
     Image.new("L", (10, 10)).save(folder / "masks" / "one.png")
     Image.new("L", (10, 10)).save(folder / "masks" / "nobody.png")
@@ -350,6 +370,20 @@ def test_a_run_is_logged_measured_and_goes_on(tmp_path, photo):
         run(1.0, "b")
     with pytest.raises(UsageError, match="must be positive"):
         run(0)
+    assert (tmp_path / "pid").read_text() == str(os.getpid())
+    (tmp_path / "pid").write_text("1")
+    with held_folder(tmp_path), pytest.raises(PocketSamError, match="another pocketsam trains in it"):
+        run(1.0)
+    assert (tmp_path / "pid").read_text() == "1"  # the other's
+
+
+def test_gradients_that_are_no_numbers_end_every_replica(tmp_path, photo, monkeypatch):
+    def loss(model, imitation, *_):
+        return next(model.parameters()).sum() * float("nan"), {}
+
+    monkeypatch.setattr(module, "loss_of", loss)
+    with pytest.raises(PocketSamError, match="loss or gradients are nan at step 0"):
+        train(TINY, tmp_path, set_of(photo), hours=1, start="seeded:1", processes=2)
 
 
 def test_a_killed_run_saves_its_state(tmp_path, photo, monkeypatch):
@@ -380,3 +414,4 @@ def test_a_network_is_measured_on_photographs(photo):
     figures = measure_clicks(seeded(64), [photo])
     assert figures["all"]["objects"] == 1
     assert "small" not in figures
+    assert measure_clicks(seeded(64), [replace(photo, layers=photo.layers * 0)]) == {}

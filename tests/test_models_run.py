@@ -28,6 +28,10 @@ def test_a_run_remembers_what_it_saved(tmp_path):
     assert Run(run.folder, {"steps": 3}).resume()["step"] == 2
     with pytest.raises(PocketSamError, match="another recipe"):
         Run(run.folder, {"steps": 4}).resume()
+    for damage in (b"", b"no state", (run.folder / "state.pt").read_bytes()[:200]):
+        (run.folder / "state.pt").write_bytes(damage)
+        with pytest.raises(PocketSamError, match=r"state\.pt: damaged .*remove it to start"):
+            Run(run.folder, {"steps": 3}).resume()
 
 
 def test_the_log_is_json_by_line(tmp_path, capsys):

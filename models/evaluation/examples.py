@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import ImageError
-from pocketsam.models.images import load_rgb, load_truth, scaled
+from pocketsam.models.images import label_maps, load_rgb, load_truth, scaled
 from pocketsam.models.prompted import Masks
 from pocketsam.models.training.answers import object_masks
 from pocketsam.models.training.scenes import MIN_AREA
@@ -36,15 +36,6 @@ def scene_examples(count: int, size: int) -> Iterator[Example]:
         yield Example(f"scene {number}", scene.image, scene.masks)
 
 
-def label_maps(folder: Path, stem: str) -> Iterator[Path]:
-    """Yields the label maps of an image: ``STEM.png``, then ``STEM_2.png`` and so on, if they exist."""
-    yield folder / f"{stem}.png"
-    number = 2
-    while (path := folder / f"{stem}_{number}.png").exists():
-        yield path
-        number += 1
-
-
 def folder_examples(
     paths: Iterable[Path], truth: Path | None, size: int, skipped: list[str]
 ) -> Iterator[Example]:
@@ -58,6 +49,8 @@ def folder_examples(
         size: side of the canvas in pixels.
         skipped: gets a line for each image that has no usable label map.
     """
+    paths = list(paths)
+    stems = {path.stem for path in paths}
     for path in paths:
         image = load_rgb(path)
         pixels = scaled(image, size)
@@ -65,12 +58,9 @@ def folder_examples(
         if truth is not None:
             label_map = truth / f"{path.stem}.png"
             try:
-                masks = np.concatenate(
-                    [
-                        object_masks(load_truth(layer, path.name, image), pixels.shape[:2])
-                        for layer in label_maps(truth, path.stem)
-                    ]
-                )
+                maps = list(label_maps(truth, path.stem, stems)) or [label_map]
+                layers = [load_truth(layer, path.name, image) for layer in maps]
+                masks = np.concatenate([object_masks(x, pixels.shape[:2]) for x in layers])
             except ImageError as error:
                 skipped.append(str(error))
                 continue

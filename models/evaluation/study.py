@@ -8,6 +8,7 @@ and ``evaluate``. A study that was killed keeps what is complete, and resumes.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -217,8 +218,11 @@ def study(folder: Path, plan: Plan) -> dict[str, Any]:
         ``plan``, ``seconds_per_step`` by mode, and ``trials``: for each its group, name, recipe and
         ``miou``, a list with the figures of ``measure`` for each seed.
     """
-    teacher = load_model(train_teacher(folder / "teacher", plan), plan.image_size)
-    timed = folder / "seconds.json"
+    weights = hashlib.sha256(DEFAULT_FILE.read_bytes()).hexdigest()[:12]
+    work = folder / weights  # what was trained from other weights is not taken for these
+    make_folder(work)
+    teacher = load_model(train_teacher(work / "teacher", plan), plan.image_size)
+    timed = work / "seconds.json"
     if not timed.exists():
         write_bytes(timed, json.dumps(seconds_per_step(teacher, plan)).encode())
     seconds = json.loads(timed.read_text())
@@ -227,10 +231,10 @@ def study(folder: Path, plan: Plan) -> dict[str, Any]:
 
     def run(recipe: Recipe, start: Path | None) -> Path:
         name = f"{recipe.mode}-batch{recipe.batch}-steps{recipe.steps}-seed{recipe.seed}"
-        student = folder / "runs" / name / STUDENT_NAME
+        student = work / "runs" / name / STUDENT_NAME
         if not student.exists():
             first = None if start is None else str(start)
-            cache = folder / "cache"
+            cache = work / "cache"
             distill(images, teacher, student.parent, recipe, cache_folder=cache, start=first)
         return student
 

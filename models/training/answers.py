@@ -200,7 +200,7 @@ def object_masks(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> Ma
 
 
 def measure_clicks(model: Sam, photos: Sequence[TrainingPhoto]) -> dict[str, Any]:
-    """Returns ``by_size`` of the objects in photographs, and ``score_error``.
+    """Returns ``by_size`` of the objects in photographs, and ``score_error``; nothing without objects.
 
     Args:
         model: the network; it decides the canvas.
@@ -212,5 +212,7 @@ def measure_clicks(model: Sam, photos: Sequence[TrainingPhoto]) -> dict[str, Any
         truth = np.concatenate([object_masks(layer, pixels.shape) for layer in photo.layers])
         if len(truth):
             parts.append(answer_clicks(model, prompted.embed(model, pixels), truth))
+    if not parts:
+        return {}
     answers = join_answers(parts)
     return {**by_size(answers), "score_error": score_error(answers)}

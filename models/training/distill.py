@@ -6,6 +6,7 @@ is frozen in the first and trained in the second. *Finetune*: the decoder alone 
 encoder that was distilled before.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -24,6 +25,7 @@ from pocketsam.errors import CheckpointError
 from pocketsam.files import held_folder
 from pocketsam.models import prompted
 from pocketsam.models.checkpoint import Loaded, Settings, load_model, save_checkpoint
+from pocketsam.models.download import hash_file
 from pocketsam.models.images import load_pixels, to_pixel_values
 from pocketsam.models.sam import Sam, build
 from pocketsam.models.training.embedding_cache import EmbeddingCache
@@ -186,23 +188,17 @@ def distill(
         CheckpointError: ``start`` is no MobileSAM.
     """
     check_recipe(recipe, start, save_every)
-    about = {**asdict(recipe), "teacher": teacher.sha256, "start": start}
+    names = hashlib.sha256("\0".join(names_of(images)).encode()).hexdigest()
+    origin = hash_file(Path(start)) if start and Path(start).is_file() else start
+    about = {**asdict(recipe), "teacher": teacher.sha256, "start": origin, "images": names}
     run = Run(folder, about, may_grow=("steps",))
     run.resume()  # refuses the folder of another run before anything is computed
     cache = EmbeddingCache(
         cache_folder or folder / "cache", teacher.sha256, recipe.image_size, names_of(images)
     )
     with held_folder(folder):
-        _distill(
-            run,
-            images,
-            teacher.model,
-            recipe,
-            cache,
-            start=start,
-            save_every=save_every,
-            progress=progress,
-        )
+        how: Any = {"start": start, "save_every": save_every, "progress": progress}
+        _distill(run, images, teacher.model, recipe, cache, **how)
     return folder / STUDENT_NAME
 
 
@@ -284,7 +280,7 @@ def _train(
             continue
         rate = learning_rate(recipe.learning_rate, step, recipe.steps, recipe.warmup)
         set_learning_rate(optimizer, rate)
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        fabric.clip_gradients(encoder, optimizer, max_norm=1.0, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
         step += 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketsam import terminal
-from pocketsam.errors import PocketSamError
+from pocketsam.errors import PocketSamError, first_line
 from pocketsam.files import make_folder, write_bytes
 
 STATE_NAME, LOG_NAME = "state.pt", "log.jsonl"
@@ -39,13 +39,18 @@ class Run:
         """Returns the state that the last ``save`` was given; an empty one in a new folder.
 
         Raises:
-            PocketSamError: the folder holds a run of another recipe.
+            PocketSamError: the folder holds a run of another recipe, or its state is damaged.
         """
         path = self.folder / STATE_NAME
         if not path.exists():
             return {}
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        before = state["recipe"]
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            before = dict(state["recipe"])
+        except Exception as error:  # zipfile, pickle and torch raise whatever damage makes them raise
+            raise PocketSamError(
+                f"{path}: damaged ({first_line(error)}); remove it to start from the beginning"
+            ) from None
         changed = [name for name in before | self.recipe if before.get(name) != self.recipe.get(name)]
         for name in self._may_grow:
             if name in changed and before[name] < self.recipe[name]:
@@ -160,9 +165,12 @@ def average_into(average: nn.Module, model: nn.Module, step: int, decay: float) 
             mean.copy_(value)
 
 
-def check_finite(loss: Tensor, folder: Path, step: int) -> None:
-    """Raises PocketSamError if the loss is NaN or infinite; the state saved last is still good."""
-    if not loss.isfinite():
+def check_finite(value: Tensor, folder: Path, step: int) -> None:
+    """Raises PocketSamError if a loss, or the norm of gradients, is NaN or infinite.
+
+    The state saved last is still good.
+    """
+    if not value.isfinite():
         raise PocketSamError(
-            f"{folder}: the loss is {loss.item()} at step {step}; the last state is kept"
+            f"{folder}: loss or gradients are {value.item()} at step {step}; the last state is kept"
         )

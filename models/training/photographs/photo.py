@@ -78,7 +78,7 @@ def save_photo(path: Path, photo: TrainingPhoto) -> None:
 
 def load_photo(path: Path) -> TrainingPhoto:
     """Returns the photograph that ``save_photo`` wrote."""
-    with np.load(path) as file:
+    with path.open("rb") as stream, np.load(stream) as file:  # closed, however damaged
         names = ("image", "basins", "merged", "layers", "features")
         return TrainingPhoto(path.stem, *(file[name] for name in names))
 

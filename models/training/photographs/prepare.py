@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketsam import terminal
-from pocketsam.errors import ImageError, PocketSamError, UsageError
+from pocketsam.errors import ImageError, PocketSamError, UsageError, first_line
 from pocketsam.files import make_folder, write_bytes
 from pocketsam.images import list_folder
-from pocketsam.models.images import check_images, load_rgb, load_truth, scaled
+from pocketsam.models.images import check_images, label_maps, load_rgb, load_truth, scaled
 from pocketsam.models.training.photographs.photo import TrainingPhoto, load_photo, nest, save_photo
 from pocketsam.models.training.photographs.regions import LEVELS, Edges, find_regions
 
@@ -106,24 +106,23 @@ def _find_in(folder: Path) -> tuple[list[Source], list[str]]:
         raise ImageError(f"{images}: no such folder")
     paths, unknown = list_folder(images)
     held_back = _held_back(folder, paths)
-    maps = {path.stem: path for path in sorted((folder / "masks").glob("*.png"))}
+    stems = {path.stem for path in paths}
+    unused = {path.stem for path in (folder / "masks").glob("*.png")}
     good, skipped = check_images(paths)
     notes = [f"left out: {line}" for line in unknown + skipped]
     sources = []
     for path in good:
-        mine = [maps.pop(path.stem, None)]
-        while mine[-1]:
-            mine.append(maps.pop(f"{path.stem}_{len(mine) + 1}", None))
-        label_maps = tuple(each for each in mine if each)
-        wrong = [message for each in label_maps if (message := _wrong_with(each, path))]
+        mine = tuple(label_maps(folder / "masks", path.stem, stems))
+        unused -= {each.stem for each in mine}
+        wrong = [message for each in mine if (message := _wrong_with(each, path))]
         if wrong:
             notes.append(f"left out: {path.name}: {wrong[0]}")
             continue
-        if (folder / "masks").is_dir() and not label_maps:
+        if (folder / "masks").is_dir() and not mine:
             notes.append(f"no masks, used with its regions alone: {path.name}")
-        sources.append(Source(path, label_maps, path.name in held_back))
-    unused = set(maps) - {path.stem for path in paths}
-    return sources, notes + [f"no photograph of this name: {maps[stem]}" for stem in sorted(unused)]
+        sources.append(Source(path, mine, path.name in held_back))
+    lost = [folder / "masks" / f"{stem}.png" for stem in sorted(unused - stems)]
+    return sources, notes + [f"no photograph of this name: {path}" for path in lost]
 
 
 def _held_back(folder: Path, paths: Sequence[Path]) -> set[str]:
@@ -244,8 +243,12 @@ def load_photo_set(folder: Path) -> PhotoSet:
             [load_photo(folder / name) for name in index["photos"]],
             [load_photo(folder / name) for name in index["held_back"]],
         )
-    except OSError as error:
+    except FileNotFoundError as error:
         raise PocketSamError(f"{error.filename}: missing; run prepare first") from None
+    except Exception as error:  # json, zipfile and numpy raise whatever damage makes them raise
+        raise PocketSamError(
+            f"{folder}: damaged ({first_line(error)}); remove it, and run prepare again"
+        ) from None
 
 
 def _summary(photos: Iterable[TrainingPhoto]) -> str:

@@ -150,12 +150,12 @@ class Training:
         set_learning_rate(self._optimizer, rate)
         weight = recipe.imitation * (1 - share)
         loss, figures = loss_of(self.model, self._imitation, weight, batch)
-        check_finite(loss, self.run.folder, self.step)
         torch.autograd.backward(loss)
         self.count_time()
         spent = 1.0 if self.was_ended else min(1.0, self.spent / self._seconds)
         self.share[0] = self.replicas.average(self._trained, spent)
-        torch.nn.utils.clip_grad_norm_(self._trained.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.parameters(), 1.0)
+        check_finite(norm, self.run.folder, self.step)  # of all replicas, so that all of them end
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -216,6 +216,7 @@ def train(
     run = Run(folder, {**asdict(recipe), "start": start, "photographs": photos.fingerprint})
     run.resume()  # refuses the folder of another run before anything is computed
     with held_folder(folder):
+        write_bytes(folder / PID_NAME, str(os.getpid()).encode())
         run_replicas(processes, lambda replicas: _train(recipe, run, photos, start, hours, replicas))
     return folder / WEIGHTS_NAME
 
@@ -274,7 +275,6 @@ def main() -> None:
     flush_denormals()
     try:
         make_folder(args.output)
-        write_bytes(args.output / PID_NAME, str(os.getpid()).encode())
         photos = load_photo_set(args.photos)
         print(
             train(

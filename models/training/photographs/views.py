@@ -86,7 +86,7 @@ def draw_view(photo: TrainingPhoto, size: int, prompts: int, rng: np.random.Gene
         padding[i, : len(points)] = 0
         meanings = [wanted]
         if kinds == CLICK:
-            x, y = points[0].astype(int) // GRID
+            x, y = np.minimum(points[0].astype(int) // GRID, size // GRID - 1)  # float32 may round up
             meanings = _meanings(maps, wanted, (int(y), int(x)), rng)
         for j, mask in enumerate(meanings):
             masks[i, j], meant[i, j] = _shares(mask), True
