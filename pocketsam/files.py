@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -18,6 +19,8 @@ except ModuleNotFoundError:  # Windows; there nothing is exported, and files are
     fcntl = None  # type: ignore[assignment]
 
 
+MAX_NAME = 255
+"""Bytes of the longest file name that common file systems take."""
 OWNER = "process"
 """Name of the file in a claimed directory that says who claimed it."""
 
@@ -47,7 +50,7 @@ def _staged_file(path: Path) -> Iterator[Path]:
         PocketSamError: the file cannot be written.
     """
     try:
-        work = path.with_name(f".{path.stem}.partial{path.suffix}")
+        work = path.with_name(_partial_name(path.stem, path.suffix))
         lock = _claim_file(work)
     except (OSError, ValueError) as error:  # ValueError: a name that no file system takes
         reason = error.strerror if isinstance(error, OSError) else None
@@ -63,6 +66,14 @@ def _staged_file(path: Path) -> Iterator[Path]:
             _unlock(lock)
     except OSError as error:
         raise PocketSamError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _partial_name(stem: str, suffix: str = "") -> str:
+    """Returns the hidden name under which something is written; a long one is cut, and stays unique."""
+    name = f".{stem}.partial{suffix}"
+    if len(os.fsencode(name)) <= MAX_NAME:
+        return name
+    return f".{hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]}.partial{suffix}"
 
 
 def write_files(jobs: Sequence[tuple[Path, Callable[[Path], object]]]) -> None:
@@ -139,7 +150,7 @@ def staged_directory(destination: Path) -> Iterator[Path]:
         PocketSamError: another process is writing the same destination.
         OSError: the disk takes no more, or the destination cannot be written.
     """
-    claim = destination.with_name(f".{destination.name}.partial")
+    claim = destination.with_name(_partial_name(destination.name))
     lock = _lock(claim, destination)
     try:
         _settle(claim, destination)

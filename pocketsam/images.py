@@ -1,5 +1,6 @@
 """Reads image files: which ones a folder holds, and their pixels. Training and the runtime share it."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -115,8 +116,8 @@ def load_image(source: StrPath | Image.Image, *, window: Window | None = None) -
     Warns:
         UserWarning: 16-bit pixels that are nearly black without a window, or a window for colours.
     """
-    if window is not None and not window[0] < window[1]:
-        raise ImageError(f"window must be (low, high) with low < high, not {window}")
+    if window is not None and not -math.inf < window[0] < window[1] < math.inf:
+        raise ImageError(f"window must be (low, high), finite, with low < high, not {window}")
     name = "image" if isinstance(source, Image.Image) else os.fspath(source)
     try:
         if isinstance(source, Image.Image):

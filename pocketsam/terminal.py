@@ -119,6 +119,8 @@ def prepare_streams() -> None:
     """Makes stdout and stderr take any text: characters that a terminal lacks become ``?``."""
     if sys.stdout is None:
         sys.stdout = io.StringIO()  # it was closed
+    if sys.stderr is None:
+        sys.stderr = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

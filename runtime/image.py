@@ -16,6 +16,7 @@ from pocketsam.traits import SAM_PIXELS, Normalisation
 
 ImageLike = Pixels | Image.Image | StrPath
 
+_OR_FILE = ", a PIL image or a path"
 FORMATS = {"RGB": 3, "BGR": 3, "RGBA": 4, "BGRA": 4, "GRAY": 1}
 """Orders of an array's channels, and how many there are; GRAY may be ``[H, W]``."""
 
@@ -35,8 +36,8 @@ def as_pixels(image: ImageLike, image_format: str = "RGB") -> Pixels:
     if isinstance(image, Image.Image | str | os.PathLike):
         return load_image(image)
     if image_format == "RGB":
-        return check_pixels(image)
-    pixels = _check_uint8(image)
+        return check_pixels(image, _OR_FILE)
+    pixels = _check_uint8(image, _OR_FILE)
     if image_format == "GRAY" and pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or pixels.shape[2] != FORMATS[image_format] or 0 in pixels.shape:
@@ -51,11 +52,11 @@ def as_pixels(image: ImageLike, image_format: str = "RGB") -> Pixels:
     return load_image(Image.fromarray(np.dstack([colours, pixels[..., 3]])))
 
 
-def _check_uint8(image: Any) -> NDArray[np.uint8]:
-    """Returns the array, or raises ImageError unless it is of uint8."""
+def _check_uint8(image: Any, or_what: str = "") -> NDArray[np.uint8]:
+    """Returns the array, or raises ImageError, which may say what else is taken, unless it is uint8."""
     if not isinstance(image, np.ndarray):
         what = type(image).__name__
-        raise ImageError(f"image must be a uint8 array [H, W, 3], a PIL image or a path, not {what}")
+        raise ImageError(f"image must be a uint8 array [H, W, 3]{or_what}, not {what}")
     if image.dtype != np.uint8:
         fix = "convert it first"
         if image.dtype.kind == "f":
@@ -64,9 +65,14 @@ def _check_uint8(image: Any) -> NDArray[np.uint8]:
     return np.asarray(image)  # a masked array or a matrix would behave in ways of its own
 
 
-def check_pixels(image: Any) -> Pixels:
-    """Returns the array, or raises ImageError unless it is ``[H, W, 3]`` uint8 and not empty."""
-    pixels = _check_uint8(image)
+def check_pixels(image: Any, or_what: str = "") -> Pixels:
+    """Returns the array, or raises ImageError unless it is ``[H, W, 3]`` uint8 and not empty.
+
+    Args:
+        image: the array.
+        or_what: what else the caller takes, for the message.
+    """
+    pixels = _check_uint8(image, or_what)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         hints = {
             (2, 0): "; say image_format='GRAY' for a grey image",

@@ -1,5 +1,6 @@
 """Masks as COCO's run-length encoding, their boxes, and their IoU."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,15 +116,40 @@ def compress(lengths: Sequence[int], size: Sequence[int]) -> dict[str, Any]:
 
 
 def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
-    """Returns the mask ``[H, W]`` bool that ``to_rle`` encoded.
+    """Returns the mask ``[H, W]`` bool of COCO's run-length encoding.
+
+    Args:
+        rle: ``size`` ``[H, W]``, and ``counts``: text, as ``to_rle`` gives, bytes, as pycocotools does,
+            or a list of run lengths (``uncompressed_rle``).
 
     Raises:
-        MaskError: the counts are damaged, or do not fill the size.
+        MaskError: another thing, or counts that are damaged or do not fill the size.
     """
-    height, width = rle["size"]
+    try:
+        height, width = map(operator.index, rle["size"])
+        counts = rle["counts"]
+        is_compressed = isinstance(counts, str | bytes)
+        listed = [] if is_compressed else [operator.index(length) for length in counts]
+    except (TypeError, ValueError, LookupError):
+        raise MaskError(
+            'a mask in run-length encoding is {"size": [H, W], "counts": ...}, the counts as text, '
+            "bytes or a list of whole numbers"
+        ) from None
+    lengths = _decompress(counts) if is_compressed else listed
+    if min(height, width, *lengths, 0) < 0 or sum(lengths) != height * width:
+        raise MaskError(f"counts do not describe a mask of {height}x{width} pixels")
+    return from_run_lengths(lengths, (height, width))
+
+
+def _decompress(counts: str | bytes) -> list[int]:
+    """Returns the run lengths that ``compress`` compressed.
+
+    Raises:
+        MaskError: a byte that does not occur, or an end in the middle of a number.
+    """
     lengths: list[int] = []
     value = shift = 0
-    for code in rle["counts"].encode("ascii"):
+    for code in counts.encode("ascii", "replace") if isinstance(counts, str) else counts:
         group = code - 48
         if not 0 <= group < 64:
             raise MaskError(
@@ -136,6 +162,6 @@ def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
                 value -= 1 << shift
             lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
             value = shift = 0
-    if shift or min(lengths, default=0) < 0 or sum(lengths) != height * width:
-        raise MaskError(f"counts do not describe a mask of {height}x{width} pixels")
-    return from_run_lengths(lengths, (height, width))
+    if shift:
+        raise MaskError("counts end in the middle of a number")
+    return lengths

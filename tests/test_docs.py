@@ -168,11 +168,11 @@ def work_folder(trained_bundle, tmp_path, monkeypatch):
     """A directory that looks like a checkout after both demos; the bundle is at a smaller canvas."""
     from skimage import data
 
-    for name in ("demo", "pocketsam-demo"):
+    for name in ("demo", "pocketsam-demo", "photos"):
         (tmp_path / name).mkdir()
     for name in ("demo/bundle", "mobile_sam"):
         (tmp_path / name).symlink_to(trained_bundle)
-    for name in ("demo/photo.png", "pocketsam-demo/photo.jpg", "photo.jpg"):
+    for name in ("demo/photo.png", "pocketsam-demo/photo.jpg", "photo.jpg", "photos/photo.jpg"):
         Image.fromarray(data.astronaut()).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -222,7 +222,7 @@ def test_python_blocks_run(page, work_folder):
         assert names["objects"]
     if page == "docs/everything.md":
         assert {"segmentation", "bbox", "predicted_iou"} <= set(names["records"][0])
-        check_labelme(json.loads((work_folder / "photo.json").read_text()), names["dataset"])
+        check_labelme(json.loads((work_folder / "photos/photo.json").read_text()), names["dataset"])
     if page == "docs/python.md":
         assert names["boxed"].shape == names["both"].shape == (1, 512, 512)
         assert names["masks"].shape == (2, 3, 512, 512)

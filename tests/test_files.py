@@ -135,6 +135,14 @@ def test_a_name_that_no_system_takes(name):
             files.make_folder(Path(name))
 
 
+def test_the_longest_names(tmp_path):
+    name = "x" * (files.MAX_NAME - 5)
+    files.write_bytes(tmp_path / f"{name}.json", b"1")
+    with files.staged_directory(tmp_path / f"{name}.bund") as work:
+        (work / "a").write_bytes(b"2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.bund", f"{name}.json"]
+
+
 @pytest.mark.parametrize("make", ["mkfifo", "symlink", "link"])
 def test_something_else_in_the_place_of_the_sibling(tmp_path, make):
     """Neither waited for nor written to."""

@@ -18,6 +18,7 @@ from pocketsam.runtime.backends.networks import open_network
 from pocketsam.runtime.backends.recorded import Choice, read_choice, resolve_auto, write_choice
 from pocketsam.runtime.benchmarks.engines import MIN_IOU, choose
 from pocketsam.runtime.bundle import NETWORKS, open_bundle
+from pocketsam.runtime.commands.engines import _record
 from pocketsam.runtime.verification import golden
 
 pytest.importorskip("openvino")
@@ -92,6 +93,7 @@ def test_arithmetic_that_the_cpu_has(name, trained_bundle):
         (["auto", "cpu"], "auto stands alone"),
         ("auto:precision=f16", "auto stands alone"),
         ("cpu:precision=f16", "cpu has no option precision"),
+        ("CPUExecutionProvider:precision=f16", "cpu has no option precision"),
     ],
 )
 def test_providers_that_do_not_go_together(providers, message, bundle):
@@ -231,6 +233,18 @@ def test_auto_takes_what_was_recorded(several_precisions, cache, monkeypatch):
     monkeypatch.setattr(recorded, "describe_cpu", lambda: "another CPU")
     assert read_choice(several_precisions, 1) is None
     assert path.parent == cache / "engines"
+
+
+def test_a_choice_that_cannot_be_recorded_is_said(several_precisions, cache, capsys):
+    cache.mkdir(parents=True)
+    (cache / "engines").write_text("a file in its place")
+    _record(several_precisions, 1, row("cpu", 1.0))
+    (cache / "engines").unlink()
+    path = write_choice(several_precisions, 1, Choice("cpu", "fp16"))
+    path.unlink()
+    path.mkdir()
+    _record(several_precisions, 1, row("cpu", 1.0))
+    assert capsys.readouterr().err.count("note: not recorded for --provider auto") == 2
 
 
 @pytest.mark.parametrize(

@@ -454,7 +454,7 @@ def test_a_window_of_16_bits(tmp_path):
     assert load_image(tmp_path / "a.png", window=(100, 101))[0, :, 0].tolist() == [0, 0, 255, 255, 255]
     with pytest.warns(UserWarning, match=r"16-bit pixels of at most 4096 .* window \(0, 4096\)"):
         assert load_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 0, 8, 15, 16]
-    for wrong in ((5, 5), (9, 2), (0, float("nan"))):
+    for wrong in ((5, 5), (9, 2), (0, float("nan")), (0, float("inf"))):
         with pytest.raises(ImageError, match="low < high"):
             load_image(tmp_path / "a.png", window=wrong)
     assert np.array_equal(load_image(Image.fromarray(RGB), window=(0, 9)), RGB)

@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 
 from pocketsam.errors import MaskError
 from pocketsam.export.cases import postprocess_masks as reference_masks
-from pocketsam.runtime.rle import from_rle, mask_box, to_rle
+from pocketsam.runtime.rle import from_rle, mask_box, run_lengths, to_rle
 from pocketsam.runtime.upscale import Upscaler
 
 
@@ -119,6 +119,8 @@ def test_rle_of_no_pixels(shape):
 def test_what_pycocotools_encodes_is_read(mask):
     encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     assert np.array_equal(from_rle(encoded | {"counts": encoded["counts"].decode()}), mask)
+    assert np.array_equal(from_rle(encoded), mask)
+    assert np.array_equal(from_rle({"size": mask.shape, "counts": run_lengths(mask).tolist()}), mask)
 
 
 def test_rle_does_not_depend_on_the_memory_layout():
@@ -144,7 +146,9 @@ def test_every_cut_and_flip_of_counts_is_a_mask_or_a_value_error():
     mask = np.random.default_rng(0).random((40, 50)) < 0.1
     good = to_rle(mask)
     for end in range(len(good["counts"])):
-        with pytest.raises(ValueError, match="counts do not describe a mask of 40x50 pixels"):
+        with pytest.raises(
+            ValueError, match=r"counts (do not describe a mask of 40x50|end in the middle)"
+        ):
             from_rle(good | {"counts": good["counts"][:end]})
     for place, code in enumerate(good["counts"]):
         flipped = good["counts"][:place] + chr(ord(code) ^ 1) + good["counts"][place + 1 :]
@@ -171,7 +175,33 @@ def test_rle_takes_numbers_and_refuses_other_shapes():
             to_rle(np.zeros(shape))
 
 
-@pytest.mark.parametrize("counts", ["", "1", "~~", "9", "PPYo1", "P", "\x7f", "00000Z"])
+@pytest.mark.parametrize(
+    "rle", [{}, [], None, {"size": 3, "counts": ""}, {"size": [1, 1], "counts": 2}]
+)
+def test_what_is_no_rle_is_refused(rle):
+    with pytest.raises(MaskError, match="a mask in run-length encoding is"):
+        from_rle(rle)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        "",
+        "1",
+        "~~",
+        "9",
+        "PPYo1",
+        "P",
+        "\x7f",
+        "00000Z",
+        "\xe9",
+        b"\xff",
+        [],
+        [600, 1],
+        [-1, 601],
+        [0.5],
+    ],
+)
 def test_damaged_rle_is_refused(counts):
     with pytest.raises(ValueError, match="counts"):
         from_rle({"size": [20, 30], "counts": counts})

@@ -24,7 +24,8 @@ def predictor(bundle, photo):
 
 def test_public_names():
     assert pocketsam.SamPredictor is SamPredictor
-    assert pocketsam.SamAutomaticMaskGenerator is SamAutomaticMaskGenerator is pocketsam.MaskGenerator
+    assert pocketsam.SamAutomaticMaskGenerator is SamAutomaticMaskGenerator
+    assert issubclass(SamAutomaticMaskGenerator, pocketsam.MaskGenerator)
 
 
 @pytest.mark.parametrize("size", [(300, 451), (451, 300), (33, 47), (1500, 200)])
@@ -64,4 +65,9 @@ def test_the_other_names(predictor):
     assert np.array_equal(predictor.features, predictor.get_image_embedding())
     with pytest.raises(UsageError, match=r'open it there, .*providers=\["cuda", "cpu"\]'):
         predictor.to("cuda:0")
-    assert SamAutomaticMaskGenerator(predictor, points_per_side=4).parameters.points_per_side == 4
+    for generator in (
+        SamAutomaticMaskGenerator(predictor, points_per_side=4),
+        SamAutomaticMaskGenerator(model=predictor, points_per_side=4),
+    ):
+        assert generator.parameters.points_per_side == 4
+        assert generator.segmenter is predictor

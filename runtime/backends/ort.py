@@ -100,8 +100,10 @@ def provider_options(providers: Providers) -> list[tuple[str, dict[str, str]]]:
         options = dict(DEFAULTS.get(found, {}))
         if found == "TensorrtExecutionProvider":
             options["trt_engine_cache_path"] = str(cache_directory() / "tensorrt")
-        if key == "cpu" and "precision" in given:
-            raise ProviderError("onnxruntime's cpu has no option precision; openvino and TFLite do")
+        if "precision" in given and found in short:
+            raise ProviderError(
+                f"onnxruntime's {short[found]} has no option precision; openvino and TFLite do"
+            )
         chosen.append((found, options | given))
     return chosen
 

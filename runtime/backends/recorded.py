@@ -82,7 +82,7 @@ def write_choice(bundle_dir: StrPath, threads: int | None, choice: Choice) -> Pa
     """Records what ``auto`` takes for a bundle, and returns the file.
 
     Raises:
-        OSError, RuntimeError: the cache cannot be written, or there is no home.
+        OSError, PocketSamError, RuntimeError: the cache cannot be written, or there is no home.
     """
     key = _key(bundle_dir, threads)
     path = _path(key)

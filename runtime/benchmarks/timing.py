@@ -168,10 +168,16 @@ def onnx_task(path: str, providers: Providers, threads: int | None) -> Task:
 
 
 def time_loading(bundle: Bundle, providers: Providers, threads: int | None) -> LoadTimes:
-    """Returns the seconds to open each network, from the disk where the system can drop its cache."""
+    """Returns the seconds to open each network, from the disk where the system can drop its cache.
+
+    Raises:
+        BundleError, IntegrityError: a file is missing, damaged or not the one that the manifest
+            describes.
+    """
     seconds = {}
     dropped = hasattr(os, "posix_fadvise")
     for network in NETWORKS:
+        bundle.source(network)  # checks the file
         if dropped:
             descriptor = os.open(bundle.path / bundle.manifest.network(network).file, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,7 +1,7 @@
 """``pocketsam compare``: whose masks are closest to a reference system's, and how fast."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ from PIL import Image
 from pocketsam import terminal
 from pocketsam.errors import ImageError, UsageError
 from pocketsam.files import make_folder, write_file
-from pocketsam.images import Pixels, find_images, load_image
+from pocketsam.images import Pixels, list_folder, load_image
 from pocketsam.runtime.backends.ort import check_threads
+from pocketsam.runtime.commands.folders import output_names
 from pocketsam.runtime.commands.options import add_device
 from pocketsam.runtime.compare.comparison import (
     PROMPTS,
@@ -75,6 +76,41 @@ def run_compare(args: argparse.Namespace) -> None:
         raise UsageError(f"--prompts {args.prompts}: must be at least 1")
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}: must not be negative")
+    reference, systems = _open_systems(args)
+    paths, skipped = _list_files(Path(args.images))
+    pictures = {} if args.output is None else _plan_pictures(args.output, paths)
+
+    def skip(reason: str) -> None:
+        terminal.say(f"skipped: {reason}")
+        skipped.append(reason)
+
+    def report(name: str, pixels: Pixels, answers: list[Answers]) -> None:
+        if not answers:
+            skip(f"{name}: no prompt fits in {pixels.shape[1]}x{pixels.shape[0]} pixels")
+            return
+        if name in pictures:
+            draw_picture(pictures[name], pixels, answers)
+        terminal.say(f"{name}: {len(answers)} prompts")
+
+    images = _read_images(paths, skip)
+    tallies = compare(reference, systems, images, prompts=args.prompts, seed=args.seed, report=report)
+    if not tallies["reference"].image_s:
+        raise ImageError(f"{args.images}: no image could be used; the first: {skipped[0]}")
+    summaries = {name: tally.summary() for name, tally in tallies.items()}
+    if args.json:
+        terminal.print_json({"machine": describe_machine(), "systems": summaries})
+    else:
+        print(table(summaries))
+    if skipped:
+        raise ImageError(f"{args.images}: {len(skipped)} images were skipped; the first: {skipped[0]}")
+
+
+def _open_systems(args: argparse.Namespace) -> tuple[System, list[System]]:
+    """Returns the reference and the systems to compare with it.
+
+    Raises:
+        UsageError: there is none, or two have the same name.
+    """
     if not args.bundle and not args.fastsam:
         raise UsageError("nothing to compare with the reference: give --bundle or --fastsam")
     bundles, files = ([split_name(text) for text in texts] for texts in (args.bundle, args.fastsam))
@@ -90,34 +126,39 @@ def run_compare(args: argparse.Namespace) -> None:
     systems = [open_system(*pair) for pair in bundles]
     for name, path in files:
         systems.append(FastSamSystem(name, FastSam(path, terminal.providers(args), args.threads)))
-    skipped: list[str] = []
-    images = _read_images(find_images(args.images), skipped)
-
-    def report(name: str, pixels: Pixels, answers: list[Answers]) -> None:
-        if args.output is not None:
-            draw_picture(args.output / f"{Path(name).stem}.png", pixels, answers)
-        terminal.say(f"{name}: {len(answers)} prompts")
-
-    tallies = compare(reference, systems, images, prompts=args.prompts, seed=args.seed, report=report)
-    if not tallies["reference"].image_s:
-        raise ImageError(f"{args.images}: no image could be used; the first: {skipped[0]}")
-    summaries = {name: tally.summary() for name, tally in tallies.items()}
-    if args.json:
-        terminal.print_json({"machine": describe_machine(), "systems": summaries})
-    else:
-        print(table(summaries))
-    if skipped:
-        raise ImageError(f"{args.images}: {len(skipped)} images were skipped; the first: {skipped[0]}")
+    return reference, systems
 
 
-def _read_images(files: Iterable[Path], skipped: list[str]) -> Iterator[tuple[str, Pixels]]:
-    """Yields names and pixels, one image at a time; adds to ``skipped`` what cannot be used."""
+def _list_files(path: Path) -> tuple[list[Path], list[str]]:
+    """Returns the images that ``images`` names, and a line for each that cannot be taken."""
+    if not path.is_dir():
+        return [path], []
+    files, skipped = list_folder(path)
+    for line in skipped:
+        terminal.say(f"skipped: {line}")
+    return files, skipped
+
+
+def _plan_pictures(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """Returns the picture to draw of each image, by the image's name.
+
+    Raises:
+        UsageError: one would replace an image.
+    """
+    pictures = [folder / f"{name}.png" for name in output_names(files)]
+    for picture in pictures:
+        if picture.exists() and any(file.exists() and picture.samefile(file) for file in files):
+            raise UsageError(f"{picture}: is one of the images; choose another --output")
+    return dict(zip((file.name for file in files), pictures, strict=True))
+
+
+def _read_images(files: Iterable[Path], skip: Callable[[str], None]) -> Iterator[tuple[str, Pixels]]:
+    """Yields names and pixels, one image at a time; ``skip`` gets the reason why one cannot be used."""
     for file in files:
         try:
             pixels = load_image(file)
         except ImageError as error:
-            terminal.say(f"skipped: {error}")
-            skipped.append(str(error))
+            skip(str(error))
             continue
         yield file.name, pixels
 

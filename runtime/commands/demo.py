@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from pocketsam import terminal
+from pocketsam.errors import UsageError
 from pocketsam.files import make_folder, write_bytes
 from pocketsam.images import load_image
 from pocketsam.runtime.commands import results
@@ -34,9 +35,17 @@ def add_demo(subparsers: terminal.Subparsers) -> None:
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    """Writes the photograph and what ``segment`` writes for a click on it."""
+    """Writes the photograph and what ``segment`` writes for a click on it.
+
+    Raises:
+        UsageError: the folder holds files of these names that the demo did not write.
+    """
     make_folder(args.output)
     photo = args.output / "photo.jpg"
+    is_ours = photo.is_file() and photo.read_bytes() == PHOTO.read_bytes()
+    for file in (photo, *(args.output / name for name in results.ALL_NAMES)):
+        if file.exists() and not is_ours:
+            raise UsageError(f"{file}: exists, and is not the demo's; choose another --output")
     write_bytes(photo, PHOTO.read_bytes())
     image = load_image(photo)
     segmenter = Segmenter()

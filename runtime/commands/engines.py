@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pocketsam import terminal
-from pocketsam.errors import UsageError
+from pocketsam.errors import PocketSamError, UsageError
 from pocketsam.images import StrPath
 from pocketsam.runtime.backends.recorded import Choice, write_choice
 from pocketsam.runtime.benchmarks.engines import MIN_IOU, STAGES, Measured, Row, measure_engines
@@ -43,7 +43,7 @@ def run_engines(args: argparse.Namespace) -> None:
 def _record(bundle: StrPath, threads: int | None, row: Row) -> None:
     try:
         path = write_choice(bundle, threads, Choice(row["provider"], row["precision"]))
-    except (OSError, RuntimeError) as error:
+    except (OSError, PocketSamError, RuntimeError) as error:
         terminal.say(f"note: not recorded for --provider auto: {error}")
     else:
         terminal.say(f"recorded for --provider auto: {path}")

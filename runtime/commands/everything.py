@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pocketsam import terminal
-from pocketsam.errors import PromptError, UsageError
+from pocketsam.errors import ImageError, PromptError, UsageError
 from pocketsam.files import write_bytes
 from pocketsam.runtime.backends.ort import check_threads
 from pocketsam.runtime.commands import results
@@ -134,35 +136,34 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
 
 def _run_folder(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
     """Searches each image of a folder, less those whose masks are there, and joins the datasets."""
-    output = Path(args.output[0])
-    if len(args.output) > 1 or output.suffix not in ("", ".json") or args.json:
+    planned = results.plan_outputs(args.output, args.image)
+    output, write = planned[0]
+    if len(planned) > 1 or write not in (results.write_all, results.write_json) or args.json:
         raise UsageError(
             "for a folder of images, --output is a single directory or .json file, without --json"
         )
-    results.plan_outputs(args.output, args.image)
     segmenter = open_segmenter(args)
-    if output.suffix:
+    if write is results.write_json:
         _run_into_dataset(args, output, segmenter, chosen)
         return
+    records: list[dict[str, Any]] = []
 
     def search(file: Path, name: str) -> str:
+        if (output / name).resolve() == file.parent.resolve():
+            raise ImageError(f"{file}: its masks would go among the images; choose another --output")
         image = read_image(args, file)
         before = _read_record(output / name / results.LAST)
         parameters = _shown(MaskGenerator(segmenter, **chosen).parameters, args.polygons)
         if before.get("info") == results.Dataset.info(image, segmenter.manifest, parameters):
+            records.append(before)
             return "done before"
         made = _find(segmenter, _inside(args.image, file), image, chosen, args.polygons)
         results.write_all(output / name, made)
+        records.append(made.record)
         return _count(made)
 
-    try:
+    with _then_write_dataset(output / DATASET, records):
         run_folder(Path(args.image), search)
-    finally:
-        found = [_read_record(path) for path in sorted(output.glob(f"*/{results.LAST}"))]
-        records = [record for record in found if record]
-        if records:
-            write_bytes(output / DATASET, json.dumps(join_datasets(records)).encode())
-            print(f"wrote {output / DATASET}")
 
 
 def _run_into_dataset(
@@ -177,12 +178,30 @@ def _run_into_dataset(
         records.append(made.record)
         return _count(made)
 
-    try:
+    with _then_write_dataset(output, records):
         run_folder(Path(args.image), search)
+
+
+@contextmanager
+def _then_write_dataset(path: Path, records: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """Writes a dataset of the records that a run over a folder collects.
+
+    A run that was cut short does not replace what a whole one wrote: it writes ``NAME.partial.json``.
+    """
+    partial = path.with_name(f"{path.stem}.partial.json")
+    target = partial
+    try:
+        yield
+        target = path
+    except ImageError:  # all images were tried, some were skipped
+        target = path
+        raise
     finally:
         if records:
-            write_bytes(output, json.dumps(join_datasets(records)).encode())
-            print(f"wrote {output}")
+            write_bytes(target, json.dumps(join_datasets(records)).encode())
+            print(f"wrote {target}")
+            if target is path:
+                partial.unlink(missing_ok=True)
 
 
 def _inside(folder: str, file: Path) -> str:
@@ -194,8 +213,9 @@ def _read_record(path: Path) -> dict[str, Any]:
     """Returns what an earlier run wrote; nothing if there is none, or if it is damaged."""
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record if {"info", "images", "annotations"} <= set(record) else {}
-    except (OSError, ValueError):
+        join_datasets([record])
+        return record
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return {}
 
 

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+import math
 from pathlib import Path
 
 from pocketsam import terminal
@@ -55,8 +56,8 @@ def _parse_window(text: str) -> Window:
         low, high = map(float, text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: must be two numbers, LOW,HIGH") from None
-    if not low < high:
-        raise argparse.ArgumentTypeError(f"{text!r}: LOW must be less than HIGH")
+    if not -math.inf < low < high < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: LOW must be less than HIGH, both finite")
     return low, high
 
 

@@ -27,6 +27,8 @@ SIDES = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
 """Pixels of the longest side that a format holds."""
 LAST = "masks.json"
 """The file that ``write_all`` writes last: where it is, all files are."""
+ALL_NAMES = (LAST, "mask.png", "overlay.jpg", "overlay.png")
+"""The files that ``write_all`` may write."""
 
 
 @dataclass(frozen=True)
@@ -179,14 +181,16 @@ def plan_outputs(names: Sequence[str], image: str) -> list[tuple[Path, Writer]]:
             raise UsageError(f"--output {name!r}: name a file or a folder")
         path = Path(name)
         planned.append((path, write_all if name.endswith(("/", os.sep)) else writer_for(path)))
-        if path.exists() and Path(image).exists() and path.samefile(image):
-            raise UsageError(f"{path}: is the image; choose another --output")
+        is_folder = planned[-1][1] is write_all
+        for file in [path / name for name in ALL_NAMES] if is_folder else [path]:
+            if file.exists() and Path(image).exists() and file.samefile(image):
+                raise UsageError(f"{file}: is the image; choose another --output")
         parent = next(folder for folder in path.absolute().parents if folder.exists())
-        if planned[-1][1] is write_all and path.exists():
+        if is_folder and path.exists():
             parent = path
         if not parent.is_dir():
             raise UsageError(f"{path}: {parent} is a file, not a directory")
-        if planned[-1][1] is not write_all and parent != path.absolute().parent:
+        if not is_folder and parent != path.absolute().parent:
             raise PocketSamError(f"{path}: there is no directory {path.parent}")
         if not os.access(parent, os.W_OK):
             raise PocketSamError(f"{path}: {parent} may not be written to")
@@ -270,7 +274,8 @@ def _save_overlay(results: Results, work: Path) -> None:
 
 def _save_json(results: Results, work: Path) -> None:
     text = json.dumps(results.record, indent=2, ensure_ascii=False)
-    work.write_text(text + "\n", encoding="utf-8")
+    # the bytes of a file name that is no UTF-8 become JSON's own \udcXX
+    work.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _write(jobs: Sequence[tuple[Path, Callable[[Path], object]]]) -> list[Path]:

@@ -191,18 +191,25 @@ def compare(
         images: names and ``[H, W, 3]`` uint8; one is held at a time.
         prompts: prompts of each kind per image.
         seed: of the prompts.
-        report: called after each image.
+        report: called after each image; without answers, no prompt fits in the image, and it does not
+            count.
     """
     everyone = (reference, *systems)
     tallies = {system.name: Tally(system.precision) for system in everyone}
     for number, (name, pixels) in enumerate(images):
         rng = np.random.default_rng([seed, number])
         size = (pixels.shape[0], pixels.shape[1])
+        seconds = []
         for system in everyone:
             start = time.perf_counter()
             system.set_image(pixels)
-            tallies[system.name].image_s.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - start)
         drawn = [*draw_prompts(rng, size, prompts), *draw_boxes(reference, rng, size, prompts)]
+        if not drawn:  # of an image a few pixels wide
+            report(name, pixels, [])
+            continue
+        for system, taken in zip(everyone, seconds, strict=True):
+            tallies[system.name].image_s.append(taken)
         answers: list[Answers] = []
         for prompt in drawn:
             masks = []

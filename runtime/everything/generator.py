@@ -16,7 +16,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketsam.errors import PromptError
+from pocketsam.errors import ImageError
 from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime.everything.candidates import Accepted, MaskFilter, is_suppressed
 from pocketsam.runtime.everything.components import remove_small_regions
@@ -115,8 +115,7 @@ class MaskGenerator:
             ``min_mask_region_area``, the masks that it changed come last.
 
         Raises:
-            ImageError: the image cannot be read or used.
-            PromptError: the image is too small for the crops.
+            ImageError: the image cannot be read or used, or is too small for the crops.
         """
         start = time.monotonic()
         self.best_score = None
@@ -138,7 +137,6 @@ class MaskGenerator:
                 break
             found += self._search_crop(pixels, crop, layer, deadline, partial(report, done))
             done += len(grids[layer])
-            report(done, 0)
         if len(crops) > 1:
             found.sort(key=lambda item: _area(item.crop))  # the mask of the smaller crop stays
             found = _suppress(found, self.parameters.crop_nms_thresh)
@@ -151,7 +149,7 @@ class MaskGenerator:
         layers = self.parameters.crop_n_layers
         crops = crop_boxes(size, layers, self.parameters.crop_overlap_ratio)
         if any(x1 <= x0 or y1 <= y0 for (x0, y0, x1, y1), _ in crops):
-            raise PromptError(
+            raise ImageError(
                 f"an image of {size[1]}x{size[0]} pixels is too small for {layers} layers of crops"
             )
         return crops
@@ -187,6 +185,8 @@ class MaskGenerator:
             self.best_score = max(float(results[0].max()), self.best_score or 0.0)
             made += len(clicks)
             report(made)
+        if made < len(grid):  # the others are not needed, or the time is over
+            report(len(grid))
         return [_in_image(mask, crop) for mask in search.result()]
 
 

@@ -107,7 +107,7 @@ class Parameters:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise PromptError(f"{name} must be {', '.join(known)}, not {_shown(value)}")
-        if self.time_budget is not None and not self._number("time_budget") >= 0:
+        if self.time_budget is not None and not 0 <= self._number("time_budget") < math.inf:
             raise PromptError(f"time_budget must be seconds >= 0, not {self.time_budget}")
         self._check_grids()
 

@@ -4,7 +4,7 @@ Arguments and results are those of https://github.com/facebookresearch/segment-a
 arrays where there are tensors; what is left out would need PyTorch.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,8 +12,9 @@ from PIL import Image
 
 from pocketsam.constants import resized_shape
 from pocketsam.errors import UsageError
-from pocketsam.images import Pixels
+from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime.everything.generator import MaskGenerator
+from pocketsam.runtime.everything.grid import ParameterOptions
 from pocketsam.runtime.segmenter import FloatArray, Masks, Segmenter
 
 Size = tuple[int, int]
@@ -128,5 +129,17 @@ class SamPredictor(Segmenter):
         )
 
 
-SamAutomaticMaskGenerator = MaskGenerator
-"""Has segment-anything's parameters, defaults and records."""
+class SamAutomaticMaskGenerator(MaskGenerator):
+    """``MaskGenerator`` as segment-anything calls it: the same parameters, defaults and records.
+
+    Args:
+        model: a ``SamPredictor`` or ``Segmenter``, or a bundle's directory.
+        parameters: as for ``MaskGenerator``.
+
+    Example:
+        >>> generator = SamAutomaticMaskGenerator(model=predictor, points_per_side=16)
+        >>> records = generator.generate(image)
+    """
+
+    def __init__(self, model: Segmenter | StrPath, **parameters: Unpack[ParameterOptions]) -> None:
+        super().__init__(model, **parameters)
