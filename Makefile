@@ -82,7 +82,7 @@ bench-web: install ## measure: a photograph and a click in the browser's page; n
 test-swift: install ## develop: PocketSam.swift, compiled by Debian's Swift and run; needs root, debootstrap and 3 GB
 	test -x build/swift/usr/bin/swiftc || { debootstrap --variant=minbase \
 		--include=swiftlang,swiftlang-dev,g++,libc6-dev trixie build/swift http://deb.debian.org/debian; }
-	SWIFT_ROOT=$(CURDIR)/build/swift $(BIN)/python -m pytest tests/test_swift.py
+	SWIFT_ROOT='$(CURDIR)/build/swift' $(BIN)/python -m pytest tests/test_swift.py
 
 page-pictures: install ## develop: docs/web-*.jpg again, by the tests of the page
 	PAGE_PICTURES=docs $(BIN)/python -m pytest tests/test_web_page.py -k pictured
@@ -95,7 +95,7 @@ check: install ## develop: lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf build/types && mkdir -p build/types/pocketsam
-	@ln -s $(CURDIR)/pocketsam/*.py $(CURDIR)/models $(CURDIR)/export $(CURDIR)/runtime build/types/pocketsam
+	@ln -s '$(CURDIR)'/pocketsam/*.py '$(CURDIR)'/models '$(CURDIR)'/export '$(CURDIR)'/runtime build/types/pocketsam
 	MYPYPATH=build/types $(BIN)/mypy --package pocketsam
 
 docs: .venv/docs ## develop: build the pages and the API reference into build/docs, to read offline
@@ -194,7 +194,7 @@ bench-everything: install .venv-yolo/installed ## measure: segment everything be
 	@mkdir -p build/everything
 	$(BIN)/python tests/yolo_random.py "$$(echo .venv-yolo/lib/python3.*/site-packages)" \
 		build/everything/yolov8x-seg.onnx
-	$(BIN)/python tests/everything_bench.py build/everything $(CHECKPOINT) build/everything/yolov8x-seg.onnx
+	$(BIN)/python tests/everything_bench.py build/everything '$(CHECKPOINT)' build/everything/yolov8x-seg.onnx
 
 # code of tools that is in no package registry: owner/repository/commit/path
 DROP_IN_SOURCES = \
@@ -258,7 +258,7 @@ lock: install ## develop: write constraints.txt from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed "s|+cpu||" | grep -v -e "^pip==" -e "^hed" > constraints.txt
 
 clean: ## use: remove environments and what was built; asks before it removes training runs
-	@if ls build/study build/weights >/dev/null 2>&1; then \
+	@if test -e build/study || test -e build/weights; then \
 		printf "build/ holds hours of training (build/study, build/weights). Remove it? [y/N] "; \
 		read answer; test "$$answer" = y; fi
 	rm -rf .venv .venv-tflite .venv-coreai .venv-executorch .venv-converters .venv-peers .venv-yolo .venv-drop-in build dist demo *.egg-info

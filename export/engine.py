@@ -39,6 +39,9 @@ LENGTH = 8
 SECONDS = 120.0
 """How long the environment's Python may take to say which versions it has."""
 
+Scratch = tempfile.TemporaryDirectory[str]
+"""Removed when the worker ends."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
@@ -101,13 +104,24 @@ class Environment:
             PocketSamError: see ``python``.
         """
         command = [self.python(), "-P", "-m", worker, *arguments]
-        run_child(command, self.title, seconds, _variables())
+        with tempfile.TemporaryDirectory() as scratch:
+            run_child(command, self.title, seconds, _variables(scratch))
 
 
-def _variables(threads: int | None = None) -> dict[str, str]:
-    """Returns a worker's environment: the same seed for sets, so that a file has the same bytes."""
+def _variables(scratch: str, threads: int | None = None) -> dict[str, str]:
+    """Returns a worker's environment.
+
+    Args:
+        scratch: folder for temporary files. Engines leave theirs behind: Core AI tens of megabytes for
+            each network that it opens.
+        threads: at most so many; None: as many as the engine takes.
+    """
     limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    return own_environment() | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"} | limit
+    fixed = {
+        "PYTHONHASHSEED": "0",
+        "PYTHONWARNINGS": "ignore",
+    }  # the same seed for sets, the same bytes
+    return own_environment() | fixed | {"TMPDIR": scratch} | limit
 
 
 @cache
@@ -120,7 +134,7 @@ def _check_version(python: str, environment: Environment) -> None:
     try:
         done = subprocess.run(
             [python, "-P", "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            errors="replace", timeout=SECONDS, env=_variables(), check=False,
+            errors="replace", timeout=SECONDS, env=_variables(tempfile.gettempdir()), check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = getattr(error, "strerror", None) or f"it does not answer in {SECONDS:g} s"
@@ -142,10 +156,12 @@ class Engine:
         shapes: of the inputs in the file.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", log: IO[bytes], name: str) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", log: IO[bytes], scratch: Scratch, name: str
+    ) -> None:
         self._process, self._log, self._name = process, log, name
         self._turn = threading.Lock()
-        weakref.finalize(self, _end, process, log)
+        weakref.finalize(self, _end, process, log, scratch)
         self.shapes: Shapes = {}
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -178,7 +194,7 @@ class Engine:
         return f"its engine {how}" + (f": {lines[-1].strip()[:300]}" if lines else "")
 
 
-def _end(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+def _end(process: "subprocess.Popen[bytes]", log: IO[bytes], scratch: Scratch) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout, log):
@@ -187,6 +203,7 @@ def _end(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
                 pipe.close()
             except OSError:  # what it had not read
                 continue
+    scratch.cleanup()
 
 
 def open_engine(
@@ -206,11 +223,12 @@ def open_engine(
         PocketSamError: see ``Environment.python``.
     """
     log = tempfile.TemporaryFile()  # noqa: SIM115 - the engine's as long as it lives
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     process = subprocess.Popen(
         [environment.python(), "-P", "-m", worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=log, env=_variables(threads),
+        stderr=log, env=_variables(scratch.name, threads),
     )  # fmt: skip
-    engine = Engine(process, log, name)
+    engine = Engine(process, log, scratch, name)
     content = np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.array(str(source))
     answer = engine.ask({SOURCE: content})
     engine.shapes = {key: tuple(int(side) for side in shape) for key, shape in answer.items()}

@@ -1,5 +1,6 @@
 """The cases of the drop-in matrix, and the reference's answers to them; see ``drop_in_tools.py``."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -108,6 +109,8 @@ class Reference:
         self.model.load_state_dict(load_model(DEFAULT, SIDE).model.state_dict())
         self.model.eval()
         self.predictors: dict[bytes, Any] = {}
+        self.calls: Counter[str] = Counter()
+        """How often the sessions were asked that stand in a tool's place."""
 
     def predictor(self, image: np.ndarray) -> Any:
         """A ``SamPredictor`` that has seen a picture; kept, as every tool is asked about the same."""
@@ -141,6 +144,7 @@ class Reference:
 
         @torch.inference_mode()
         def run(output_names: Any, input_feed: dict) -> list[np.ndarray]:
+            self.calls["encoder"] += 1
             (array,) = input_feed.values()
             values = torch.from_numpy(np.array(array, np.float32))
             if layout == "HWC":
@@ -180,6 +184,7 @@ class Reference:
 
         @torch.inference_mode()
         def run(output_names: Any, input_feed: dict) -> list[np.ndarray]:
+            self.calls["decoder"] += 1
             names = ("image_embeddings", "point_coords", "point_labels")
             low, scores = self.decode(*(torch.from_numpy(input_feed[name]) for name in names), choice)
             best = scores[0].argmax()
@@ -204,6 +209,7 @@ class Reference:
 
         @torch.inference_mode()
         def forward(_names: list[str]) -> list[np.ndarray]:
+            self.calls.update(("encoder", "decoder"))
             image, points, labels = fed.values()
             embedding = self.model.image_encoder(self.model.preprocess(image * 255))
             low, scores = self.decode(embedding, points[0], labels[0, ..., 0], "three")

@@ -313,8 +313,10 @@ def run_battery(several_precisions, reference, precision, tmp_path) -> list[batt
 @pytest.mark.parametrize("precision", ["int8", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_certificates_find_damages(precision, several_precisions, reference, tmp_path):
     outcomes = run_battery(several_precisions, reference, precision, tmp_path)
-    assert len(outcomes) >= 34
+    assert len(outcomes) == 44
     assert not [outcome for outcome in outcomes if outcome.is_missed]
+    assert sum(outcome.matters for outcome in outcomes) >= 25
+    assert sum(outcome.golden and outcome.checkpoint for outcome in outcomes) >= 25
     if precision == "fp32":
         assert all(outcome.golden and outcome.checkpoint for outcome in outcomes)
 

@@ -46,14 +46,14 @@ def prompt(batch=1, points=2, seed=0, has_mask=0.0, size=(90, 120)):
 def test_the_decoder_has_the_official_names_and_shapes(files):
     path, entry = files["decoder"]
     session = ort.InferenceSession(path)
-    assert {i.name: i.shape for i in session.get_inputs()} == {
-        "image_embeddings": [1, 256, 16, 16],
-        "point_coords": ["B", "N", 2],
-        "point_labels": ["B", "N"],
-        "mask_input": ["M", 1, 64, 64],
-        "has_mask_input": ["M"],
-        "orig_im_size": [2],
-    }
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [  # in this order, as some tools want
+        ("image_embeddings", [1, 256, 16, 16]),
+        ("point_coords", ["B", "N", 2]),
+        ("point_labels", ["B", "N"]),
+        ("mask_input", ["M", 1, 64, 64]),
+        ("has_mask_input", ["M"]),
+        ("orig_im_size", [2]),
+    ]
     assert [o.name for o in session.get_outputs()] == ["masks", "iou_predictions", "low_res_masks"]
     tensors = [*session.get_inputs(), *session.get_outputs()]
     assert {tensor.type for tensor in tensors} == {"tensor(float)"}

@@ -169,6 +169,14 @@ def test_a_killed_run_ends_as_an_undisturbed_one(folder, teacher, cache, tmp_pat
     resumed = distill(images, teacher, tmp_path / "killed", recipe, **options)
     wanted, found = (load_model(p, 64).model.state_dict() for p in (undisturbed, resumed))
     assert all(torch.allclose(wanted[key].float(), found[key].float(), atol=2e-3) for key in wanted)
+    first, second = (
+        torch.load(path.parent / "state.pt", weights_only=True)["optimizer"]["state"]
+        for path in (undisturbed, resumed)
+    )
+    assert first.keys() == second.keys()
+    for key, moments in first.items():
+        assert moments["step"] == second[key]["step"] == 2
+        assert torch.allclose(moments["exp_avg"], second[key]["exp_avg"], rtol=0.1, atol=1e-6)
 
 
 def test_what_does_not_fit_is_refused(folder, teacher, cache, tmp_path):

@@ -301,4 +301,5 @@ def test_what_is_missing_is_named(folder, capsys, monkeypatch, arguments, messag
 def test_an_image_smaller_than_the_distances(models):
     tiny = Example("tiny", np.zeros((2, 64, 3), np.uint8), np.ones((1, 2, 64), bool))
     scores = scores_of(tiny, models, 2)
+    assert scores
     assert torch.tensor([s.iou for s in scores]).isfinite().all()

@@ -137,6 +137,10 @@ def test_segment_prompt_rules(bundle, photo, photo_file, tmp_path):
     boxes = record("--box", "10,10,200,200", "--box", "100,50,400,250")
     assert len(boxes) == 2
     labels = np.asarray(Image.open(tmp_path / "o" / "mask.png"))
+    second = from_rle(boxes[1]["segmentation"])
+    assert second.any()
+    assert (labels[second] == 2).all()  # the second lies on top
+    assert (labels[from_rle(boxes[0]["segmentation"]) & ~second] == 1).all()
     assert set(np.unique(labels)) <= {0, 1, 2}
     masks, scores, _ = segmenter.predict(box=[100, 50, 400, 250])
     assert np.array_equal(from_rle(boxes[1]["segmentation"]), masks[scores.argmax()])
@@ -306,10 +310,16 @@ def test_precision_is_an_option_of_every_command_that_runs_a_bundle(
         ["embed", str(several), image, *output],
         ["compare", image, "--reference", str(several), "--bundle", f"x={several}", "--prompts", "1"],
     ]
+    damaged = several / "fp16" / "encoder.onnx"
+    whole = damaged.read_bytes()
     for command in commands:
         assert main([*command, "--precision", "fp16"]) == 0, command
         assert main([*command, "--precision", "int8"]) == 1, command
         assert "holds fp32, fp16, not int8" in capsys.readouterr().err
+        damaged.write_bytes(b"")
+        assert main([*command, "--precision", "fp32"]) == 0, command
+        assert main([*command, "--precision", "fp16"]) == 5, command  # it is fp16's file that it opens
+        damaged.write_bytes(whole)
 
 
 def test_golden_vectors_are_those_of_the_chosen_precision(several, tmp_path, capsys):

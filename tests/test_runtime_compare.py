@@ -83,11 +83,11 @@ def test_prompts_lie_inside_at_their_distance(size):
 def test_boxes_are_around_the_references_masks():
     reference = Square("reference")
     reference.set_image(np.zeros((100, 100, 3)))
-    for prompt in draw_boxes(reference, np.random.default_rng(0), (100, 100), 5):
-        x0, y0, x1, y1 = prompt.box
-        assert 0 <= x0 < x1 <= 100
-        assert 0 <= y0 < y1 <= 100
-        assert x1 - x0 <= 20
+    boxes = [prompt.box for prompt in draw_boxes(reference, np.random.default_rng(0), (100, 100), 5)]
+    assert len(boxes) == len(reference.prompts) == 5
+    for box, asked in zip(boxes, reference.prompts, strict=True):
+        x, y = asked.points[0].astype(int)
+        assert box.tolist() == [max(0, x - 10), max(0, y - 10), min(100, x + 10), min(100, y + 10)]
 
 
 def test_iou():

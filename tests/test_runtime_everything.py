@@ -14,6 +14,7 @@ from skimage import data
 
 from pocketsam.errors import ImageError, PromptError
 from pocketsam.runtime import MaskGenerator, Segmenter
+from pocketsam.runtime.everything import generator as generator_module
 from pocketsam.runtime.everything.candidates import _grown, is_suppressed
 from pocketsam.runtime.everything.components import remove_small_regions
 from pocketsam.runtime.everything.grid import (
@@ -165,11 +166,53 @@ def test_adaptive_clicks_less_and_finds_nearly_the_same(segmenter, monkeypatch):
     assert np.mean(np.array(ious) >= 0.9) >= 0.9
 
 
+def test_adaptive_order_clicks_coarse_to_fine_and_beside_masks(segmenter, photo, monkeypatch):
+    """On a grid of 8 x 8: the 16 clicks of its coarse lattice first, no click twice, and each neighbour
+    of a click whose mask is kept."""
+    clicks, original = [], segmenter.predict_above
+
+    def recorded(points, labels, min_score):
+        clicks.extend(map(tuple, points[:, 0]))
+        return original(points, labels, min_score)
+
+    monkeypatch.setattr(segmenter, "predict_above", recorded)
+    parameters = LOOSE | {"points_per_side": 8, "points_per_batch": 4, "output_mode": "coco_rle"}
+    found = MaskGenerator(segmenter, order="adaptive", **parameters).generate(photo)
+    places = np.array(clicks) / (photo.shape[1], photo.shape[0]) * 8 - 0.5
+    cells = [tuple(cell) for cell in places.round().astype(int).tolist()]
+    assert np.abs(places - cells).max() < 1e-6
+    assert len(set(cells)) == len(cells) <= 64
+    assert set(cells[:16]) == {(x, y) for x in range(1, 8, 2) for y in range(1, 8, 2)}
+    assert found
+    for record in found:
+        x, y = (np.array(record["point_coords"][0]) / (photo.shape[1], photo.shape[0]) * 8).astype(int)
+        around = {(x + i, y + j) for i in (-1, 0, 1) for j in (-1, 0, 1)}
+        assert {cell for cell in around if max(cell) < 8 and min(cell) >= 0} <= set(cells)
+
+
+def test_a_time_budget_that_ends_midway(segmenter, photo, monkeypatch):
+    """After 12 of 25 clicks: their masks, and no further click."""
+    now = [0.0]
+    monkeypatch.setattr(generator_module.time, "monotonic", lambda: now[0])
+    done = []
+
+    def progress(made, _total):
+        done.append(made)
+        now[0] = made
+
+    options = LOOSE | {"points_per_batch": 4, "time_budget": 10, "output_mode": "coco_rle"}
+    found = MaskGenerator(segmenter, **options).generate(photo, progress=progress)
+    assert done == [4, 8, 12, 25]
+    assert found
+    assert len({tuple(record["point_coords"][0]) for record in found}) <= 12
+
+
 def test_clicks_of_ones_own_in_adaptive_order(segmenter, photo):
     """They are no lattice, so there are no levels and no neighbours."""
     grid = np.random.default_rng(0).random((16, 2))
     parameters = LOOSE | {"points_per_side": None, "point_grids": [grid], "output_mode": "coco_rle"}
     found = MaskGenerator(segmenter, order="adaptive", **parameters).generate(photo)
+    assert found
     assert found == MaskGenerator(segmenter, **parameters).generate(photo)
 
 

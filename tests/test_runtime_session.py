@@ -8,7 +8,6 @@ from onnx import TensorProto, helper
 from pocketsam.errors import BundleError, ProviderError, UsageError
 from pocketsam.runtime import Segmenter
 from pocketsam.runtime.backends.ort import (
-    DEFAULTS,
     GPUS,
     GRAPHS,
     MAX_THREADS,
@@ -116,7 +115,9 @@ def test_our_defaults_for_gpus(name, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ((full, options),) = provider_options([name])
     assert full in GPUS
-    assert options.items() >= DEFAULTS[full].items()
+    exact = {"cuda": ("use_tf32", "0"), "tensorrt": ("trt_fp16_enable", "0")}
+    assert exact[name] in options.items()
+    assert (options.get("trt_engine_cache_enable") == "1") == (name == "tensorrt")
     ((_, options),) = provider_options([f"{name}:use_tf32=1,trt_fp16_enable=1"])
     assert (options["use_tf32"], options["trt_fp16_enable"]) == ("1", "1")
     cached = name == "tensorrt"

@@ -299,13 +299,72 @@ def test_another_export_in_the_same_place_is_taken(browser, site, tmp_path):
             text = (folder / name).read_text()
             assert old in text
             (folder / name).write_text(text.replace(old, new))
-        page.reload()  # the new service worker starts
-        while any("another" not in name for name in page.evaluate("caches.keys()")):
-            page.wait_for_timeout(100)
-        page.reload()
+        page.reload()  # the new service worker fetches its files; the old page works on
         page.wait_for_selector(READY)
-        assert page.title().startswith("another pocketsam")
+        assert page.title().startswith("pocketsam")
+        page.wait_for_function("async () => (await navigator.serviceWorker.getRegistration()).waiting")
+        server.stop()
+        page.reload()  # offline: all of the new export is here
+        page.wait_for_function("document.title.startsWith('another pocketsam')")
+        page.wait_for_selector(READY)
+        (kept,) = page.evaluate("caches.keys()")
+        assert "another" in kept
         assert page.errors == []
+
+
+def test_copying(browser, address):
+    """Pictures as PNG, the others as text; a refusal is said."""
+    with open_page(browser, address, permissions=["clipboard-read", "clipboard-write"]) as page:
+        page.click("#sample")
+        wait(page)
+        click(page, 0.44, 0.21)
+        for kind, type_, start in (
+            ("mask", "image/png", "\x89PNG"),
+            ("svg", "text/plain", "<svg"),
+            ("json", "text/plain", "{"),
+        ):
+            page.select_option("#kind", kind)
+            page.click("#copy")
+            wait(page)
+            assert page.inner_text("#message") == "Copied."
+            read = """async (type) => {
+                const [item] = await navigator.clipboard.read();
+                const bytes = new Uint8Array(await (await item.getType(type)).arrayBuffer());
+                return String.fromCharCode(...bytes.slice(0, 4));
+            }"""
+            assert page.evaluate(read, type_).startswith(start)
+        page.context.clear_permissions()
+        page.evaluate("() => { navigator.clipboard.write = () => Promise.reject(new Error('no')); }")
+        page.click("#copy")
+        wait(page)
+        assert "did not allow copying" in page.inner_text("#message")
+
+
+def test_a_click_belongs_to_the_photograph_that_was_clicked(browser, address):
+    """Of clicks while another photograph is read, none is answered on that one."""
+    with open_page(browser, address) as page:
+        page.click("#sample")
+        wait(page)
+        page.evaluate("document.getElementById('sample').click()")  # it is hidden by now
+        page.mouse.click(*place(page, 0.44, 0.21))
+        wait(page)
+        assert page.locator("#list li").count() == 0
+        click(page, 0.44, 0.21)
+        assert page.locator("#list li").count() == 1
+
+
+def test_other_files_of_the_place_are_left_alone(browser, site, tmp_path):
+    """A server's own answers, and what another project puts there later."""
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    (folder / "answer.txt").write_text("first")
+    server = Server(folder)
+    with open_page(browser, server.address) as page:
+        page.wait_for_selector("html[data-offline=yes]", state="attached")
+        read = "async () => (await fetch('answer.txt', {cache: 'no-store'})).text()"
+        assert page.evaluate(read) == "first"
+        (folder / "answer.txt").write_text("second")
+        assert page.evaluate(read) == "second"
     server.stop()
 
 
@@ -491,7 +550,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["encoder.onnx", "golden.npz", "onnxruntime/ort-wasm-simd-threaded.wasm.gz"]
+    "name", ["encoder.onnx", "golden.npz", "onnxruntime/ort-wasm-simd-threaded.wasm.packed"]
 )
 def test_a_damaged_file_is_refused(browser, site, tmp_path, name):
     shutil.copytree(site, tmp_path / "site")

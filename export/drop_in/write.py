@@ -1,6 +1,7 @@
 """From a checkpoint to a directory that a tool takes: networks, its own configuration, a README."""
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -132,7 +133,7 @@ def _write_files(
         "tool": tool.name,
         "title": tool.title,
         "pocketsam": package_version("pocketsam"),
-        "checkpoint": values["checkpoint"],
+        "checkpoint": Path(loaded.name).name,
         "checkpoint_sha256": loaded.sha256,
         "architecture": loaded.architecture,
         "precision": precision,
@@ -162,7 +163,7 @@ def _values(
     loaded, networks = reference.loaded, list(described)
     return {
         "title": tool.title,
-        "checkpoint": Path(loaded.name).name,
+        "checkpoint": re.sub(r"[^\w .+-]", "_", Path(loaded.name).name),  # into YAML and Python
         "slug": f"pocketsam-{loaded.architecture.replace('_', '-')}-{precision}",
         "precision": precision,
         "size": loaded.model.image_size,

@@ -132,7 +132,8 @@ class PocketSam(encoderModel: ByteBuffer, decoderModel: ByteBuffer, threads: Int
         }
         val values = floats(CELLS * CELLS * 256)
         val inputs = mapOf<String, Any>("$pixel_values" to input)
-        encoder.runSignature(inputs, mapOf<String, Any>("$image_embeddings" to values), "$signature")
+        val outputs = mapOf<String, Any>("$image_embeddings" to values)
+        synchronized(encoder) { encoder.runSignature(inputs, outputs, "$signature") }
         return Embedding(values, width, height)
     }
 
@@ -172,7 +173,6 @@ class PocketSam(encoderModel: ByteBuffer, decoderModel: ByteBuffer, threads: Int
         }
         val low = floats(PROMPTS * 4 * LOW * LOW)
         val scores = floats(PROMPTS * 4)
-        embedding.values.rewind()
         val inputs = mapOf<String, Any>(
             "$image_embeddings" to embedding.values,
             "$point_coords" to coords,
@@ -181,7 +181,10 @@ class PocketSam(encoderModel: ByteBuffer, decoderModel: ByteBuffer, threads: Int
             "$has_mask_input" to hasMask
         )
         val outputs = mapOf<String, Any>("$low_res_masks" to low, "$iou_predictions" to scores)
-        decoder.runSignature(inputs, outputs, "$signature")
+        synchronized(decoder) {  // of two quick taps, one after the other: an Interpreter has one thread
+            embedding.values.rewind()
+            decoder.runSignature(inputs, outputs, "$signature")
+        }
         val logits = Array(4) { k -> FloatArray(LOW * LOW) { low.get(k * LOW * LOW + it) } }
         val ious = FloatArray(4) { scores.get(it) }
         val likely = (1..3).reduce { best, k -> if (ious[k] > ious[best]) k else best }

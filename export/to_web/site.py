@@ -42,7 +42,8 @@ def add_page(folder: Path) -> None:
     for name, data in read_engine().items():
         path = folder / ENGINE / name
         if path.suffix == ".wasm":
-            _write(path.with_name(f"{name}.gz"), gzip.compress(data, 9, mtime=0))
+            # not ".gz": some servers call that an encoding, and the browser then unpacks it
+            _write(path.with_name(f"{name}.packed"), gzip.compress(data, 9, mtime=0))
         else:
             _write(path, data)
     for name in LICENSES:
@@ -76,6 +77,9 @@ def _write_site(folder: Path) -> None:
     (folder / SITE_NAME).write_text(text, encoding="utf-8")
     version = hashlib.sha256(text.encode()).hexdigest()[:16]
     source = worker.read_text(encoding="utf-8")
-    if '"development"' not in source:
-        raise ConversionError("sw.js has no place for the version of its cache")
-    worker.write_text(source.replace('"development"', f'"{version}"', 1), encoding="utf-8")
+    names = json.dumps([*hashes, MANIFEST_NAME, SITE_NAME])
+    for place, value in (('["development"]', names), ('"development"', f'"{version}"')):
+        if place not in source:
+            raise ConversionError(f"sw.js has no place for {value[:40]}")
+        source = source.replace(place, value)
+    worker.write_text(source, encoding="utf-8")

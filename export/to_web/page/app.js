@@ -42,7 +42,7 @@ let photoName = null;
 start();
 
 async function start() {
-  if (await isolate()) return; // the page loads again
+  if (await isolate(onNewExport)) return; // the page loads again
   connect();
   ready = engine.open().then(showEngine);
   ready.catch((error) => {
@@ -55,6 +55,11 @@ async function start() {
   keepOffline(say);
 }
 
+function onNewExport() {
+  if (photoName) say('A new version of this page has arrived. Reload it when you are done.');
+  else location.reload();
+}
+
 /**
  * Opens a photograph.
  *
@@ -64,9 +69,14 @@ async function start() {
 function open(blob, name) {
   return enqueue(`Reading ${name}…`, async () => {
     await ready;
+    const before = engine.photo;
     const about = await engine.encode(blob, name);
-    const options = shownSize(about);
-    stage.setPhoto(await createImageBitmap(blob, { imageOrientation: 'from-image', ...options }), about, engine.about);
+    const options = /** @type {const} */ ({ imageOrientation: 'from-image', ...shownSize(about) });
+    const bitmap = await createImageBitmap(blob, options).catch(async (error) => {
+      if (before) await engine.encode(before.blob, before.name); // which stays on the stage
+      throw error;
+    });
+    stage.setPhoto(bitmap, about, engine.about);
     photoName = name;
     objects.clear();
     for (const [id, isHidden] of /** @type {[string, boolean][]} */ ([['empty', true], ['stage', false], ['tools', false], ['panel', false]])) {
@@ -105,7 +115,9 @@ function onBox(box) {
  */
 function ask(grow) {
   hovered = null;
+  const { photo } = stage;
   enqueue('', async () => {
+    if (stage.photo !== photo) return; // another one was opened meanwhile
     const object = objects.selected;
     const prompt = grow(object);
     const { logits, score } = await engine.call('predict', prompt);
@@ -143,7 +155,9 @@ function searchEverything() {
     engine.cancel();
     return;
   }
+  const { photo } = stage;
   enqueue('', async () => {
+    if (stage.photo !== photo) return;
     isSearching = true;
     render();
     try {
@@ -162,15 +176,23 @@ function searchEverything() {
 /** @param {'download' | 'copy'} how */
 function save(how) {
   const kind = /** @type {import('./worker/output.js').Kind} */ (field('kind').value);
-  enqueue('Writing…', async () => {
+  const { photo } = stage;
+  const write = async () => {
+    if (stage.photo !== photo) throw new WorkerError('Another photograph was opened meanwhile. Save it again.', true);
     const wanted = objects.all.map(({ id, colour, ...object }) => object);
-    const blob = await engine.call('write', { kind, objects: wanted });
-    if (how === 'copy') {
-      await copy(blob);
-      say('Copied.');
-    } else {
-      download(blob, photoName ?? 'photo', kind);
-    }
+    return engine.call('write', { kind, objects: wanted });
+  };
+  if (how === 'download') {
+    enqueue('Writing…', async () => download(await write(), photoName ?? 'photo', kind));
+    return;
+  }
+  // Safari wants the clipboard to be asked during the click, so it gets a promise of the file
+  const blob = queue.then(write);
+  const copied = copy(blob, kind);
+  copied.catch(() => {}); // said below
+  enqueue('Writing…', async () => {
+    await copied;
+    say('Copied.');
   });
 }
 

@@ -47,11 +47,14 @@ export class Engine {
     this.worker?.terminate();
     for (const { reject } of this.waiting.values()) reject(new WorkerError('the worker was replaced', false));
     this.waiting.clear();
+    /** @type {WorkerError | null} */
+    this.failure = null;
     this.worker = new Worker(new URL('./worker/worker.js', import.meta.url), { type: 'module' });
     this.worker.onmessage = ({ data }) => this.#receive(data);
     this.worker.onerror = (event) => {
       event.preventDefault();
       const error = new WorkerError(event.message || 'the worker could not start', false);
+      this.failure = error; // of calls that come later, too
       for (const { reject } of this.waiting.values()) reject(error);
       this.waiting.clear();
     };
@@ -89,7 +92,8 @@ export class Engine {
     try {
       return await this.#send(method, argument, onProgress);
     } catch (error) {
-      if (!(error instanceof WorkerError) || error.isExpected) throw error;
+      // a file that could not be written is no fault of the engine
+      if (!(error instanceof WorkerError) || error.isExpected || method === 'write') throw error;
       if (worker === this.worker) await (this.restarting ??= this.#restart(error.message));
       else await this.restarting;
       return this.#send(method, argument, onProgress);
@@ -125,6 +129,7 @@ export class Engine {
    */
   #send(method, argument, onProgress) {
     return new Promise((resolve, reject) => {
+      if (this.failure) throw this.failure;
       const id = ++this.count;
       this.waiting.set(id, { resolve, reject, onProgress });
       this.worker?.postMessage({ id, method, argument });

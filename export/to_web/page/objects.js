@@ -49,15 +49,16 @@ export class Objects {
   }
 
   /**
-   * Puts an answer in place of the object that it belongs to, or adds an object; selects it.
+   * Puts an answer in place of the object that it belongs to, or adds an object; selects it. The answer
+   * to an object that was removed meanwhile is dropped.
    *
    * @param {MarkedObject | null} object that was asked about; null: a new one
    * @param {Pick<MarkedObject, 'points' | 'labels' | 'box' | 'logits' | 'score'>} answer
    */
   put(object, answer) {
     const made = object ? { ...object, ...answer } : this.#make(answer);
-    const has = this.all.some((other) => other.id === made.id);
-    const objects = has ? this.all.map((other) => (other.id === made.id ? made : other)) : [...this.all, made];
+    if (object && !this.all.some((other) => other.id === object.id)) return;
+    const objects = object ? this.all.map((other) => (other.id === made.id ? made : other)) : [...this.all, made];
     this.#change({ objects, selected: made.id });
   }
 

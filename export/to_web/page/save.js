@@ -22,17 +22,25 @@ export function download(blob, photo, kind) {
 /**
  * Puts a picture or a text into the clipboard.
  *
- * @param {Blob} blob
- * @throws {WorkerError} the browser does not allow it
+ * @param {Promise<Blob>} file that is being written
+ * @param {import('./worker/output.js').Kind} kind
+ * @throws {WorkerError} the file could not be written, or the browser does not allow copying
  */
-export async function copy(blob) {
-  if (!navigator.clipboard) {
-    throw new WorkerError('This browser copies on https and localhost only. Download it instead.', true);
-  }
+export async function copy(file, kind) {
+  let failure;
+  const written = file.catch((error) => Promise.reject((failure = error)));
+  written.catch(() => {}); // also where nobody waits for it
+  const isPicture = kind === 'cutout' || kind === 'mask';
   try {
-    if (blob.type === 'image/png') await navigator.clipboard.write([new ClipboardItem({ 'image/png': blob })]);
-    else await navigator.clipboard.writeText(await blob.text());
-  } catch {
+    if (!navigator.clipboard) {
+      await written;
+      throw new WorkerError('This browser copies on https and localhost only. Download it instead.', true);
+    }
+    const type = isPicture ? 'image/png' : 'text/plain';
+    const data = isPicture ? written : written.then((blob) => blob.text()).then((text) => new Blob([text], { type }));
+    await navigator.clipboard.write([new ClipboardItem({ [type]: data })]);
+  } catch (error) {
+    if (failure || error instanceof WorkerError) throw failure ?? error;
     throw new WorkerError('The browser did not allow copying. Download it instead.', true);
   }
 }

@@ -170,7 +170,7 @@ export class Stage {
     let pressed = null;
     element.addEventListener('contextmenu', (event) => event.preventDefault());
     element.addEventListener('pointerdown', (event) => {
-      if (!this.photo || event.button > 2) return;
+      if (!this.photo || !event.isPrimary || event.button % 2) return; // no second finger, no middle button
       const isNegative = event.button === 2 || event.altKey || event.ctrlKey || this.tool === 'remove';
       pressed = { point: this.#locate(event), event, label: isNegative ? 0 : 1 };
       this.cursor = null;
@@ -196,7 +196,7 @@ export class Stage {
       pressed = this.drag = null;
       this.#drawCurrent();
       if (box) handlers.onBox(box);
-      else if (this.tool !== 'box' || event.altKey) handlers.onClick(point, label);
+      else if (this.tool !== 'box' || label === 0) handlers.onClick(point, label);
     });
     element.addEventListener('pointercancel', () => {
       pressed = this.drag = null;

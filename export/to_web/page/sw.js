@@ -4,10 +4,16 @@
  */
 
 const VERSION = 'pocketsam-' + "development"; // the exporter writes a hash of the files here
+const FILES = new Set(/** @type {string[]} */ (["development"])); // and here their names
 
 const scope = /** @type {any} */ (self);
 
-scope.addEventListener('install', () => scope.skipWaiting());
+// A new export waits until all of it is here: the old one stays whole, offline too. The first one does
+// not wait; the page then asks for its files.
+scope.addEventListener('install', (/** @type {any} */ event) => {
+  if (!scope.registration.active) scope.skipWaiting();
+  else event.waitUntil(keepAll([...FILES]).then((failed) => failed && Promise.reject(new Error(failed))));
+});
 
 scope.addEventListener('activate', (/** @type {any} */ event) => {
   event.waitUntil(
@@ -21,15 +27,34 @@ scope.addEventListener('activate', (/** @type {any} */ event) => {
 
 scope.addEventListener('fetch', (/** @type {any} */ event) => {
   const { request } = event;
-  const isOurs = request.method === 'GET' && request.url.startsWith(scope.registration.scope);
-  if (isOurs) event.respondWith(answer(request, event));
+  const name = keyOf(request.url).slice(scope.registration.scope.length);
+  const isOurs = request.method === 'GET' && request.url.startsWith(scope.registration.scope) && FILES.has(name);
+  if (isOurs) event.respondWith(answer(request, event)); // other files of the place are not the page's
 });
 
 scope.addEventListener('message', (/** @type {any} */ event) => {
-  event.waitUntil(keepAll(event.data.files).then(
-    (failed) => event.source?.postMessage({ isKept: !failed, failed }),
-  ));
+  if (event.data === 'take') event.waitUntil(takeIfAlone(event.source));
+  else if (event.data === 'keep') {
+    event.waitUntil(keepAll([...FILES]).then((failed) => event.source?.postMessage({ isKept: !failed, failed })));
+  }
 });
+
+/**
+ * Takes the place of the old export, if no other page is open that runs it.
+ *
+ * @param {any} source the page that asks
+ */
+async function takeIfAlone(source) {
+  const isAnother = (/** @type {any} */ page) => page.id !== source.id && page.url.startsWith(scope.registration.scope);
+  for (let attempt = 0; attempt < 10; attempt++) {
+    const pages = await scope.clients.matchAll({ type: 'window', includeUncontrolled: true });
+    if (!pages.some(isAnother)) {
+      await scope.skipWaiting();
+      return;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 100)); // a page that was reloaded leaves late
+  }
+}
 
 /**
  * @param {Request} request

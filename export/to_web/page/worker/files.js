@@ -32,7 +32,7 @@ export async function fetchFile(name, sha256, progress = () => {}) {
  * @returns {Promise<any>}
  */
 export async function fetchJson(name) {
-  const bytes = await fetchFile(name, undefined);
+  const bytes = await download(name, 'no-cache', () => {}); // no hash tells whether it is old
   try {
     return JSON.parse(new TextDecoder().decode(bytes));
   } catch {

@@ -11,8 +11,8 @@ import { PageError, fetchFile, unpack } from './files.js';
  */
 
 const FILES = {
-  webgpu: ['onnxruntime/ort.jspi.bundle.min.mjs', 'onnxruntime/ort-wasm-simd-threaded.jspi.wasm.gz'],
-  wasm: ['onnxruntime/ort.wasm.bundle.min.mjs', 'onnxruntime/ort-wasm-simd-threaded.wasm.gz'],
+  webgpu: ['onnxruntime/ort.jspi.bundle.min.mjs', 'onnxruntime/ort-wasm-simd-threaded.jspi.wasm.packed'],
+  wasm: ['onnxruntime/ort.wasm.bundle.min.mjs', 'onnxruntime/ort-wasm-simd-threaded.wasm.packed'],
 };
 
 /**
@@ -101,7 +101,8 @@ export class Networks {
         }),
       ),
     );
-    const ort = await import(new URL(`../${module}`, import.meta.url).href);
+    // the module remembers its first number of threads, and a start that failed: one for each choice
+    const ort = await import(new URL(`../${module}?threads=${choice.threads}`, import.meta.url).href);
     ort.env.logLevel = 'error';
     ort.env.wasm.numThreads = choice.threads;
     ort.env.wasm.wasmBinary = (await unpack(packed)).buffer;
@@ -113,6 +114,11 @@ export class Networks {
     const sessions = [];
     for (const file of [encoder, decoder]) sessions.push(await ort.InferenceSession.create(file, options));
     return new Networks(ort, sessions[0], sessions[1], manifest);
+  }
+
+  /** Frees the memory of both networks. */
+  async release() {
+    for (const session of [this.encoder, this.decoder]) await session.release();
   }
 
   /**

@@ -2,7 +2,6 @@
 
 import { PageError } from './files.js';
 import { encodeRle, measure, tracePath } from './masks.js';
-import { openPicture } from './picture.js';
 
 /**
  * @typedef {'cutout' | 'mask' | 'json' | 'svg'} Kind
@@ -33,8 +32,9 @@ export async function makeFile(kind, objects, source) {
  * @param {Uint8Array} mask
  * @param {Source} source
  */
-async function cutOut(mask, { blob, name, size }) {
-  const bitmap = await openPicture(blob, name);
+async function cutOut(mask, { blob, size }) {
+  // with its colour profile, as it is seen; the network takes the numbers as they are
+  const bitmap = await createImageBitmap(blob, { imageOrientation: 'from-image' });
   const { canvas, context } = makeCanvas(size);
   const image = paint(context, mask, size, [0, 0, 0], 255);
   context.putImageData(image, 0, 0);
@@ -90,9 +90,11 @@ function makeCanvas({ height, width }) {
  * @param {Source} source
  */
 function toCoco(objects, { name, size, upscaler }) {
-  const annotations = objects.map((object, i) => {
+  const marked = objects.map((object) => {
     const mask = upscaler.mask(object.logits);
-    const { box, area } = measure(mask, size.width);
+    return { object, mask, ...measure(mask, size.width) };
+  });
+  const annotations = marked.filter(({ area }) => area).map(({ object, mask, box, area }, i) => {
     return {
       id: i + 1,
       image_id: 1,

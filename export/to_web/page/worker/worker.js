@@ -44,6 +44,7 @@ const methods = {
         const isRight = results.every((result) => !result.violations.length);
         if (isRight || isLast) return { ...describe(choice, reasons, isRight), results, milliseconds };
         reasons.push(`${choice.name} computes something else here (${results.find((r) => r.violations.length)?.violations[0]})`);
+        await networks.release();
       } catch (error) {
         if (error instanceof PageError || isLast) throw error;
         reasons.push(`${choice.name} failed here (${firstLine(error)})`);
