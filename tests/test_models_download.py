@@ -30,6 +30,12 @@ from pocketsam.models.sam import seeded
 PAYLOAD = np.random.default_rng(0).bytes(700_001)
 
 
+@pytest.fixture(autouse=True)
+def without_proxy(monkeypatch):
+    """The server is on this machine."""
+    monkeypatch.setenv("no_proxy", "*")
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 

@@ -479,7 +479,7 @@ def test_one_dataset_of_a_folder_as_coco_has_it(bundle, photo, tmp_path):
         assert annotation["area"] == coco.area(annotation["segmentation"]) > 0
 
 
-def test_what_changed_is_done_again(bundle, photo, tmp_path):
+def test_what_changed_is_done_again(bundle, several_precisions, photo, tmp_path):
     folder, out = folder_of(tmp_path / "photos", photo), tmp_path / "out"
     command = ["everything", bundle, folder, *QUICK, "--output", out]
     call_pocketsam(*command)
@@ -489,6 +489,8 @@ def test_what_changed_is_done_again(bundle, photo, tmp_path):
     assert call_pocketsam(*command, "--box-nms-thresh", "0.6").stdout.count("done before") == 0
     (out / "a" / "masks.json").write_text("{")
     assert call_pocketsam(*command, "--box-nms-thresh", "0.6").stdout.count("done before") == 1
+    command[1] = several_precisions  # other weights
+    assert call_pocketsam(*command, "--box-nms-thresh", "0.6").stdout.count("done before") == 0
 
 
 def test_a_mask_without_pixels_and_a_stability_of_nan_are_no_json():
