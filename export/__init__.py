@@ -108,6 +108,8 @@ def export(
     from pocketsam.export.targets import check_network, check_options, find_target, open_converter
 
     chosen = find_target(target)
+    if not verify:
+        _check_unverified(images, keep_failed)
     precision = precision or chosen.usual_precision
     options = check_options(
         chosen,
@@ -144,6 +146,16 @@ def export(
     return reports[0] if reports else None
 
 
+def _check_unverified(images: Sequence[StrPath], keep_failed: bool) -> None:
+    """Raises UsageError for what only a verification uses."""
+    for name, is_given, what in (
+        ("images", images, "are verified on"),
+        ("keep-failed", keep_failed, "keeps what fails to verify"),
+    ):
+        if is_given:
+            raise UsageError(f"--{name} {what}, and --no-verify skips that")
+
+
 def verify(
     bundle: StrPath,
     *,
@@ -171,6 +183,7 @@ def verify(
         of each precision. Neither raises when the answer is no: ask each one's ``ok``.
 
     Raises:
+        UsageError: images without a checkpoint.
         BundleError, IntegrityError, CheckpointError, ImageError: what could not be read.
 
     Example:
@@ -179,6 +192,8 @@ def verify(
         True
     """
     if checkpoint is None:
+        if images:
+            raise UsageError("--images are compared with a checkpoint: give --checkpoint as well")
         return check_anywhere(bundle, providers=providers, threads=threads, precision=precision)
     with extra_needed("export"):
         from pocketsam.export.pipeline import verify_bundle

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pocketsam.export as exporter
 from pocketsam import terminal
-from pocketsam.errors import ParityError, UsageError
+from pocketsam.errors import ParityError
 from pocketsam.export.drop_in.command import run_export_for
 from pocketsam.export.drop_in.tools import TOOLS
 from pocketsam.export.options import OPTION_NAMES, Options
@@ -188,10 +188,6 @@ def run_export(args: argparse.Namespace) -> None:
     if args.tool is not None:
         run_export_for(args)
         return
-    if args.no_verify and args.images:
-        raise UsageError("--images are verified on, and --no-verify skips that")
-    if args.no_verify and args.keep_failed:
-        raise UsageError("--keep-failed keeps what fails to verify, and --no-verify skips that")
     try:
         report = exporter.export(
             args.checkpoint,
@@ -243,10 +239,8 @@ def add_verify(subparsers: terminal.Subparsers) -> None:
 def run_verify(args: argparse.Namespace) -> None:
     """Compares a bundle with a checkpoint, or runs its golden vectors."""
     if args.checkpoint is None:
-        if args.images:
-            raise UsageError("--images are compared with a checkpoint: give --checkpoint as well")
-        how = {"threads": args.threads, "precision": args.precision}
-        results = exporter.check_anywhere(args.bundle, providers=terminal.providers(args), **how)
+        how = {"images": args.images, "threads": args.threads, "precision": args.precision}
+        results: Any = exporter.verify(args.bundle, providers=terminal.providers(args), **how)
         golden_command.report_golden(args, results)
         return
     reports: Any = exporter.verify(

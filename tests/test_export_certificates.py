@@ -255,6 +255,9 @@ def test_files_that_fail_replace_nothing_else(weak, pictures, tmp_path):
         "export", "seeded", "--no-verify", "--keep-failed", "--output", tmp_path / "c"
     )
     assert done.returncode == 2
+    for options in ({"keep_failed": True}, {"images": pictures}):
+        with pytest.raises(UsageError, match="and --no-verify skips that"):
+            export_toy(tmp_path / "c", verify=False, **options)
     with pytest.raises(UsageError, match="unknown grade 'good'; known are equivalent, close, lossy"):
         export_toy(tmp_path / "c", accept="good")
 

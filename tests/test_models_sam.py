@@ -274,8 +274,8 @@ def test_an_image_size_that_is_no_multiple_of_64_is_refused(image_size):
         build(image_size=image_size)
 
 
-def test_training_mode_changes_batch_norm_only_where_it_should(model):
-    """Exporting must not shift BatchNorm's statistics (field note 2)."""
+def test_encoding_leaves_batch_norm_as_it_is(model):
+    """A forward pass in training mode would shift its statistics (field note 2)."""
     before = {key: value.clone() for key, value in model.state_dict().items()}
     assert not model.training
     with torch.inference_mode():
