@@ -106,8 +106,6 @@ def read_settings(source: StrPath) -> Settings:
     thresholds = {name: metadata.get(name, value) for name, value in vars(Thresholds()).items()}
     try:
         size = int(metadata.get("image_size", usual.image_size))
-        if size < 64 or size % 64:
-            raise ValueError(f"image_size is {size}, no multiple of 64")
         limits = Thresholds(**{name: float(value) for name, value in thresholds.items()})
         return Settings(size, limits, is_known=usual.is_known or "image_size" in metadata)
     except ValueError as error:
@@ -147,8 +145,11 @@ def _path_of(source: StrPath) -> Path:
 
 
 def default_image_size(source: StrPath) -> int:
-    """Returns the canvas, in pixels, to use a checkpoint at; see ``read_settings``."""
-    return read_settings(source).image_size
+    """Returns a checkpoint's canvas in pixels; raises CheckpointError for one that no network has."""
+    size = read_settings(source).image_size
+    if size < 64 or size % 64:
+        raise CheckpointError(f"{source}: is for a canvas of {size} pixels; give a multiple of 64")
+    return size
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,11 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +39,8 @@ SIZE, THREADS = 1024, 2
 PHOTOGRAPHS = ("astronaut", "coffee", "rocket", "chelsea", "coins", "camera")
 """Of scikit-image, which its package holds."""
 BUDGETS = (1, 2, 4)
+PARTS = ("encoder", "scores", "masks")
+"""Of the grid's seconds: the encoder, the decoder up to clicks' scores, the masks of good clicks."""
 LARGE = """
 import sys
 import numpy as np
@@ -89,15 +95,42 @@ def pictures() -> dict[str, np.ndarray]:
 
 
 def measure(segmenter: Segmenter, image: np.ndarray, budgets=BUDGETS) -> dict:
-    grid, seconds, clicks = timed(segmenter, image)
+    parts: Counter[str] = Counter()
+    with timing(segmenter, parts):
+        grid, seconds, clicks = timed(segmenter, image)
     assert clicks == 1024
     row = {"masks": len(grid), "grid_s": seconds, "single": found_by_one_click(segmenter, image, grid)}
+    row |= {name: parts[name] for name in PARTS}
     found, row["adaptive_s"], row["clicks"] = timed(segmenter, image, order="adaptive")
     row["found"] = recall(grid, found)
     for budget in budgets:
         found, _, _ = timed(segmenter, image, order="adaptive", time_budget=budget)
         row[f"budget_{budget}"] = recall(grid, found)
     return row
+
+
+@contextmanager
+def timing(segmenter: Segmenter, parts: Counter[str]) -> Iterator[None]:
+    """Adds up the seconds of the encoder, and of the decoder's two halves, by ``PARTS``."""
+
+    def timed_call(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                parts[name] += time.perf_counter() - start
+
+        return call
+
+    split = segmenter._split_decoder()
+    segmenter.set_image = timed_call("encoder", segmenter.set_image)
+    for name in ("scores", "masks"):
+        setattr(split, name, timed_call(name, getattr(split, name)))
+    try:
+        yield
+    finally:
+        del segmenter.set_image, split.scores, split.masks
 
 
 def timed(segmenter: Segmenter, image: np.ndarray, **more) -> tuple[list, float, int]:
@@ -226,7 +259,8 @@ def print_table(rows: list[dict], size: int, budgets=BUDGETS) -> None:
         cells += [row["clicks"], f"{row['found']:.2f}"]
         cells += [f"{row[f'budget_{budget}']:.2f}" for budget in budgets]
         print("| " + " | ".join(map(str, cells)) + " |")
-    print()
+    shares = [f"{name} {sum(row[name] for row in rows) / whole['grid_s']:.0%}" for name in PARTS]
+    print(f"\nof the grid's time: {', '.join(shares)}\n")
 
 
 if __name__ == "__main__":

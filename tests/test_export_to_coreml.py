@@ -41,8 +41,9 @@ LOSSY = [precision.name for precision in TARGET.precisions[1:]]
 
 
 def export_coreml(path, pictures, source=SOURCE, **options):
-    more = {"images": pictures, "calibration": pictures, "force": True}
-    more |= {"accept": "lossy"}
+    more = {"images": pictures, "force": True, "accept": "lossy"}
+    if options.get("precision", "fp32") != "fp32":
+        more["calibration"] = pictures
     report = export(source, path, target="coreml", image_size=SIZE, **more, **options)
     return report, json.loads((path / MANIFEST_NAME).read_text())
 

@@ -68,3 +68,6 @@ class FewBits:
 FEW_BITS = FewBits(
     decoder=(MLP, MLPBlock), smallest=40_000, most_inputs=2560, feedback=(TinyViT,), block=32
 )
+
+FLOAT16_MAX, HEADROOM = 65504.0, 8.0
+"""float16 operations keep their values below ``FLOAT16_MAX / HEADROOM``; others stay in float32."""

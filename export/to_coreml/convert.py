@@ -18,6 +18,7 @@ import torch
 from pocketsam.child import run_child
 from pocketsam.export.cases import Case, samples_of
 from pocketsam.export.options import Options
+from pocketsam.export.quantization.decisions import FLOAT16_MAX, HEADROOM
 from pocketsam.export.target import Arrays, Call, Converted, Progress
 from pocketsam.export.to_coreml.channels_first import channels_first, to_reference_layout
 from pocketsam.export.to_coreml.interpreter import (
@@ -32,7 +33,6 @@ from pocketsam.export.to_coreml.linter import lint
 from pocketsam.export.to_coreml.neural_engine import fallbacks
 from pocketsam.export.to_coreml.neural_engine_rules import summarise
 from pocketsam.export.to_coreml.rounded import bias_name, prepare
-from pocketsam.export.to_onnx.weights import FLOAT16_MAX, HEADROOM
 from pocketsam.export.traced import (
     Encoder,
     PixelEncoder,

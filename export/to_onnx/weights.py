@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pocketsam.errors import ConversionError
-from pocketsam.export.quantization.decisions import FEW_BITS
+from pocketsam.export.quantization.decisions import FEW_BITS, FLOAT16_MAX, HEADROOM
 from pocketsam.export.to_onnx.bias_tables import factor
 from pocketsam.export.to_onnx.large import detach, fits, infer_types, open_detached
 from pocketsam.runtime import contract as c
 
 SMALLEST = 4096
 """Constants with fewer elements stay float32: norms, biases, depthwise kernels."""
-FLOAT16_MAX, HEADROOM = 65504.0, 8.0
-"""float16 operations keep their values below ``FLOAT16_MAX / HEADROOM``; others stay in float32."""
 _ON_GRID = 1e-3
 """Of a step: how far a value may be from its code by float32's rounding."""
 
