@@ -76,7 +76,7 @@ def export(
         force: whether a bundle already at ``output`` is replaced.
         keep_failed: whether files that fail parity stay, in ``OUTPUT.failed``, with a picture of the
             worst mask in ``OUTPUT.failed.png``.
-        max_points: points of a prompt in decoders other than ONNX's (16); a box takes two.
+        max_points: points of a prompt in decoders other than ONNX's, from 10 up (16); a box takes two.
         prompts_per_call: prompts that decoders other than ONNX's answer at once (1); they always
             compute all of them, so 64 is for ``everything``, not for single clicks.
         input: Core ML: the encoder takes a normalised ``tensor``, or an ``image`` that it normalises.

@@ -77,6 +77,8 @@ def describe_file(path: Path) -> BundleFile:
 def write_manifest(directory: Path, manifest: Manifest) -> str:
     """Writes ``manifest.json``; the same manifest gives the same bytes. Returns their sha256."""
     text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    data = f"{text}\n".encode()
+    data = f"{text}\n".encode(
+        errors="backslashreplace"
+    )  # names that are no UTF-8, as JSON escapes them
     (directory / MANIFEST_NAME).write_bytes(data)
     return hashlib.sha256(data).hexdigest()

@@ -105,7 +105,7 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
         "--max-points",
         type=int,
         metavar="N",
-        help="not for ONNX: points of a prompt in the decoder; a box takes two "
+        help="not for ONNX: points of a prompt in the decoder, 10 or more; a box takes two "
         f"(default: {Options.max_points})",
     )
     group.add_argument(

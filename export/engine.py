@@ -104,7 +104,7 @@ class Environment:
             PocketSamError: see ``python``.
         """
         command = [self.python(), "-P", "-m", worker, *arguments]
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             run_child(command, self.title, seconds, _variables(scratch))
 
 
@@ -222,10 +222,11 @@ def open_engine(
         BundleError: it cannot be opened.
         PocketSamError: see ``Environment.python``.
     """
+    python = environment.python()
     log = tempfile.TemporaryFile()  # noqa: SIM115 - the engine's as long as it lives
     scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     process = subprocess.Popen(
-        [environment.python(), "-P", "-m", worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [python, "-P", "-m", worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=log, env=_variables(scratch.name, threads),
     )  # fmt: skip
     engine = Engine(process, log, scratch, name)

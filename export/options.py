@@ -19,7 +19,8 @@ class Options:
 
     Attributes:
         precision: one that the target has.
-        max_points: points of a prompt in a decoder of static shapes (a box takes two).
+        max_points: points of a prompt in a decoder of static shapes (a box takes two);
+            ``check_options`` wants ``LONGEST_PROMPT`` or more.
         prompts_per_call: prompts that a decoder of static shapes answers at once.
         input: ``tensor``: the encoder takes a normalised tensor; ``image``: a picture (0..255), which
             it normalises itself.

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pocketsam.constants import resized_shape
 from pocketsam.errors import ImageError
-from pocketsam.images import list_folder, load_image
+from pocketsam.images import IMAGE_SUFFIXES, list_folder, load_image
 from pocketsam.traits import SAM_PIXELS, Normalisation
 
 SMALLEST_SIDE = 16
@@ -78,6 +78,12 @@ def scaled(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     """Returns an RGB image as ``[h, w, 3]`` uint8, scaled to a longest side of ``image_size``."""
     height, width = resized_shape(image.height, image.width, image_size)
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def image_stems(folders: Iterable[Path]) -> set[str]:
+    """Returns the names, without their suffixes, of all images in folders, also of unreadable ones."""
+    files = (path for folder in folders for path in folder.iterdir())
+    return {path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def label_maps(folder: Path, stem: str, stems: Collection[str]) -> Iterator[Path]:

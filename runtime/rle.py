@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from pocketsam.errors import MaskError
 
+MAX_PIXELS = 2**32
+"""Masks with as many pixels are refused: COCO's run lengths have 32 bits."""
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels."""
 
@@ -136,7 +138,7 @@ def from_rle(rle: dict[str, Any]) -> NDArray[np.bool_]:
             "bytes or a list of whole numbers"
         ) from None
     lengths = _decompress(counts) if is_compressed else listed
-    if min(height, width, *lengths, 0) < 0 or sum(lengths) != height * width:
+    if min(height, width, *lengths, 0) < 0 or not sum(lengths) == height * width < MAX_PIXELS:
         raise MaskError(f"counts do not describe a mask of {height}x{width} pixels")
     return from_run_lengths(lengths, (height, width))
 
@@ -149,7 +151,7 @@ def _decompress(counts: str | bytes) -> list[int]:
     """
     lengths: list[int] = []
     value = shift = 0
-    for code in counts.encode("ascii", "replace") if isinstance(counts, str) else counts:
+    for code in counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts:
         group = code - 48
         if not 0 <= group < 64:
             raise MaskError(

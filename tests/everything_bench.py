@@ -100,7 +100,7 @@ def measure(segmenter: Segmenter, image: np.ndarray, budgets=BUDGETS) -> dict:
         grid, seconds, clicks = timed(segmenter, image)
     assert clicks == 1024
     row = {"masks": len(grid), "grid_s": seconds, "single": found_by_one_click(segmenter, image, grid)}
-    row |= {name: parts[name] for name in PARTS}
+    row |= {f"{name}_s": parts[name] for name in PARTS}
     found, row["adaptive_s"], row["clicks"] = timed(segmenter, image, order="adaptive")
     row["found"] = recall(grid, found)
     for budget in budgets:
@@ -259,7 +259,7 @@ def print_table(rows: list[dict], size: int, budgets=BUDGETS) -> None:
         cells += [row["clicks"], f"{row['found']:.2f}"]
         cells += [f"{row[f'budget_{budget}']:.2f}" for budget in budgets]
         print("| " + " | ".join(map(str, cells)) + " |")
-    shares = [f"{name} {sum(row[name] for row in rows) / whole['grid_s']:.0%}" for name in PARTS]
+    shares = [f"{name} {sum(row[f'{name}_s'] for row in rows) / whole['grid_s']:.0%}" for name in PARTS]
     print(f"\nof the grid's time: {', '.join(shares)}\n")
 
 

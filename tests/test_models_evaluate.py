@@ -16,7 +16,7 @@ from pocketsam.models.commands import COMMANDS
 from pocketsam.models.evaluation import baselines, evaluate
 from pocketsam.models.evaluation.evaluate import Clicked, Score, panels_of, score_image, summary, table
 from pocketsam.models.evaluation.examples import Example, scene_examples
-from pocketsam.models.images import label_maps
+from pocketsam.models.images import image_stems, label_maps
 from pocketsam.models.sam import seeded
 from pocketsam.runtime import Segmenter
 
@@ -221,6 +221,9 @@ def test_a_second_label_map_may_be_another_images_first(tmp_path):
     assert [path.name for path in maps["a"]] == ["a.png", "a_2.png"]
     assert [path.name for path in maps["a_3"]] == ["a_3.png"]
     assert maps["b"] == []
+    (tmp_path / "a_2.heic").touch()  # also of an image that cannot be read
+    stems = image_stems([tmp_path])
+    assert [path.name for path in label_maps(tmp_path, "a", stems)] == ["a.png"]
 
 
 def test_the_command_prints_a_table(folder, capsys):

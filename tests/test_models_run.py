@@ -10,7 +10,7 @@ from PIL import Image
 from pocketsam.errors import PocketSamError
 from pocketsam.files import held_folder
 from pocketsam.models.training import run as module
-from pocketsam.models.training.run import Run, average_into, check_finite, learning_rate
+from pocketsam.models.training.run import Run, average_into, check_finite, identity_of, learning_rate
 
 
 def test_learning_rate_rises_and_falls():
@@ -32,6 +32,20 @@ def test_a_run_remembers_what_it_saved(tmp_path):
         (run.folder / "state.pt").write_bytes(damage)
         with pytest.raises(PocketSamError, match=r"state\.pt: damaged .*remove it to start"):
             Run(run.folder, {"steps": 3}).resume()
+
+
+def test_a_start_is_known_by_its_bytes(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"1")
+    (tmp_path / "b.pt").write_bytes(b"1")
+    assert identity_of(str(tmp_path / "a.pt")) == identity_of(str(tmp_path / "b.pt"))
+    assert len(identity_of("default")) == 64
+    assert (identity_of("seeded:3"), identity_of(None)) == ("seeded:3", None)
+
+
+def test_a_state_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    (tmp_path / "state.pt").mkdir()
+    with pytest.raises(PocketSamError, match="cannot be read"):
+        Run(tmp_path, {}).resume()
 
 
 def test_the_log_is_json_by_line(tmp_path, capsys):

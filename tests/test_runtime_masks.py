@@ -156,6 +156,19 @@ def test_every_cut_and_flip_of_counts_is_a_mask_or_a_value_error():
             from_rle(good | {"counts": flipped})
 
 
+@pytest.mark.parametrize(
+    "rle",
+    [
+        {"size": [3, 5], "counts": "\xe9"},  # not what "?" would be
+        {"size": [3, 5], "counts": "\ud800"},
+        {"size": [2**40, 2**40], "counts": [2**80]},
+    ],
+)
+def test_counts_of_other_characters_or_sizes_are_refused(rle):
+    with pytest.raises(MaskError, match="counts"):
+        from_rle(rle)
+
+
 def test_counts_that_fill_another_size_are_refused():
     with pytest.raises(ValueError, match="30x21"):
         from_rle(to_rle(np.ones((30, 20), bool)) | {"size": [30, 21]})

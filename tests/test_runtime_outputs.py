@@ -64,6 +64,11 @@ def test_a_dataset_holds_what_the_folder_holds(bundle, folder, tmp_path):
     assert call_pocketsam(*command).returncode == 0
     dataset = json.loads((out / "dataset.json").read_text())
     assert [image["file_name"] for image in dataset["images"]] == ["c.png"]
+    Image.open(folder / "c.png").save(folder / "c.bmp")
+    (folder / "c.png").unlink()
+    assert call_pocketsam(*command).returncode == 0
+    dataset = json.loads((out / "dataset.json").read_text())
+    assert [image["file_name"] for image in dataset["images"]] == ["c.bmp"]  # of the same pixels
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])

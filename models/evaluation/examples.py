@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketsam.errors import ImageError
-from pocketsam.models.images import label_maps, load_rgb, load_truth, scaled
+from pocketsam.models.images import image_stems, label_maps, load_rgb, load_truth, scaled
 from pocketsam.models.prompted import Masks
 from pocketsam.models.training.answers import object_masks
 from pocketsam.models.training.scenes import MIN_AREA
@@ -50,7 +50,7 @@ def folder_examples(
         skipped: gets a line for each image that has no usable label map.
     """
     paths = list(paths)
-    stems = {path.stem for path in paths}
+    stems = image_stems({path.parent for path in paths})
     for path in paths:
         image = load_rgb(path)
         pixels = scaled(image, size)

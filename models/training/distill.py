@@ -25,7 +25,6 @@ from pocketsam.errors import CheckpointError
 from pocketsam.files import held_folder
 from pocketsam.models import prompted
 from pocketsam.models.checkpoint import Loaded, Settings, load_model, save_checkpoint
-from pocketsam.models.download import hash_file
 from pocketsam.models.images import load_pixels, to_pixel_values
 from pocketsam.models.sam import Sam, build
 from pocketsam.models.training.embedding_cache import EmbeddingCache
@@ -36,6 +35,7 @@ from pocketsam.models.training.run import (
     Run,
     average_into,
     check_finite,
+    identity_of,
     learning_rate,
     restore,
     set_learning_rate,
@@ -189,9 +189,8 @@ def distill(
     """
     check_recipe(recipe, start, save_every)
     names = hashlib.sha256("\0".join(names_of(images)).encode()).hexdigest()
-    origin = hash_file(Path(start)) if start and Path(start).is_file() else start
-    about = {**asdict(recipe), "teacher": teacher.sha256, "start": origin, "images": names}
-    run = Run(folder, about, may_grow=("steps",))
+    origins = {"teacher": teacher.sha256, "start": identity_of(start), "images": names}
+    run = Run(folder, {**asdict(recipe), **origins}, may_grow=("steps",))
     run.resume()  # refuses the folder of another run before anything is computed
     cache = EmbeddingCache(
         cache_folder or folder / "cache", teacher.sha256, recipe.image_size, names_of(images)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from pocketsam import terminal
 from pocketsam.errors import PocketSamError, first_line
 from pocketsam.files import make_folder, write_bytes
+from pocketsam.models.checkpoint import DEFAULT, DEFAULT_FILE
+from pocketsam.models.download import hash_file
 
 STATE_NAME, LOG_NAME = "state.pt", "log.jsonl"
 
@@ -47,6 +49,8 @@ class Run:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             before = dict(state["recipe"])
+        except (OSError, MemoryError) as error:
+            raise PocketSamError(f"{path}: cannot be read: {error}") from None
         except Exception as error:  # zipfile, pickle and torch raise whatever damage makes them raise
             raise PocketSamError(
                 f"{path}: damaged ({first_line(error)}); remove it to start from the beginning"
@@ -80,6 +84,12 @@ class Run:
         now = time.monotonic()
         started, first = self._started = self._started or (now, step)
         return (now - started) / max(1, step - first) * (steps - step) / 60
+
+
+def identity_of(start: str | None) -> str | None:
+    """Returns what tells a checkpoint to start from from others: the hash of its file, or its name."""
+    path = DEFAULT_FILE if start == DEFAULT else Path(start or "")
+    return hash_file(path) if start and path.is_file() else start
 
 
 def has_bfloat16() -> bool:

@@ -151,13 +151,14 @@ def _run_folder(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
     def search(file: Path, name: str) -> str:
         if (output / name).resolve() == file.parent.resolve():
             raise ImageError(f"{file}: its masks would go among the images; choose another --output")
-        image = read_image(args, file)
+        image, shown = read_image(args, file), _inside(args.image, file)
         before = _read_record(output / name / results.LAST)
         parameters = _shown(MaskGenerator(segmenter, **chosen).parameters, args.polygons)
-        if before.get("info") == results.Dataset.info(image, segmenter.manifest, parameters):
+        info = results.Dataset.info(image, segmenter.manifest, parameters)
+        if before and (before["info"], before["images"][0].get("file_name")) == (info, shown):
             records.append(before)
             return "done before"
-        made = _find(segmenter, _inside(args.image, file), image, chosen, args.polygons)
+        made = _find(segmenter, shown, image, chosen, args.polygons)
         results.write_all(output / name, made)
         records.append(made.record)
         return _count(made)

@@ -170,14 +170,14 @@ export class Stage {
     let pressed = null;
     element.addEventListener('contextmenu', (event) => event.preventDefault());
     element.addEventListener('pointerdown', (event) => {
-      if (!this.photo || !event.isPrimary || event.button % 2) return; // no second finger, no middle button
+      if (!this.photo || !event.isPrimary || ![0, 2].includes(event.button)) return; // no second finger
       const isNegative = event.button === 2 || event.altKey || event.ctrlKey || this.tool === 'remove';
       pressed = { point: this.#locate(event), event, label: isNegative ? 0 : 1 };
       this.cursor = null;
       if (this.tool === 'box' || event.pointerType === 'mouse') element.setPointerCapture(event.pointerId);
     });
     element.addEventListener('pointermove', (event) => {
-      if (!this.photo) return;
+      if (!this.photo || (pressed && event.pointerId !== pressed.event.pointerId)) return;
       if (!pressed) {
         if (event.pointerType === 'mouse') handlers.onHover(this.#locate(event));
         return;
@@ -190,7 +190,7 @@ export class Stage {
       }
     });
     element.addEventListener('pointerup', (event) => {
-      if (!pressed) return;
+      if (event.pointerId !== pressed?.event.pointerId) return;
       const { point, label } = pressed;
       const box = this.drag;
       pressed = this.drag = null;
@@ -198,7 +198,8 @@ export class Stage {
       if (box) handlers.onBox(box);
       else if (this.tool !== 'box' || label === 0) handlers.onClick(point, label);
     });
-    element.addEventListener('pointercancel', () => {
+    element.addEventListener('pointercancel', (event) => {
+      if (event.pointerId !== pressed?.event.pointerId) return;
       pressed = this.drag = null;
       this.#drawCurrent();
     });

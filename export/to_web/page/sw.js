@@ -8,12 +8,19 @@ const FILES = new Set(/** @type {string[]} */ (["development"])); // and here th
 
 const scope = /** @type {any} */ (self);
 
-// A new export waits until all of it is here: the old one stays whole, offline too. The first one does
-// not wait; the page then asks for its files.
-scope.addEventListener('install', (/** @type {any} */ event) => {
-  if (!scope.registration.active) scope.skipWaiting();
-  else event.waitUntil(keepAll([...FILES]).then((failed) => failed && Promise.reject(new Error(failed))));
-});
+scope.addEventListener('install', (/** @type {any} */ event) => event.waitUntil(arrive()));
+
+/**
+ * Fetches a new export: it waits until all of it is here, and the old one stays whole, offline too. The
+ * first one does not wait: the page asks for its files. Where there is no storage for two, the new one
+ * works online.
+ */
+async function arrive() {
+  const failed = scope.registration.active ? await keepAll([...FILES]) : '';
+  if (failed) await caches.delete(VERSION);
+  if (!scope.registration.active || /quota/i.test(failed)) await scope.skipWaiting();
+  else if (failed) throw new Error(failed);
+}
 
 scope.addEventListener('activate', (/** @type {any} */ event) => {
   event.waitUntil(

@@ -26,7 +26,7 @@ from pocketsam import terminal
 from pocketsam.errors import ImageError, PocketSamError, UsageError, first_line
 from pocketsam.files import make_folder, write_bytes
 from pocketsam.images import list_folder
-from pocketsam.models.images import check_images, label_maps, load_rgb, load_truth, scaled
+from pocketsam.models.images import check_images, image_stems, label_maps, load_rgb, load_truth, scaled
 from pocketsam.models.training.photographs.photo import TrainingPhoto, load_photo, nest, save_photo
 from pocketsam.models.training.photographs.regions import LEVELS, Edges, find_regions
 
@@ -106,7 +106,7 @@ def _find_in(folder: Path) -> tuple[list[Source], list[str]]:
         raise ImageError(f"{images}: no such folder")
     paths, unknown = list_folder(images)
     held_back = _held_back(folder, paths)
-    stems = {path.stem for path in paths}
+    stems = image_stems([images])
     unused = {path.stem for path in (folder / "masks").glob("*.png")}
     good, skipped = check_images(paths)
     notes = [f"left out: {line}" for line in unknown + skipped]
@@ -245,6 +245,8 @@ def load_photo_set(folder: Path) -> PhotoSet:
         )
     except FileNotFoundError as error:
         raise PocketSamError(f"{error.filename}: missing; run prepare first") from None
+    except (OSError, MemoryError) as error:
+        raise PocketSamError(f"{folder}: cannot be read: {error}") from None
     except Exception as error:  # json, zipfile and numpy raise whatever damage makes them raise
         raise PocketSamError(
             f"{folder}: damaged ({first_line(error)}); remove it, and run prepare again"

@@ -45,6 +45,7 @@ from pocketsam.models.training.run import (
     average_into,
     check_finite,
     flush_denormals,
+    identity_of,
     learning_rate,
     restore,
     set_learning_rate,
@@ -213,7 +214,8 @@ def train(
     """
     if not hours > 0 or processes < 1:
         raise UsageError(f"hours and processes must be positive, not {hours} and {processes}")
-    run = Run(folder, {**asdict(recipe), "start": start, "photographs": photos.fingerprint})
+    origins = {"start": identity_of(start), "photographs": photos.fingerprint}
+    run = Run(folder, {**asdict(recipe), **origins})
     run.resume()  # refuses the folder of another run before anything is computed
     with held_folder(folder):
         write_bytes(folder / PID_NAME, str(os.getpid()).encode())

@@ -111,8 +111,14 @@ export class Networks {
       graphOptimizationLevel: 'all',
       extra: { session: { disable_quant_qdq: '1' } }, // weights of 8 bits are unpacked once
     };
+    /** @type {any[]} */
     const sessions = [];
-    for (const file of [encoder, decoder]) sessions.push(await ort.InferenceSession.create(file, options));
+    try {
+      for (const file of [encoder, decoder]) sessions.push(await ort.InferenceSession.create(file, options));
+    } catch (error) {
+      await sessions[0]?.release();
+      throw error;
+    }
     return new Networks(ort, sessions[0], sessions[1], manifest);
   }
 

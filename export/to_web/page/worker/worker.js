@@ -37,6 +37,7 @@ const methods = {
     for (const [i, choice] of kept.entries()) {
       const isLast = i === kept.length - 1;
       try {
+        networks = undefined;
         report('load', 0, 0);
         networks = await Networks.open(choice, manifest, site.files, (done, total) => report('load', done, total));
         report('check', 0, 0);
@@ -46,6 +47,7 @@ const methods = {
         reasons.push(`${choice.name} computes something else here (${results.find((r) => r.violations.length)?.violations[0]})`);
         await networks.release();
       } catch (error) {
+        await networks?.release().catch(() => {}); // it may be broken altogether
         if (error instanceof PageError || isLast) throw error;
         reasons.push(`${choice.name} failed here (${firstLine(error)})`);
       }
