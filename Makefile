@@ -23,10 +23,20 @@ RUN := $(BIN)/pocketsam
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder $(wildcard tests/test_export_*.py) \
 	tests/test_runtime_segmenter.py tests/test_runtime_everything.py tests
 
-UNKNOWN := $(filter-out CHECKPOINT IMAGE_SIZE PRECISION ALL PHOTOS HOURS TOOLS TARGETS PYTHON PYTHON312, \
+# what each target takes; a variable that it would ignore is refused
+EXPORTS := export-coreml export-tflite export-coreai export-executorch
+$(foreach name,$(EXPORTS),$(eval TAKEN_BY_$(name) := CHECKPOINT IMAGE_SIZE PRECISION ALL))
+TAKEN_BY_web := CHECKPOINT IMAGE_SIZE
+TAKEN_BY_demo := CHECKPOINT
+TAKEN_BY_parity := CHECKPOINT TARGETS
+TAKEN_BY_layer-costs := CHECKPOINT IMAGE_SIZE
+$(foreach name,battery bench bench-everything int8-converters,$(eval TAKEN_BY_$(name) := CHECKPOINT))
+TAKEN_BY_weights := PHOTOS HOURS
+TAKEN_BY_drop-in := TOOLS
+REFUSED := $(filter-out PYTHON PYTHON312 $(foreach goal,$(MAKECMDGOALS),$(TAKEN_BY_$(goal))), \
 	$(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(firstword $(subst =, ,$(word))))))
-ifneq ($(UNKNOWN),)
-$(error no such variable: $(UNKNOWN); `make help` lists them)
+ifneq ($(if $(filter 0,$(MAKELEVEL)),$(REFUSED)),)
+$(error make $(MAKECMDGOALS) takes no $(REFUSED); `make help` lists the variables)
 endif
 # of export-coreml and export-tflite
 CHOICE = --checkpoint '$(CHECKPOINT)' $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) \

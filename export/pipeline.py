@@ -81,7 +81,7 @@ def write_bundle(
     precisions = (options.precision, *also)
     for precision in precisions:  # before anything is written
         check_accepted(target, precision, accept)
-    reports, hashes = [], {}
+    reports, hashes, folders = [], {}, []
     if keep_failed:
         check_free(failed_place(output), force=True)
     with staged_bundle(output, force) as work:
@@ -100,8 +100,11 @@ def write_bundle(
                 reports.append(report)
             write_usage(folder, target, manifest)
             hashes[precision] = write_manifest(folder, manifest)
+            folders.append(folder)
         outer = open_bundle(work).manifest
         write_manifest(work, replace(outer, also={name: hashes[name] for name in also}))
+        for folder in folders:
+            target.add_files(folder)  # what they say of the manifest holds: it is not written again
     return reports
 
 
@@ -126,7 +129,6 @@ def _write_files(
     saved = _save_golden(folder, arrays, thinned(precision.tolerance), precision.drift)
     manifest = replace(manifest, golden=saved)
     write_manifest(folder, manifest)
-    target.add_files(folder)
     return manifest, answers
 
 

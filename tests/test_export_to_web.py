@@ -62,6 +62,18 @@ def test_the_page_lists_its_files(site):
     assert "MIT License" in (site / "onnxruntime" / "LICENSE").read_text()
 
 
+def test_other_thresholds_alone_are_a_new_export(site, tmp_path):
+    """Browsers keep a page until its service worker changes."""
+    folder = tmp_path / "site"
+    shutil.copytree(DEFAULT_BUNDLE, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["mask_threshold"] += 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    add_page(folder)
+    assert (folder / "site.json").read_text() == (site / "site.json").read_text()
+    assert (folder / "sw.js").read_text() != (site / "sw.js").read_text()
+
+
 def test_all_of_it_is_small(site):
     networks = sum(path.stat().st_size for path in DEFAULT_BUNDLE.iterdir())
     page = sum(

@@ -65,7 +65,7 @@ def _license(name: str) -> bytes:
 
 
 def _write_site(folder: Path) -> None:
-    """Writes the list of files, and its hash into the service worker, whose cache it names."""
+    """Writes the list of files, and a hash of all into the service worker, whose cache it names."""
     worker = folder / "sw.js"
     hashes = {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -75,7 +75,8 @@ def _write_site(folder: Path) -> None:
     about = {"pocketsam": __version__, PACKAGE: VERSION, "files": hashes}
     text = json.dumps(about, indent=1) + "\n"
     (folder / SITE_NAME).write_text(text, encoding="utf-8")
-    version = hashlib.sha256(text.encode()).hexdigest()[:16]
+    manifest = (folder / MANIFEST_NAME).read_bytes()  # thresholds may be all that a new export changes
+    version = hashlib.sha256(text.encode() + manifest).hexdigest()[:16]
     source = worker.read_text(encoding="utf-8")
     names = json.dumps([*hashes, MANIFEST_NAME, SITE_NAME])
     for place, value in (('["development"]', names), ('"development"', f'"{version}"')):
