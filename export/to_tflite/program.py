@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from pocketsam.child import own_environment
-from pocketsam.errors import PocketSamError
+from pocketsam.errors import MissingEnvironmentError, PocketSamError
 
 ONNX2TF = "2.6.9"
 """The one version that is used; the Makefile reads it here."""
@@ -30,7 +30,8 @@ def find_onnx2tf() -> str:
     that this Python runs in, or on PATH; never one in the current directory.
 
     Raises:
-        PocketSamError: there is none; the error says how to get it.
+        MissingEnvironmentError: there is none; the error says how to get it.
+        PocketSamError: what ``POCKETSAM_ONNX2TF`` names is no program.
     """
     named = os.environ.get(ONNX2TF_VARIABLE)
     if named:
@@ -41,7 +42,7 @@ def find_onnx2tf() -> str:
     beside = Path(sys.prefix).parent / ".venv-tflite/bin/onnx2tf"
     found = shutil.which(beside) or shutil.which("onnx2tf")
     if not found:
-        raise PocketSamError(
+        raise MissingEnvironmentError(
             f"TFLite export needs onnx2tf {ONNX2TF} in an environment of its own (Python 3.12 or "
             f"newer): {HOW}"
         )

@@ -23,9 +23,7 @@ def add_distill(subparsers: terminal.Subparsers) -> None:
         "the same command resumes.",
     )
     parser.add_argument("images", type=Path, help="folder; files that cannot be read are skipped")
-    parser.add_argument(
-        "--teacher", required=True, metavar="CHECKPOINT", help="sam_vit_b, _l or _h, or our own"
-    )
+    parser.add_argument("--teacher", required=True, metavar="CHECKPOINT", help="SAM, as of `export`")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--cache",

