@@ -77,7 +77,8 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=precisions,
         default=[],
-        help="a further precision in the same bundle, repeatable; the runtime takes the most precise, on a GPU fp16",
+        help="a further precision in the same bundle, repeatable; the runtime takes the most "
+        "precise, on a GPU fp16",
     )
 
 

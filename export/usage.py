@@ -3,6 +3,7 @@
 Wrong scaling is the commonest complaint about such exports, so the constants come from the manifest.
 """
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -37,7 +38,7 @@ def render(name: str, manifest: Manifest) -> str:
     preprocessing, size = manifest.preprocessing, manifest.image_size
     tolerance = manifest.golden.tolerance
     values = {tensor: tensor for tensor in TENSORS} | {
-        "checkpoint": Path(manifest.model.checkpoint).name,
+        "checkpoint": re.sub(r"[^\w .+-]", "_", Path(manifest.model.checkpoint).name),  # into code
         "precision": manifest.precision,
         "size": size,
         "low": manifest.mask_side,

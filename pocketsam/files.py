@@ -84,8 +84,11 @@ def write_files(jobs: Sequence[tuple[Path, Callable[[Path], object]]]) -> None:
             the same suffix).
 
     Raises:
-        PocketSamError: a file cannot be written; then none is.
+        PocketSamError: a file cannot be written; then none is, unless a rename fails.
     """
+    for path, _ in jobs:
+        if path.is_dir():
+            raise PocketSamError(f"{path}: cannot be written: is a directory")
     with contextlib.ExitStack() as stack:
         for path, write in jobs:
             write(stack.enter_context(_staged_file(path)))

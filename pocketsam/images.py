@@ -127,7 +127,8 @@ def load_image(source: StrPath | Image.Image, *, window: Window | None = None) -
             raise ImageError(f"{name}: {what}, and no image")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS limits them
-            with Image.open(name) as image:
+            # given a path, Pillow maps raw pixels into memory, and rotated ones with the wrong width
+            with Path(name).open("rb") as stream, Image.open(stream) as image:
                 return _to_rgb(image, name, window)
     except ImageError:
         raise
@@ -145,7 +146,7 @@ def _to_rgb(image: Image.Image, name: str, window: Window | None) -> Pixels:
     has_upper_bits = image.mode.startswith(("RGB", "LA")) and ";16" in str(getattr(image, "tile", ""))
     if image.mode == "F":
         raise ImageError(f"{name}: float pixels have no agreed range; convert to 8 or 16 bits first")
-    if image.getexif().get(_ORIENTATION, 1) != 1:
+    if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = _to_8_bits(image, name, window)
@@ -159,6 +160,14 @@ def _to_rgb(image: Image.Image, name: str, window: Window | None) -> Pixels:
         )
         warnings.warn(text, stacklevel=2)
     return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns what EXIF says of an image's rotation; 1, none, where its EXIF is damaged."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises what it happens to run into
+        return 1
 
 
 def _over_white(image: Image.Image) -> Iterator[Pixels]:

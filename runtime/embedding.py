@@ -1,6 +1,7 @@
 """Embeddings in files, with hashes of the image and of the encoder that they belong to."""
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ class Embedding:
         original_size: (height, width) of the image.
         image_sha256: hash of the image's pixels, see ``hash_pixels``.
         encoder_sha256: hash of the encoder's file, as in the manifest.
+        arithmetic: the number format that the encoder was asked to compute in: f32, bf16 or f16.
     """
 
     values: NDArray[np.float32]
     original_size: tuple[int, int]
     image_sha256: str
     encoder_sha256: str
+    arithmetic: str = "f32"
 
     def save(self, path: StrPath) -> None:
         """Writes a file in NumPy's ``.npz`` format, whole or not at all, and makes its folder.
@@ -45,6 +48,7 @@ class Embedding:
             "original_size": np.array(self.original_size, np.int64),
             "image_sha256": np.array(self.image_sha256),
             "encoder_sha256": np.array(self.encoder_sha256),
+            "arithmetic": np.array(self.arithmetic),
         }
 
         def write(work: Path) -> None:
@@ -71,6 +75,7 @@ def read_embedding(path: StrPath) -> Embedding:
         arrays = read_npz(read_regular(Path(path), 2 * MAX_BYTES))
         values, size = arrays[IMAGE_EMBEDDINGS], arrays["original_size"]
         image_sha256, encoder_sha256 = arrays["image_sha256"], arrays["encoder_sha256"]
+        arithmetic = arrays.get("arithmetic", np.array("f32"))  # files of earlier versions do not say
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
     except KeyError as error:
@@ -83,9 +88,19 @@ def read_embedding(path: StrPath) -> Embedding:
         raise ImageError(f"{path}: original_size is not a height and a width in whole pixels")
     height, width = (int(side) for side in size)
     check_size(height, width, f"{path}: original_size")
-    if any(text.shape or text.dtype.kind != "U" for text in (image_sha256, encoder_sha256)):
-        raise ImageError(f"{path}: image_sha256 or encoder_sha256 is not a text")
-    return Embedding(values, (height, width), str(image_sha256), str(encoder_sha256))
+    texts = (image_sha256, encoder_sha256, arithmetic)
+    if any(text.shape or text.dtype.kind != "U" for text in texts):
+        raise ImageError(f"{path}: image_sha256, encoder_sha256 or arithmetic is not a text")
+    return Embedding(values, (height, width), *map(str, texts))
+
+
+def is_foreign(path: StrPath) -> bool:
+    """Returns whether a file is a whole ``.npz`` file that ``Embedding.save`` did not write."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "encoder_sha256.npy" not in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def read_matching(

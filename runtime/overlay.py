@@ -56,8 +56,10 @@ def draw_overlay(
         _tint(result, found, colour_of(number))
     draw = ImageDraw.Draw(result)
     unit = max(1, round(max(image.shape[:2]) / 400))
-    for box in boxes:
-        draw.rectangle(box, outline=(255, 220, 0), width=unit)
+    height, width = image.shape[:2]
+    for box in boxes:  # cut off: what is far outside takes minutes to draw
+        x0, y0, x1, y1 = np.clip(box, -2 * unit, [width + 2 * unit, height + 2 * unit] * 2)
+        draw.rectangle((x0, y0, x1, y1), outline=(255, 220, 0), width=unit)
     for x, y, label in points:
         if label in POINT_COLOURS:
             radius = 3 * unit

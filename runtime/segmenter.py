@@ -15,7 +15,7 @@ from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime import contract, prompts
 from pocketsam.runtime.backends.networks import decoder_batch, finite, open_for_device, open_network
 from pocketsam.runtime.backends.ort import Arrays
-from pocketsam.runtime.backends.providers import Providers
+from pocketsam.runtime.backends.providers import Providers, find_arithmetic
 from pocketsam.runtime.backends.split_decoder import decode_above, open_split_decoder
 from pocketsam.runtime.bundle import DEFAULT_BUNDLE, NETWORKS
 from pocketsam.runtime.embedding import Embedding, as_array, hash_pixels, read_matching
@@ -35,6 +35,7 @@ class _ImageState:
     upscaler: Upscaler
     original_size: tuple[int, int]
     sha256: Callable[[], str]
+    arithmetic: str
 
 
 class Segmenter:
@@ -78,6 +79,7 @@ class Segmenter:
         self.manifest: Manifest = bundle.manifest
         self.image_size: int = bundle.image_size
         self.encoder_sha256: str = bundle.manifest.encoder.sha256
+        self.arithmetic: str = find_arithmetic(providers)
         self._encoder, self._decoder = (
             finite(open_network(bundle, network, providers, threads), f"{bundle.path}: {network}")
             for network in NETWORKS
@@ -118,7 +120,8 @@ class Segmenter:
         # hashed when needed; a caller's array is copied if it may change until then
         may_change = isinstance(image, np.ndarray) and (image.flags.writeable or image.base is not None)
         kept = pixels.copy() if may_change else pixels
-        self._image = _ImageState(embedding, upscaler, size, partial(hash_pixels, kept))
+        sha256 = partial(hash_pixels, kept)
+        self._image = _ImageState(embedding, upscaler, size, sha256, self.arithmetic)
 
     def reset_image(self) -> None:
         """Forgets the image and frees its memory."""
@@ -135,7 +138,8 @@ class Segmenter:
         """
         image = self._require_image()
         values = as_array(image.embedding)
-        return Embedding(values, image.original_size, image.sha256(), self.encoder_sha256)
+        hashes = image.sha256(), self.encoder_sha256
+        return Embedding(values, image.original_size, *hashes, image.arithmetic)
 
     def set_embedding(self, path: StrPath, image: Pixels | None = None) -> None:
         """Sets an image without the encoder, from a file that ``embedding().save`` wrote.
@@ -151,7 +155,8 @@ class Segmenter:
         side = self.manifest.embedding_side
         file = read_matching(path, self.encoder_sha256, (1, 256, side, side), image)
         scaled = Upscaler(self.image_size, file.original_size, self.manifest.mask_side)
-        self._image = _ImageState(file.values, scaled, file.original_size, lambda: file.image_sha256)
+        size, sha256 = file.original_size, file.image_sha256
+        self._image = _ImageState(file.values, scaled, size, lambda: sha256, file.arithmetic)
 
     def encoder_feeds(self, pixels: Pixels) -> dict[str, FloatArray]:
         """Returns the encoder's inputs by name, from ``[H, W, 3]`` uint8 RGB."""

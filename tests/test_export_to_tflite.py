@@ -405,6 +405,7 @@ def test_kotlin_masks_are_the_runtimes(tflite, tmp_path, photo):
         ("clicks", [middle, corner], [1, 0], {"multimask_output": False}),
         ("box", None, None, {"box": box}),
         ("both", [middle], [1], {"box": box, "multimask_output": False}),
+        ("edge", None, None, {"box": [-30, -20, np.float32(width * 0.5), height + 40]}),
         ("refine", [middle], [1], refined),
     ):
         masks, scores, _ = segmenter.predict(points, labels, **options)

@@ -1,6 +1,7 @@
 """Embeddings in files: the same masks without the encoder, and refusal of what does not belong."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,26 @@ def test_what_does_not_belong(bundle, photo, saved, tmp_path):
     change_encoder(bundle, tmp_path / "other")
     with pytest.raises(ImageError, match=r"cat\.npz: embedding of another encoder"):
         Segmenter(tmp_path / "other").set_embedding(saved)
+
+
+def test_embed_keeps_what_is_done_and_what_is_not_its_own(bundle, photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "cat.png")
+    command = ["embed", bundle, tmp_path / "cat.png", "--output", tmp_path]
+    path = tmp_path / "cat.npz"
+    for wanted in (f"wrote {path}", "done before"):
+        assert call_pocketsam(*command).stdout.strip() == wanted
+    other = replace(read_embedding(path), arithmetic="bf16")
+    other.save(path)
+    segmenter = Segmenter(bundle)
+    segmenter.set_embedding(path)
+    assert segmenter.embedding().arithmetic == "bf16"
+    assert call_pocketsam(*command).stdout.strip() == f"wrote {path}"
+    assert read_embedding(path).arithmetic == "f32"
+    np.savez(path, labels=np.ones(3))
+    done = call_pocketsam(*command)
+    assert done.returncode == 1
+    assert "cat.npz: is no embedding, and would be replaced" in done.stderr
+    assert np.load(path)["labels"].sum() == 3
 
 
 def test_files_that_are_no_embedding(bundle, saved, tmp_path):

@@ -1,9 +1,11 @@
 """OpenVINO, the provider ``auto``, ``bench --engines``; engines that mix images up."""
 
+import hashlib
 import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from pocketsam.runtime.backends.networks import open_network
 from pocketsam.runtime.backends.recorded import Choice, read_choice, resolve_auto, write_choice
 from pocketsam.runtime.benchmarks.engines import MIN_IOU, choose
 from pocketsam.runtime.bundle import NETWORKS, open_bundle
+from pocketsam.runtime.commands.bench import _names
 from pocketsam.runtime.commands.engines import _record
 from pocketsam.runtime.verification import golden
 
@@ -233,6 +236,40 @@ def test_auto_takes_what_was_recorded(several_precisions, cache, monkeypatch):
     monkeypatch.setattr(recorded, "describe_cpu", lambda: "another CPU")
     assert read_choice(several_precisions, 1) is None
     assert path.parent == cache / "engines"
+
+
+@pytest.mark.parametrize("provider", ["cuda", "openvino:precision=f16", "nonsense", "cpu:x"])
+def test_a_recorded_choice_that_cannot_run_here_is_left(several_precisions, provider):
+    write_choice(several_precisions, 1, Choice(provider, "fp32"))
+    assert resolve_auto(several_precisions, "auto", None, 1) == ("cpu", None)
+
+
+@pytest.mark.parametrize("providers", [5, None, ["auto", 5], ["cpu", None]])
+def test_providers_that_are_no_names(providers, bundle):
+    with pytest.raises(ProviderError, match="providers are names such as 'cpu', not"):
+        Segmenter(bundle, providers=providers)
+
+
+def test_bench_names_providers_of_tflite_as_they_were_given():
+    bundle = SimpleNamespace(manifest=SimpleNamespace(target="tflite"))
+    assert _names(bundle, "cpu:precision=f16") == ["cpu:precision=f16"]
+
+
+def zero_a_page(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes(4096) + data[middle + 4096 :]
+
+
+@pytest.mark.parametrize("damage", [zero_a_page, lambda data: data[:-9], lambda data: b""])
+def test_a_damaged_compiled_network_is_compiled_again(damage, bundle, photo, cache):
+    segmenter = Segmenter(bundle, providers="openvino", threads=1)
+    wanted = segmenter.encode(segmenter.encoder_feeds(photo))
+    (path,) = (cache / "openvino").iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    again = Segmenter(bundle, providers="openvino", threads=1)
+    assert np.array_equal(again.encode(again.encoder_feeds(photo)), wanted)
+    kept = path.read_bytes()
+    assert kept[:32] == hashlib.sha256(kept[32:]).digest()
 
 
 def test_a_choice_that_cannot_be_recorded_is_said(several_precisions, cache, capsys):

@@ -205,6 +205,26 @@ def test_a_pil_image_is_taken_as_it_is_seen():
     assert np.array_equal(load_image(image), np.asarray(ImageOps.exif_transpose(image)))
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_raw_pixels_are_rotated(tmp_path, mode, orientation):
+    """Pillow maps those of a path into memory, with the wrong width."""
+    gray = np.random.default_rng(0).integers(0, 255, (30, 20), np.uint8)
+    image = Image.fromarray(gray.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(gray)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = reload(image if mode == "I;16" else image.convert(mode), tmp_path / "a.tif", exif=exif)
+    wanted = np.rot90(gray, {1: 0, 3: 2, 6: 3, 8: 1}[orientation])
+    assert np.array_equal(found[..., 0], wanted)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_a_damaged_exif_does_not_hide_the_pixels(tmp_path, suffix):
+    image = Image.fromarray(RGB)
+    found = reload(image, tmp_path / f"a.{suffix}", exif=b"Exif\x00\x00garbage", lossless=True)
+    assert np.array_equal(found, RGB)
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tif", "bmp", "webp"])
 @pytest.mark.parametrize("kept", [0, 0.02, 0.5])
 def test_truncated_files_are_named(tmp_path, suffix, kept):

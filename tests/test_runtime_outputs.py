@@ -3,13 +3,17 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from conftest import call_pocketsam, run_python
 from PIL import Image
 from test_runtime_commands import QUICK, fails
 
-from pocketsam.runtime.commands.everything import _then_write_dataset
+from pocketsam.errors import PocketSamError
+from pocketsam.files import write_files
+from pocketsam.runtime.commands.everything import _shown, _then_write_dataset
+from pocketsam.runtime.everything.grid import Parameters
 
 
 @pytest.fixture
@@ -30,6 +34,29 @@ def test_a_folder_for_all_does_not_replace_the_image(name, bundle, photo, tmp_pa
     for command in (["segment", bundle, image, "--point", "9,9"], ["everything", bundle, image]):
         fails(call_pocketsam(*command, "--output", tmp_path), 2, f"{name}: is the image")
     assert image.read_bytes() == before
+
+
+def test_prompts_are_not_replaced(bundle, photo, tmp_path):
+    Image.fromarray(photo[:50, :60]).save(tmp_path / "a.png")
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('{"boxes": [[1, 1, 20, 20]]}')
+    command = ["segment", bundle, tmp_path / "a.png", "--prompt-file", prompts, "--output", prompts]
+    fails(call_pocketsam(*command), 2, "prompts.json: is read by this command")
+    assert "boxes" in prompts.read_text()
+
+
+def test_a_directory_in_the_place_of_one_file_leaves_the_others(tmp_path):
+    (tmp_path / "mask.png").mkdir()
+    jobs = [(tmp_path / name, lambda work: work.write_text("new")) for name in ("a.json", "mask.png")]
+    with pytest.raises(PocketSamError, match=r"mask\.png: cannot be written: is a directory"):
+        write_files(jobs)
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.png"]
+
+
+def test_masks_of_other_arithmetic_are_not_taken_for_these():
+    parameters = Parameters()
+    shown = [_shown(SimpleNamespace(arithmetic=name), parameters, False) for name in ("f32", "bf16")]
+    assert shown[1] == shown[0] | {"arithmetic": "bf16"}
 
 
 def test_masks_do_not_go_among_the_images(bundle, photo, tmp_path):
@@ -85,6 +112,10 @@ def test_a_run_that_is_cut_short_replaces_no_dataset(error, tmp_path):
     with _then_write_dataset(path, [record, record]):
         pass
     assert [file.name for file in tmp_path.iterdir()] == ["all.json"]
+    (tmp_path / "all.partial.json").write_text("mine")
+    with _then_write_dataset(path, [record, record]):
+        pass
+    assert (tmp_path / "all.partial.json").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

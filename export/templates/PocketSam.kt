@@ -138,7 +138,7 @@ class PocketSam(encoderModel: ByteBuffer, decoderModel: ByteBuffer, threads: Int
     }
 
     /**
-     * Masks for points and at most one box (x0, y0, x1, y1), in pixels of the original picture.
+     * Masks for points and at most one box (x0, y0, x1, y1), in pixels of the original picture. A box is cut off at its edges.
      *
      * refine: logits [LOW * LOW] of an earlier answer, which the next one starts from.
      */
@@ -148,10 +148,23 @@ class PocketSam(encoderModel: ByteBuffer, decoderModel: ByteBuffer, threads: Int
         box: FloatArray? = null,
         refine: FloatArray? = null
     ): Answer {
+        val right = embedding.width.toFloat()
+        val bottom = embedding.height.toFloat()
+        for (point in points) {
+            require(point.x in 0f..right && point.y in 0f..bottom) {
+                "a point lies outside the picture: $${point.x}, $${point.y}"
+            }
+        }
+        require(refine == null || refine.size == LOW * LOW) {
+            "refine takes $${LOW * LOW} logits of an earlier answer"
+        }
         val all = points.toMutableList()
         if (box != null) {
-            all.add(Point(box[0], box[1], BOX_FIRST))
-            all.add(Point(box[2], box[3], BOX_SECOND))
+            val (x0, x1) = listOf(box[0], box[2]).map { it.coerceIn(0f, right) }
+            val (y0, y1) = listOf(box[1], box[3]).map { it.coerceIn(0f, bottom) }
+            require(x0 < x1 && y0 < y1) { "the box holds nothing of the picture, or its corners are reversed" }
+            all.add(Point(x0, y0, BOX_FIRST))
+            all.add(Point(x1, y1, BOX_SECOND))
         } else if (points.isNotEmpty()) {
             all.add(Point(0f, 0f, PAD))
         }

@@ -96,15 +96,20 @@ actor PocketSam {
 
 $encode
 
-    /// Masks for points and at most one box, in pixels of the original picture.
+    /// Masks for points and at most one box, in pixels of the original picture. A box is cut off at its edges.
     /// refine: logits [lowSide * lowSide] of an earlier answer, which this one starts from.
     func predict(
         _ embedding: Embedding, points: [Point], box: CGRect? = nil, refine: [Float]? = nil
     ) throws -> Answer {
         var all = points
         if let box {
-            all.append(Point(x: Float(box.minX), y: Float(box.minY), label: .boxFirst))
-            all.append(Point(x: Float(box.maxX), y: Float(box.maxY), label: .boxSecond))
+            let (x0, x1) = (max(0, box.minX), min(CGFloat(embedding.width), box.maxX))
+            let (y0, y1) = (max(0, box.minY), min(CGFloat(embedding.height), box.maxY))
+            guard box.minX < box.maxX, box.minY < box.maxY, x0 < x1, y0 < y1 else {
+                throw Failure("the box holds nothing of the picture")
+            }
+            all.append(Point(x: Float(x0), y: Float(y0), label: .boxFirst))
+            all.append(Point(x: Float(x1), y: Float(y1), label: .boxSecond))
         } else if !points.isEmpty {
             all.append(Point(x: 0, y: 0, label: .pad))
         }
@@ -122,7 +127,14 @@ $encode
             coords[2 * index + 1] = Float(Double(point.y) * scaleY)
             labels[index] = point.label.rawValue
         }
+        for point in points
+        where !(0...Float(embedding.width) ~= point.x && 0...Float(embedding.height) ~= point.y) {
+            throw Failure("a point lies outside the picture: \(point.x), \(point.y)")
+        }
         let area = Self.lowSide * Self.lowSide
+        guard refine == nil || refine!.count == area else {
+            throw Failure("refine takes \(area) logits of an earlier answer, not \(refine!.count)")
+        }
         let mask = refine ?? [Float](repeating: 0, count: area)
         let answer = try decoder.prediction(from: MLDictionaryFeatureProvider(dictionary: [
             "$image_embeddings": embedding.values,

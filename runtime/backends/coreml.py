@@ -9,7 +9,7 @@ from PIL import Image
 from pocketsam.errors import BundleError, ProviderError, first_line
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import Arrays, Network
-from pocketsam.runtime.backends.providers import Providers
+from pocketsam.runtime.backends.providers import Providers, list_providers
 from pocketsam.terminal import extra_needed
 
 
@@ -31,7 +31,7 @@ def open_coreml(path: Path, name: str, providers: Providers = "cpu") -> Network:
         ProviderError: another provider.
         MissingExtraError: coremltools is not installed.
     """
-    wanted = [providers] if isinstance(providers, str) else list(providers)
+    wanted = [provider.lower() for provider in list_providers(providers)]
     if wanted not in (["cpu"], ["coreml"], ["coreml", "cpu"]):
         raise ProviderError(
             f"a Core ML bundle runs with provider cpu or coreml, not {', '.join(wanted)}"
@@ -54,7 +54,10 @@ def open_coreml(path: Path, name: str, providers: Providers = "cpu") -> Network:
         used = {key: array for key, array in feeds.items() if key in inputs}
         if c.IMAGE in used:
             used[c.IMAGE] = Image.fromarray(used[c.IMAGE][0].transpose(1, 2, 0).astype(np.uint8))
-        found = model.predict(used)
+        try:
+            found = model.predict(used)
+        except Exception as error:  # as above
+            raise BundleError(f"{name}: Core ML failed: {first_line(error)}") from None
         return {key: np.asarray(array, np.float32) for key, array in found.items()}
 
     return call

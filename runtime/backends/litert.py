@@ -139,7 +139,7 @@ def open_tflite(
         MissingExtraError: ai-edge-litert is not installed.
     """
     wanted = list_providers(providers)
-    if [split_provider(provider)[0] for provider in wanted] != ["cpu"]:
+    if [split_provider(provider)[0].lower() for provider in wanted] != ["cpu"]:
         raise ProviderError(f"a TFLite bundle runs with provider cpu, not {', '.join(wanted)}")
     is_half = read_arithmetic(providers, ARITHMETICS) == "f16" and network == "encoder"
     count = check_threads(threads) or count_cores()

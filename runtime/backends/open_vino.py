@@ -4,8 +4,8 @@ The decoder stays in onnxruntime: a click there takes less time, prompts of new 
 OpenVINO 2026.4 computes other masks from our int8-weights decoder. See ``docs/speed.md``.
 """
 
+import hashlib
 import io
-import os
 import platform
 import sys
 import threading
@@ -15,14 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from pocketsam.errors import BundleError, MissingExtraError, ProviderError
+from pocketsam.errors import BundleError, MissingExtraError, PocketSamError, ProviderError
+from pocketsam.files import make_folder, write_bytes
+from pocketsam.reading import read_regular
 from pocketsam.runtime import contract as c
 from pocketsam.runtime.backends.ort import Arrays, Network, cache_directory, check_threads
 from pocketsam.runtime.backends.providers import Providers, read_arithmetic
+from pocketsam.runtime.machine import cpu_flags, package_version
 from pocketsam.terminal import extra_needed
 
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """What OpenVINO calls a CPU's arithmetic, by our names."""
+MAX_COMPILED = 2**31
+"""Bytes of a compiled network in the cache; ours have some ten million."""
 NEEDS = {
     "bf16": "a CPU with bfloat16 arithmetic (avx512_bf16, AMX, AVX-NE-CONVERT)",
     "f16": "an ARM CPU with float16 arithmetic (asimdhp)",
@@ -69,7 +74,8 @@ def open_openvino(
 ) -> Network:
     """Returns an encoder as a callable: float32 arrays by name in, the embedding out, a copy per call.
 
-    Threads take turns. OpenVINO keeps what it compiled in pocketsam's cache, if that can be written.
+    Threads take turns. What OpenVINO compiled is kept in pocketsam's cache, if that can be written,
+    with its sha256: OpenVINO itself would run a damaged one.
 
     Args:
         data: the bytes of an ONNX file with static shapes.
@@ -90,11 +96,8 @@ def open_openvino(
     }
     if count := check_threads(threads):
         settings["INFERENCE_NUM_THREADS"] = count
-    if folder := _cache():
-        settings["CACHE_DIR"] = str(folder)
-    core = _core()
     try:
-        compiled = core.compile_model(core.read_model(io.BytesIO(data)), "CPU", settings)
+        compiled = _compile(data, settings)
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         request = compiled.create_infer_request()
     except Exception as error:  # OpenVINO raises RuntimeError for everything
@@ -142,14 +145,37 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _cache() -> Path | None:
-    """Returns the folder for compiled networks; None where it cannot be made or written."""
+def _compile(data: bytes, settings: dict[str, Any]) -> Any:
+    """Returns a compiled network: from the cache, or compiled, and then kept there."""
+    core, path = _core(), _cached(data, settings)
     try:
-        folder = cache_directory() / "openvino"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: no home
+        kept = read_regular(path, MAX_COMPILED) if path else b""
+        digest, compiled = kept[:32], kept[32:]
+        if compiled and hashlib.sha256(compiled).digest() == digest:
+            return core.import_model(io.BytesIO(compiled), "CPU", settings)
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: OpenVINO's; it compiles
+        pass
+    network = core.compile_model(core.read_model(io.BytesIO(data)), "CPU", settings)
+    if path:
+        stream = io.BytesIO()
+        try:
+            network.export_model(stream)
+            compiled = stream.getvalue()
+            make_folder(path.parent)
+            write_bytes(path, hashlib.sha256(compiled).digest() + compiled)
+        except (PocketSamError, RuntimeError):  # no place for it: it is compiled again the next time
+            pass
+    return network
+
+
+def _cached(data: bytes, settings: dict[str, Any]) -> Path | None:
+    """Returns the file of a compiled network, named by what it follows from; None without a home."""
+    key = [hashlib.sha256(data).hexdigest(), sorted(settings.items()), cpu_flags()]
+    name = hashlib.sha256(repr([*key, package_version("openvino")]).encode()).hexdigest()
+    try:
+        return cache_directory() / "openvino" / f"{name}.compiled"
+    except RuntimeError:
         return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def _reason(error: Exception) -> str:

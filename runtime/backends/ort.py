@@ -110,8 +110,8 @@ def provider_options(providers: Providers) -> list[tuple[str, dict[str, str]]]:
 
 def asks_for_gpu(providers: Providers) -> bool:
     """Returns whether the first provider is one of ``GPUS``, whether it is installed or not."""
-    first = providers if isinstance(providers, str) else next(iter(providers), "")
-    key = str(first).partition(":")[0].lower()
+    first = next(iter(list_providers(providers)), "")
+    key = first.partition(":")[0].lower()
     return any(key in (short, full.lower()) for short, full in PROVIDERS.items() if full in GPUS)
 
 

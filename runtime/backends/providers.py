@@ -16,8 +16,16 @@ ARITHMETICS = ("f32", "bf16", "f16")
 
 
 def list_providers(providers: Providers) -> list[str]:
-    """Returns providers as a list."""
-    return [providers] if isinstance(providers, str) else list(providers)
+    """Returns providers as a list.
+
+    Raises:
+        ProviderError: something else than names.
+    """
+    found = providers if isinstance(providers, list | tuple) else [providers]
+    for name in found:
+        if not isinstance(name, str):
+            raise ProviderError(f"providers are names such as 'cpu', not {name!r}")
+    return list(found)
 
 
 def split_provider(provider: str) -> tuple[str, dict[str, str]]:
@@ -26,7 +34,7 @@ def split_provider(provider: str) -> tuple[str, dict[str, str]]:
     Raises:
         ProviderError: an option that is not KEY=VALUE.
     """
-    name, _, text = provider.partition(":") if isinstance(provider, str) else (provider, "", "")
+    name, _, text = provider.partition(":")
     options = {}
     for entry in text.split(",") if text else []:
         key, equals, value = entry.partition("=")
@@ -44,7 +52,7 @@ def is_provider(providers: Providers, name: str) -> bool:
         name: in lower case.
     """
     first = next(iter(list_providers(providers)), "")
-    return str(first).partition(":")[0].lower() == name
+    return first.partition(":")[0].lower() == name
 
 
 def read_arithmetic(providers: Providers, allowed: Sequence[str] = ARITHMETICS) -> str:

@@ -1,24 +1,29 @@
 """The provider ``auto``: what ``pocketsam bench --engines`` found best for a bundle on this machine.
 
-A record belongs to a bundle's manifest, a CPU, a number of threads and the engines' versions. Where one
-of these is another, as without a record, ``auto`` is ``cpu``.
+A record belongs to a bundle's manifest, a CPU, a number of threads, the engines' versions and
+onnxruntime's providers. Where one of these is another, as without a record, ``auto`` is ``cpu``.
 """
 
 import hashlib
 import json
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
+
 from pocketsam.errors import ProviderError
 from pocketsam.files import write_bytes
 from pocketsam.images import StrPath
 from pocketsam.reading import read_regular
-from pocketsam.runtime.backends.ort import cache_directory
+from pocketsam.runtime.backends import coreml, litert, open_vino
+from pocketsam.runtime.backends.ort import GPUS, PROVIDERS, cache_directory
 from pocketsam.runtime.backends.providers import AUTO, Providers, is_provider, list_providers
 from pocketsam.runtime.bundle import open_bundle
+from pocketsam.runtime.contract import ONNX_TARGETS
 from pocketsam.runtime.machine import count_cores, cpu_flags, describe_cpu, package_version
 from pocketsam.runtime.manifest import MANIFEST_NAME
 
@@ -38,6 +43,20 @@ class Choice:
 
     provider: str
     precision: str
+
+
+def list_candidates(target: str) -> Iterator[str]:
+    """Yields the providers that can run a target here, ``cpu`` first."""
+    yield "cpu"
+    if target in ONNX_TARGETS:
+        found = open_vino.arithmetics()
+        yield from ("openvino" if name == "f32" else f"openvino:precision={name}" for name in found)
+        present = ort.get_available_providers()
+        yield from (short for short, full in PROVIDERS.items() if full in GPUS[:1] and full in present)
+    elif target == "tflite":
+        yield from (f"cpu:precision={name}" for name in litert.arithmetics()[1:])
+    elif target == "coreml" and coreml.available():
+        yield "coreml"
 
 
 def resolve_auto(
@@ -65,7 +84,7 @@ def resolve_auto(
 
 
 def read_choice(bundle_dir: StrPath, threads: int | None) -> Choice | None:
-    """Returns what was recorded for a bundle; None without a record, or with a damaged one."""
+    """Returns what was recorded for a bundle; None without a record, or with one that does not fit."""
     manifest = open_bundle(bundle_dir).manifest
     key = _key(bundle_dir, threads)
     try:
@@ -74,8 +93,10 @@ def read_choice(bundle_dir: StrPath, threads: int | None) -> Choice | None:
         is_whole = record["key"] == key and type(choice.provider) is type(choice.precision) is str
     except (OSError, ValueError, TypeError, LookupError, RecursionError, RuntimeError):
         return None
-    held = (manifest.precision, *manifest.also)
-    return choice if is_whole and choice.precision in held and choice.provider.lower() != AUTO else None
+    is_held = choice.precision in (manifest.precision, *manifest.also)
+    if is_whole and is_held and choice.provider in list_candidates(manifest.target):
+        return choice
+    return None
 
 
 def write_choice(bundle_dir: StrPath, threads: int | None, choice: Choice) -> Path:
@@ -105,6 +126,7 @@ def _key(bundle_dir: StrPath, threads: int | None) -> dict[str, Any]:
         "cores": count_cores(),
         "machine": platform.machine(),
         "threads": threads,
+        "providers": ort.get_available_providers(),
         **{name: _version(name) for name in ENGINES},
     }
 

@@ -5,23 +5,20 @@ files. The choice is the fastest, from the photograph to the masks of a click, o
 vectors pass and whose masks have a mean IoU of ``MIN_IOU`` with the default's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from pocketsam import terminal
 from pocketsam.constants import MASK_THRESHOLD
 from pocketsam.errors import BundleError, ImageError, IntegrityError, PocketSamError, UsageError
 from pocketsam.images import Pixels, StrPath, load_image
-from pocketsam.runtime.backends import coreml, litert, open_vino
-from pocketsam.runtime.backends.ort import GPUS, PROVIDERS
+from pocketsam.runtime.backends.recorded import list_candidates
 from pocketsam.runtime.benchmarks.timing import Task, Timing, bundle_tasks, summarise, time_interleaved
 from pocketsam.runtime.bundle import Bundle, choose_bundle, choose_bundles
-from pocketsam.runtime.contract import ONNX_TARGETS
 from pocketsam.runtime.image import check_pixels
 from pocketsam.runtime.segmenter import Segmenter
 from pocketsam.runtime.verification.golden import check_golden, load_golden, raise_if_failed
@@ -117,22 +114,8 @@ def find_candidates(bundle_dir: StrPath) -> list[Candidate]:
     return [
         Candidate(bundle_dir, bundle.manifest.target, bundle.manifest.precision, provider)
         for bundle in bundles
-        for provider in _providers(bundle.manifest.target)
+        for provider in list_candidates(bundle.manifest.target)
     ]
-
-
-def _providers(target: str) -> Iterator[str]:
-    """Yields the providers that can run a target here, ``cpu`` first."""
-    yield "cpu"
-    if target in ONNX_TARGETS:
-        found = open_vino.arithmetics()
-        yield from ("openvino" if name == "f32" else f"openvino:precision={name}" for name in found)
-        present = ort.get_available_providers()
-        yield from (short for short, full in PROVIDERS.items() if full in GPUS[:1] and full in present)
-    elif target == "tflite":
-        yield from (f"cpu:precision={name}" for name in litert.arithmetics()[1:])
-    elif target == "coreml" and coreml.available():
-        yield "coreml"
 
 
 def measure_engines(

@@ -26,8 +26,10 @@ from pocketsam.runtime.benchmarks.timing import (
     time_interleaved,
     time_loading,
 )
+from pocketsam.runtime.bundle import Bundle
 from pocketsam.runtime.commands.engines import ENGINES_HELP, run_engines
 from pocketsam.runtime.commands.options import add_bundle, add_device
+from pocketsam.runtime.contract import ONNX_TARGETS
 from pocketsam.runtime.machine import describe_machine, peak_rss_bytes, read_state
 from pocketsam.runtime.segmenter import Segmenter
 
@@ -108,7 +110,7 @@ def bench(
     bundle, providers = open_for_device(bundle_dir, providers, precision, threads)
     settings = {
         "precision": bundle.manifest.precision,
-        "providers": _names(providers),
+        "providers": _names(bundle, providers),
         "threads": threads,
         "runs": runs,
         "warmup": warmup,
@@ -143,10 +145,10 @@ def bench(
     return result
 
 
-def _names(providers: Providers) -> list[str]:
-    """Returns what the result calls providers: onnxruntime's names; ``openvino`` as it was given."""
-    is_openvino = is_provider(providers, OPENVINO)
-    return list_providers(providers) if is_openvino else provider_names(providers)
+def _names(bundle: Bundle, providers: Providers) -> list[str]:
+    """Returns what the result calls providers: onnxruntime's names, others as they were given."""
+    is_onnxruntime = bundle.manifest.target in ONNX_TARGETS and not is_provider(providers, OPENVINO)
+    return provider_names(providers) if is_onnxruntime else list_providers(providers)
 
 
 def _figures(times: dict[str, list[float]], macs: int | None) -> Figures:

@@ -16,7 +16,8 @@ from pocketsam.runtime.commands.options import (
     open_segmenter,
     read_image,
 )
-from pocketsam.runtime.embedding import hash_pixels, read_embedding
+from pocketsam.runtime.embedding import hash_pixels, is_foreign, read_embedding
+from pocketsam.runtime.segmenter import Segmenter
 
 
 def add_embed(subparsers: terminal.Subparsers) -> None:
@@ -54,7 +55,7 @@ def run_embed(args: argparse.Namespace) -> None:
     def encode(file: Path, name: str) -> str:
         path = args.output / f"{name}.npz"
         pixels = read_image(args, file)
-        if path.is_file() and _is_done(path, pixels, segmenter.encoder_sha256):
+        if path.is_file() and _is_done(path, pixels, segmenter):
             return "done before"
         segmenter.set_image(pixels)
         segmenter.embedding().save(path)
@@ -67,10 +68,17 @@ def run_embed(args: argparse.Namespace) -> None:
         print(encode(image, image.stem))
 
 
-def _is_done(path: Path, pixels: Pixels, encoder_sha256: str) -> bool:
+def _is_done(path: Path, pixels: Pixels, segmenter: Segmenter) -> bool:
+    """Returns whether a file holds the embedding that would be computed.
+
+    Raises:
+        ImageError: it is somebody else's file, which must not be replaced.
+    """
+    if is_foreign(path):
+        raise ImageError(f"{path}: is no embedding, and would be replaced; choose another --output")
     try:
         embedding = read_embedding(path)
-    except ImageError:
+    except ImageError:  # damaged
         return False
-    hashes = embedding.encoder_sha256, embedding.image_sha256
-    return hashes == (encoder_sha256, hash_pixels(pixels))
+    found = embedding.encoder_sha256, embedding.image_sha256, embedding.arithmetic
+    return found == (segmenter.encoder_sha256, hash_pixels(pixels), segmenter.arithmetic)

@@ -153,7 +153,7 @@ def _run_folder(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
             raise ImageError(f"{file}: its masks would go among the images; choose another --output")
         image, shown = read_image(args, file), _inside(args.image, file)
         before = _read_record(output / name / results.LAST)
-        parameters = _shown(MaskGenerator(segmenter, **chosen).parameters, args.polygons)
+        parameters = _shown(segmenter, MaskGenerator(segmenter, **chosen).parameters, args.polygons)
         info = results.Dataset.info(image, segmenter.manifest, parameters)
         if before and (before["info"], before["images"][0].get("file_name")) == (info, shown):
             records.append(before)
@@ -202,7 +202,18 @@ def _then_write_dataset(path: Path, records: Sequence[dict[str, Any]]) -> Iterat
             write_bytes(target, json.dumps(join_datasets(records)).encode())
             print(f"wrote {target}")
             if target is path:
-                partial.unlink(missing_ok=True)
+                _remove_dataset(partial)
+
+
+def _remove_dataset(path: Path) -> None:
+    """Removes a dataset that an earlier run wrote; a file of somebody else stays."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        is_ours = found.keys() >= {"images", "annotations"}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return
+    if is_ours:
+        path.unlink()
 
 
 def _inside(folder: str, file: Path) -> str:
@@ -220,11 +231,12 @@ def _read_record(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _shown(parameters: Parameters, polygons: bool) -> dict[str, Any]:
-    """Returns parameters as JSON holds them, ``polygons`` among them if they were asked for."""
+def _shown(segmenter: Segmenter, parameters: Parameters, polygons: bool) -> dict[str, Any]:
+    """Returns parameters as JSON holds them: less what is usual of ``polygons`` and ``arithmetic``."""
     values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
     shown = {name: v for name, v in values.items() if name not in ("output_mode", "point_grids")}
-    return shown | ({"polygons": True} if polygons else {})
+    shown |= {"polygons": True} if polygons else {}
+    return shown | ({} if segmenter.arithmetic == "f32" else {"arithmetic": segmenter.arithmetic})
 
 
 def _count(made: results.Dataset) -> str:
@@ -246,7 +258,7 @@ def _find(
     if not records:
         terminal.say(f"{name}: no mask passed: {_hint(generator)}")
     found = [results.Outlined(record) for record in records]
-    parameters = _shown(generator.parameters, polygons)
+    parameters = _shown(segmenter, generator.parameters, polygons)
     return results.Dataset(name, image, found, segmenter.manifest, parameters)
 
 

@@ -164,12 +164,13 @@ Writer = Callable[[Path, Results], list[Path]]
 """Writes results to a path; returns the files that it wrote."""
 
 
-def plan_outputs(names: Sequence[str], image: str) -> list[tuple[Path, Writer]]:
+def plan_outputs(names: Sequence[str], image: str, *others: str) -> list[tuple[Path, Writer]]:
     """Returns the paths to write and their writers, before any work is done.
 
     Args:
         names: what ``--output`` said.
         image: path of the image, which no output may replace.
+        others: paths of further files that are read.
 
     Raises:
         UsageError: an unknown suffix, or a path that nothing should be written to.
@@ -183,8 +184,10 @@ def plan_outputs(names: Sequence[str], image: str) -> list[tuple[Path, Writer]]:
         planned.append((path, write_all if name.endswith(("/", os.sep)) else writer_for(path)))
         is_folder = planned[-1][1] is write_all
         for file in [path / name for name in ALL_NAMES] if is_folder else [path]:
-            if file.exists() and Path(image).exists() and file.samefile(image):
-                raise UsageError(f"{file}: is the image; choose another --output")
+            for read in (image, *others):
+                if file.exists() and Path(read).exists() and file.samefile(read):
+                    what = "the image" if read == image else "read by this command"
+                    raise UsageError(f"{file}: is {what}; choose another --output")
         parent = next(folder for folder in path.absolute().parents if folder.exists())
         if is_folder and path.exists():
             parent = path

@@ -98,7 +98,8 @@ def run_segment(args: argparse.Namespace) -> None:
     check_is_no_bundle(args.image)
     if os.path.isdir(args.image):
         raise UsageError(f"{args.image}: a folder; name one image in it, prompts are for a single one")
-    planned = results.plan_outputs(args.output, args.image)
+    read = [path for path in (args.prompt_file, args.embedding) if path]
+    planned = results.plan_outputs(args.output, args.image, *map(str, read))
     points, boxes = list(args.point), list(args.box)
     if args.prompt_file:
         more_points, more_boxes = read_prompt_file(args.prompt_file)

@@ -31,6 +31,7 @@ fun segment(sam: PocketSam, photo: File) {
         "clicks" to sam.predict(embedding, listOf(middle, corner)),
         "box" to sam.predict(embedding, emptyList(), box),
         "both" to sam.predict(embedding, listOf(middle), box),
+        "edge" to sam.predict(embedding, emptyList(), floatArrayOf(-30f, -20f, width * 0.5f, height + 40f)),
         "refine" to sam.predict(embedding, listOf(middle), null, first.logits[first.best])
     )
     for ((name, answer) in answers) {
@@ -38,6 +39,14 @@ fun segment(sam: PocketSam, photo: File) {
         File("${photo.path}.$name").writeBytes(ByteArray(mask.size) { if (mask[it]) 1 else 0 })
         println("mask ${photo.name} $name ${answer.best} ${answer.scores.joinToString(" ")}")
     }
+    val refused = listOf<() -> Any>(
+        { sam.predict(embedding, listOf(middle), null, FloatArray(4)) },
+        { sam.predict(embedding, listOf(PocketSam.Point(width + 1f, 0f))) },
+        { sam.predict(embedding, listOf(PocketSam.Point(Float.NaN, 0f))) },
+        { sam.predict(embedding, emptyList(), floatArrayOf(9f, 9f, 5f, 20f)) },
+        { sam.predict(embedding, emptyList(), floatArrayOf(-9f, 0f, -1f, 20f)) },
+    )
+    for (each in refused) check(runCatching { each() }.exceptionOrNull() is IllegalArgumentException)
     val drawn = sam.maskBitmap(embedding, first.logits[first.best], 0x11223344)
     check(drawn.width == width && drawn.height == height)
 }

@@ -28,12 +28,26 @@ for path in arguments.dropFirst(2) {
         ("clicks", try await sam.predict(embedding, points: [middle, corner])),
         ("box", try await sam.predict(embedding, points: [], box: box)),
         ("both", try await sam.predict(embedding, points: [middle], box: box)),
+        ("edge", try await sam.predict(embedding, points: [], box: CGRect(
+            x: -30, y: -20, width: 30 + Double(width) * 0.5, height: Double(height) + 60))),
         ("refine", try await sam.predict(embedding, points: [middle], refine: first.mask)),
     ]
     for (name, answer) in answers {
         let mask = PocketSam.mask(answer.mask, of: embedding)
         try Data(mask.map { $0 ? 1 : 0 }).write(to: URL(fileURLWithPath: "\(path).\(name)"))
         print("mask", name, answer.best)
+    }
+    let outside = PocketSam.Point(x: Float(width) + 1, y: 0), nowhere = PocketSam.Point(x: .nan, y: 0)
+    let refused: [() async throws -> Void] = [
+        { _ = try await sam.predict(embedding, points: [middle], refine: [0, 0]) },
+        { _ = try await sam.predict(embedding, points: [outside]) },
+        { _ = try await sam.predict(embedding, points: [nowhere]) },
+        { _ = try await sam.predict(embedding, points: [], box: CGRect(x: -9, y: 0, width: 8, height: 20)) },
+    ]
+    for each in refused {
+        var isRefused = false
+        do { try await each() } catch { isRefused = true }
+        precondition(isRefused)
     }
     let drawn = PocketSam.image(first.mask, of: embedding)!
     precondition(drawn.width == width && drawn.height == height)
