@@ -87,7 +87,7 @@ def write_files(jobs: Sequence[tuple[Path, Callable[[Path], object]]]) -> None:
         PocketSamError: a file cannot be written; then none is, unless a rename fails.
     """
     for path, _ in jobs:
-        if path.is_dir():
+        if os.path.isdir(path):  # False for names that no file system takes, which are refused below
             raise PocketSamError(f"{path}: cannot be written: is a directory")
     with contextlib.ExitStack() as stack:
         for path, write in jobs:

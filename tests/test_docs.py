@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -68,7 +69,10 @@ def dry_run(words):
     """Returns what ``make`` says that it would do."""
     python = [f"PYTHON={sys.executable}", f"PYTHON312={sys.executable}"]  # it looks for none
     command = ["make", "--dry-run", *words, *python]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    outside = {name: os.environ[name] for name in os.environ if not name.startswith("MAKE")}
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=outside
+    )
 
 
 def check_make(words):

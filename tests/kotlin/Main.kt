@@ -44,7 +44,7 @@ fun segment(sam: PocketSam, photo: File) {
         { sam.predict(embedding, listOf(PocketSam.Point(width + 1f, 0f))) },
         { sam.predict(embedding, listOf(PocketSam.Point(Float.NaN, 0f))) },
         { sam.predict(embedding, emptyList(), floatArrayOf(9f, 9f, 5f, 20f)) },
-        { sam.predict(embedding, emptyList(), floatArrayOf(-9f, 0f, -1f, 20f)) },
+        { sam.predict(embedding, emptyList(), floatArrayOf(-9f, 0f, -1f, 20f)) }
     )
     for (each in refused) check(runCatching { each() }.exceptionOrNull() is IllegalArgumentException)
     val drawn = sam.maskBitmap(embedding, first.logits[first.best], 0x11223344)
