@@ -119,8 +119,7 @@ class Segmenter:
         embedding = self._encoder(self.encoder_feeds(pixels))[contract.IMAGE_EMBEDDINGS]
         # hashed when needed; a caller's array is copied if it may change until then
         may_change = isinstance(image, np.ndarray) and (image.flags.writeable or image.base is not None)
-        kept = pixels.copy() if may_change else pixels
-        sha256 = partial(hash_pixels, kept)
+        sha256 = partial(hash_pixels, pixels.copy() if may_change else pixels)
         self._image = _ImageState(embedding, upscaler, size, sha256, self.arithmetic)
 
     def reset_image(self) -> None:
@@ -137,9 +136,8 @@ class Segmenter:
         ``.save(path)`` of it writes a file for ``set_embedding``; see also ``get_image_embedding``.
         """
         image = self._require_image()
-        values = as_array(image.embedding)
-        hashes = image.sha256(), self.encoder_sha256
-        return Embedding(values, image.original_size, *hashes, image.arithmetic)
+        about = image.original_size, image.sha256(), self.encoder_sha256, image.arithmetic
+        return Embedding(as_array(image.embedding), *about)
 
     def set_embedding(self, path: StrPath, image: Pixels | None = None) -> None:
         """Sets an image without the encoder, from a file that ``embedding().save`` wrote.
@@ -155,8 +153,8 @@ class Segmenter:
         side = self.manifest.embedding_side
         file = read_matching(path, self.encoder_sha256, (1, 256, side, side), image)
         scaled = Upscaler(self.image_size, file.original_size, self.manifest.mask_side)
-        size, sha256 = file.original_size, file.image_sha256
-        self._image = _ImageState(file.values, scaled, size, lambda: sha256, file.arithmetic)
+        about = file.original_size, lambda: file.image_sha256, file.arithmetic
+        self._image = _ImageState(file.values, scaled, *about)
 
     def encoder_feeds(self, pixels: Pixels) -> dict[str, FloatArray]:
         """Returns the encoder's inputs by name, from ``[H, W, 3]`` uint8 RGB."""
