@@ -70,9 +70,7 @@ def dry_run(words):
     python = [f"PYTHON={sys.executable}", f"PYTHON312={sys.executable}"]  # it looks for none
     command = ["make", "--dry-run", *words, *python]
     outside = {name: os.environ[name] for name in os.environ if not name.startswith("MAKE")}
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env=outside
-    )
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=outside)
 
 
 def check_make(words):
