@@ -1,4 +1,7 @@
-"""An ONNX decoder as three networks, so that clicks share work and bad ones cost no masks."""
+"""An ONNX decoder as three networks, so that clicks share work and bad ones cost no masks.
+
+Where the decoder's form is known, the image's cells are factors, see ``factored``.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -25,6 +28,8 @@ class SplitDecoder:
 
     Attributes:
         name: as given.
+        between: names of the tensors of each prompt from which its masks follow, with the prompt and
+            what all share.
 
     Raises:
         ModuleNotFoundError: protobuf is not installed.
@@ -35,18 +40,23 @@ class SplitDecoder:
     """Inputs that are the same for all prompts."""
 
     def __init__(self, model: bytes, name: str, providers: Providers, threads: int | None) -> None:
-        from pocketsam.runtime.backends import subgraph
+        from pocketsam.runtime.backends import factored, subgraph  # which need protobuf
 
         def session(*arguments: Any) -> ort.InferenceSession:
             return open_session(subgraph.extract(*arguments), name, providers, threads)
 
         self.name = name
-        until_scores = subgraph.extract(model, (c.IOU_PREDICTIONS, *c.SPLIT_TENSORS))
-        self._shared = session(until_scores, subgraph.frontier(until_scores, self.SHARED))
-        start = self._shared.get_outputs()
-        self._scores = session(until_scores, (c.IOU_PREDICTIONS, *c.SPLIT_TENSORS), start)
-        start = [tensor for tensor in self._scores.get_outputs() if tensor.name in c.SPLIT_TENSORS]
-        self._masks = session(model, (c.LOW_RES_MASKS,), start)
+        self.between: tuple[str, ...] = c.SPLIT_TENSORS
+        if faster := factored.factor(model):
+            model, self.between = faster, (c.SPLIT_TENSORS[0], *factored.FACTORS)
+        ends = (c.IOU_PREDICTIONS, *self.between)
+        whole = subgraph.extract(model, (*ends, c.LOW_RES_MASKS))
+        self._shared = session(whole, subgraph.frontier(whole, self.SHARED))
+        shared = self._shared.get_outputs()
+        self._scores = session(whole, ends, shared)
+        between = [tensor for tensor in self._scores.get_outputs() if tensor.name in self.between]
+        self._last: tuple[Any, Arrays] = None, {}
+        self._masks = session(whole, (c.LOW_RES_MASKS,), [*shared, *between])
 
     def _run(self, session: ort.InferenceSession, feeds: Arrays) -> Arrays:
         outputs = [tensor.name for tensor in session.get_outputs()]
@@ -59,20 +69,31 @@ class SplitDecoder:
         return dict(zip(outputs, run_session(session, self.name, outputs, used), strict=True))
 
     def share(self, feeds: Arrays) -> Arrays:
-        """Returns the tensors that all prompts share, from the decoder's inputs ``SHARED``."""
-        return self._run(self._shared, feeds)
+        """Returns the tensors that all prompts share, from the decoder's inputs ``SHARED``.
+
+        They are kept for the next call with the same embedding, without mask inputs.
+        """
+        embedding, shared = self._last
+        if embedding is not feeds[c.IMAGE_EMBEDDINGS]:
+            shared = self._run(self._shared, feeds)
+            self._last = feeds[c.IMAGE_EMBEDDINGS], shared
+        return shared
 
     def scores(self, shared: Arrays, feeds: Arrays) -> Arrays:
-        """Returns ``iou_predictions`` ``[B, 4]`` and ``SPLIT_TENSORS`` of B prompts."""
+        """Returns ``iou_predictions`` ``[B, 4]`` and the tensors ``between`` of B prompts."""
         outputs = self._run(self._scores, feeds | shared)
         batch = len(feeds[c.POINT_LABELS])
-        for name in c.SPLIT_TENSORS:  # of which prompts are picked
+        for name in self.between:  # of which prompts are picked
             if not isinstance(outputs[name], np.ndarray) or outputs[name].shape[:1] != (batch,):
                 raise BundleError(f"{self.name}: {name} has no entry for each prompt")
         return outputs
 
     def masks(self, feeds: Arrays) -> Any:
-        """Returns ``low_res_masks`` ``[B, 4, S/4, S/4]`` of B prompts with their ``SPLIT_TENSORS``."""
+        """Returns ``low_res_masks`` ``[B, 4, S/4, S/4]`` of B prompts.
+
+        Args:
+            feeds: the prompts, their tensors ``between``, and what all share.
+        """
         return self._run(self._masks, feeds)[c.LOW_RES_MASKS]
 
 
@@ -122,32 +143,60 @@ def decode_above(
         min_score: predicted IoU that at least one of a prompt's masks must exceed.
     """
     scores, kept, low_res = [], [], []
-    done, shared = 0, None
+    done, queue = 0, None
     for feeds in batches:
+        batch, side = len(feeds[c.POINT_LABELS]), feeds[c.MASK_INPUT].shape[-1]
         if split:
-            shared = shared or split.share(feeds)
-            outputs = split.scores(shared, feeds)
+            queue = queue or _MaskQueue(split, feeds | split.share(feeds))
+            outputs = split.scores(split.share(feeds), feeds)
         else:
             outputs = decoder(feeds)
-        side = feeds[c.MASK_INPUT].shape[-1]
-        found = {c.IOU_PREDICTIONS: outputs[c.IOU_PREDICTIONS]}
-        _check(found, side, len(feeds[c.POINT_LABELS]), split)
+        _check({c.IOU_PREDICTIONS: outputs[c.IOU_PREDICTIONS]}, side, batch, split)
         scores.append(outputs[c.IOU_PREDICTIONS][:, 1:])
         good = np.flatnonzero((scores[-1].astype(np.float64) > min_score).any(axis=1))
         kept.append(done + good)
-        done += len(scores[-1])
-        if not len(good):
-            masks = np.zeros((0, 4, side, side), np.float32)
-        elif split:
-            of_prompts = {name: outputs[name] for name in c.SPLIT_TENSORS} | {
-                name: feeds[name] for name in (c.POINT_COORDS, c.POINT_LABELS)
+        done += batch
+        low_res += queue.put(feeds | outputs, good) if queue else [outputs[c.LOW_RES_MASKS][good]]
+    low_res += queue.rest() if queue else []
+    for masks in low_res:
+        _check({c.LOW_RES_MASKS: masks}, side, len(masks), split)
+    none = np.zeros((0, 4, side, side), np.float32)
+    return np.concatenate(scores), np.concatenate(kept), np.concatenate([none, *low_res])[:, 1:]
+
+
+class _MaskQueue:
+    """Good prompts, whose masks are computed in batches as large as those of the scores.
+
+    Args:
+        split: the decoder.
+        feeds: the inputs of the first batch, and what all prompts share.
+    """
+
+    def __init__(self, split: SplitDecoder, feeds: Arrays) -> None:
+        self.split, self.feeds, self._size = split, feeds, len(feeds[c.POINT_LABELS])
+        self._names = (c.POINT_COORDS, c.POINT_LABELS, *split.between)
+        self._waiting: list[Arrays] = []
+
+    def put(self, of_prompts: Arrays, good: NDArray[np.intp]) -> list[Any]:
+        """Adds prompts, and returns the masks of each full batch."""
+        self._waiting.append({name: of_prompts[name][good] for name in self._names})
+        return self._masks(self._size)
+
+    def rest(self) -> list[Any]:
+        """Returns the masks of the prompts that wait."""
+        return self._masks(1)
+
+    def _masks(self, least: int) -> list[Any]:
+        done = []
+        while sum(len(prompts[c.POINT_LABELS]) for prompts in self._waiting) >= least:
+            waiting = {
+                name: np.concatenate([prompts[name] for prompts in self._waiting])
+                for name in self._names
             }
-            masks = split.masks(feeds | {name: array[good] for name, array in of_prompts.items()})
-        else:
-            masks = outputs[c.LOW_RES_MASKS][good]
-        _check({c.LOW_RES_MASKS: masks}, side, len(good), split)
-        low_res.append(masks[:, 1:])
-    return np.concatenate(scores), np.concatenate(kept), np.concatenate(low_res)
+            now = {name: array[: self._size] for name, array in waiting.items()}
+            self._waiting = [{name: array[self._size :] for name, array in waiting.items()}]
+            done.append(self.split.masks(self.feeds | now))
+        return done
 
 
 def _check(outputs: Arrays, mask_side: int, batch: int, split: SplitDecoder | None) -> None:

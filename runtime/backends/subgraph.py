@@ -16,16 +16,35 @@ TYPES = {"tensor(float)": 1, "tensor(int64)": 7, "tensor(bool)": 9, "tensor(floa
 
 # message: {field: (number, type)}, from onnx.proto; the type of a repeated field is in a list
 SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
-    "Model": {"graph": (7, "Graph")},
+    "Model": {"graph": (7, "Graph"), "opset_import": (8, ["Opset"])},
+    "Opset": {"domain": (1, str), "version": (2, int)},
     "Graph": {
         "node": (1, ["Node"]),
-        "initializer": (5, ["Named"]),
+        "initializer": (5, ["Constant"]),
         "input": (11, ["Value"]),
         "output": (12, ["Value"]),
         "value_info": (13, ["Value"]),
     },
-    "Node": {"input": (1, [str]), "output": (2, [str])},
-    "Named": {"name": (8, str)},
+    "Node": {
+        "input": (1, [str]),
+        "output": (2, [str]),
+        "op_type": (4, str),
+        "attribute": (5, ["Attribute"]),
+    },
+    "Attribute": {
+        "name": (1, str),
+        "f": (2, float),
+        "i": (3, int),
+        "ints": (8, [int]),
+        "type": (20, int),
+    },
+    "Constant": {
+        "dims": (1, [int]),
+        "data_type": (2, int),
+        "float_data": (4, [float]),
+        "int64_data": (7, [int]),
+        "name": (8, str),
+    },
     "Value": {"name": (1, str), "type": (2, "Type")},
     "Type": {"tensor": (1, "Tensor")},
     "Tensor": {"elem_type": (1, int), "shape": (2, "Shape")},
@@ -35,9 +54,10 @@ SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
 
 
 @cache
-def _model_class() -> Any:
+def model_class() -> Any:
+    """Returns the class of messages that are whole files."""
     field = descriptor_pb2.FieldDescriptorProto
-    scalars = {str: field.TYPE_STRING, int: field.TYPE_INT64}
+    scalars = {str: field.TYPE_STRING, int: field.TYPE_INT64, float: field.TYPE_FLOAT}
     file = descriptor_pb2.FileDescriptorProto(name="pocketsam/onnx.proto", package="pocketsam")
     for name, fields in SCHEMA.items():
         message = file.message_type.add(name=name)
@@ -62,11 +82,14 @@ def extract(model: bytes, outputs: Sequence[str], start: Sequence[ort.NodeArg] =
     Args:
         model: the bytes of an ONNX file.
         outputs: names of the tensors.
-        start: tensors inside the graph that become the subgraph's inputs; a session describes them.
+        start: tensors inside the graph that become the subgraph's inputs, if it needs them; a session
+            describes them.
     """
-    kept = _model_class().FromString(model)
-    _keep(kept.graph, outputs, [tensor.name for tensor in start])
+    kept = model_class().FromString(model)
+    needed = _keep(kept.graph, outputs, [tensor.name for tensor in start])
     for tensor in start:
+        if tensor.name not in needed:
+            continue
         value = kept.graph.input.add(name=tensor.name)
         value.type.tensor.elem_type = TYPES[tensor.type]
         for size in tensor.shape:
@@ -82,7 +105,7 @@ def frontier(model: bytes, inputs: Collection[str]) -> list[str]:
         model: the bytes of an ONNX file.
         inputs: names of inputs.
     """
-    graph = _model_class().FromString(model).graph
+    graph = model_class().FromString(model).graph
     constants = {*(tensor.name for tensor in graph.initializer), ""}
     known = {*inputs, *constants}
     computed: set[str] = set()
@@ -99,8 +122,11 @@ def frontier(model: bytes, inputs: Collection[str]) -> list[str]:
     return sorted(wanted)
 
 
-def _keep(graph: Any, outputs: Sequence[str], start: Sequence[str]) -> None:
-    """Removes from a graph all that is not needed to compute ``outputs`` from ``start``."""
+def _keep(graph: Any, outputs: Sequence[str], start: Sequence[str]) -> set[str]:
+    """Removes from a graph all that is not needed to compute ``outputs`` from ``start``.
+
+    Returns the names of the tensors that are needed.
+    """
     needed, inside = set(outputs), set()
     for index in reversed(range(len(graph.node))):  # nodes stand in order of computation
         node = graph.node[index]
@@ -115,6 +141,7 @@ def _keep(graph: Any, outputs: Sequence[str], start: Sequence[str]) -> None:
     _filter(graph.value_info, inside.difference(outputs))
     for name in set(outputs).difference(tensor.name for tensor in graph.output):
         graph.output.add(name=name)
+    return needed
 
 
 def _filter(entries: Any, names: Collection[str]) -> None:

@@ -5,12 +5,11 @@ interpolation, twice). So the cells give bounds of the number of pixels over a t
 A mask that fails by these bounds fails at full size as well, and is never computed there.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pocketsam.constants import MASK_THRESHOLD
 from pocketsam.runtime.everything.grid import Parameters
@@ -163,25 +162,26 @@ class MaskFilter:
         return False
 
 
-def is_surely_suppressed(candidate: Candidate, kept: Sequence[Box], threshold: float) -> bool:
-    """Returns whether NMS suppresses a candidate whatever the box of its full-size mask is."""
-    if candidate.inner is None or not kept:
+def is_surely_suppressed(candidate: Candidate, kept: NDArray[Any], threshold: float) -> bool:
+    """Returns whether NMS with kept boxes ``[K, 4]`` suppresses a candidate whatever the box of its
+    full-size mask is."""
+    if candidate.inner is None or not len(kept):
         return False
-    boxes = np.array(kept, np.float64)
+    boxes = np.asarray(kept, np.float64)
     common = box_intersections(np.array(candidate.inner, np.float64), boxes)
     union = box_areas(np.array(candidate.outer, np.float64)) + box_areas(boxes) - common
     return bool((common > (threshold + 1e-6) * union).any())
 
 
-def is_suppressed(box: Box, kept: Sequence[Box], threshold: float) -> bool:
-    """Returns whether a box overlaps a kept box by more than the threshold (NMS).
+def is_suppressed(box: Box, kept: ArrayLike, threshold: float) -> bool:
+    """Returns whether a box overlaps one of the kept boxes ``[K, 4]`` by more than the threshold (NMS).
 
     Computed in float32, like torchvision's ``nms``; but the same box without an area, of a mask that is
     one pixel wide, suppresses.
     """
-    if not kept:
+    this, boxes = np.asarray(box, np.float32), np.asarray(kept, np.float32)
+    if not len(boxes):
         return False
-    this, boxes = np.array(box, np.float32), np.array(kept, np.float32)
     common = box_intersections(this, boxes)
     union = box_areas(this) + box_areas(boxes) - common
     same = (boxes == this).all(axis=1).astype(np.float32)

@@ -17,7 +17,6 @@ from pocketsam.runtime.everything.candidates import (
     is_surely_suppressed,
 )
 from pocketsam.runtime.everything.grid import Parameters, coarse_to_fine
-from pocketsam.runtime.rle import Box
 
 POOL_BYTES = 256 * 2**20
 """Bytes of candidates' logits above which all candidates are examined at full size."""
@@ -178,18 +177,19 @@ class Search:
         a filter is removed.
         """
         kept: list[Accepted] = []
-        boxes: list[Box] = []
+        boxes = np.zeros((len(self._pool), 4))  # of those kept, first
         pool: list[Candidate | Accepted] = []
         for mask in sorted(self._pool, key=lambda mask: (-mask.score, mask.number)):
-            if isinstance(mask, Candidate) and is_surely_suppressed(mask, boxes, threshold):
+            better = boxes[: len(kept)]
+            if isinstance(mask, Candidate) and is_surely_suppressed(mask, better, threshold):
                 pool.append(mask)  # another threshold may keep it
                 continue
             examined = self._examine(mask)
             if examined is None:
                 continue
             pool.append(examined)
-            if not is_suppressed(examined.box, boxes, threshold):
+            if not is_suppressed(examined.box, better, threshold):
+                boxes[len(kept)] = examined.box
                 kept.append(examined)
-                boxes.append(examined.box)
         self._pool = pool
         return kept

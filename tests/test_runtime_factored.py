@@ -1,0 +1,109 @@
+"""A decoder with its cells as factors computes what the decoder in the file computes."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from pocketsam.export.options import Options
+from pocketsam.export.to_onnx.convert import convert, traced_networks
+from pocketsam.export.to_onnx.opset import lower_opset
+from pocketsam.models.sam import seeded
+from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.factored import FACTORS, factor
+from pocketsam.runtime.backends.graph_editor import GraphEditor, UnknownGraphError
+from pocketsam.runtime.backends.ort import open_session
+from pocketsam.runtime.backends.split_decoder import SplitDecoder
+from pocketsam.runtime.backends.subgraph import extract, model_class
+
+OUTPUTS = (c.IOU_PREDICTIONS, c.LOW_RES_MASKS)
+KNOWN = [("several_precisions", ""), ("several_precisions", "int8"), ("bundle", "")]
+
+
+def write(model, path, **options) -> bytes:
+    options = Options(**options)
+    convert(traced_networks(model, options)["decoder"], path, options)
+    return path.read_bytes()
+
+
+def opened(model: bytes) -> ort.InferenceSession:
+    """A session as the runtime's, which computes in float32 where weights are stored in few bits."""
+    return open_session(model, "decoder", "cpu", 2)
+
+
+def prompts(decoder: ort.InferenceSession, batch: int, points: int, masks: int) -> dict:
+    rng = np.random.default_rng(batch)
+    cells = decoder.get_inputs()[0].shape[-1]
+    low = decoder.get_outputs()[-1].shape[-1]
+    return {
+        c.IMAGE_EMBEDDINGS: rng.standard_normal((1, 256, cells, cells), np.float32),
+        c.POINT_COORDS: rng.uniform(0, 16 * cells, (batch, points, 2)).astype(np.float32),
+        c.POINT_LABELS: rng.integers(-1, 4, (batch, points)).astype(np.float32),
+        c.MASK_INPUT: 5 * rng.standard_normal((masks, 1, low, low), np.float32),
+        c.HAS_MASK_INPUT: (np.arange(masks) % 2).astype(np.float32),
+        c.ORIG_IM_SIZE: np.zeros(2, np.float32),
+    }
+
+
+def answers(session: ort.InferenceSession, feeds: dict) -> list[np.ndarray]:
+    names = [tensor.name for tensor in session.get_inputs()]
+    return session.run(OUTPUTS, {name: feeds[name] for name in names})
+
+
+def compare(decoder: bytes, batch: int, points: int, masks: int) -> None:
+    """Holds the factored decoder against the decoder: both in float32, with sums in another order."""
+    factored = factor(decoder)
+    assert factored
+    onnx.checker.check_model(onnx.load_from_string(factored), full_check=True)
+    session, before = opened(extract(factored, OUTPUTS)), opened(decoder)
+    feeds = prompts(before, batch, points, masks)
+    wanted, found = answers(before, feeds), answers(session, feeds)
+    for one, other in zip(wanted, found, strict=True):
+        assert one.std() > 0
+        assert np.abs(one - other).max() < 2e-5 * max(one.std(), 1)
+
+
+@pytest.mark.parametrize(("batch", "points", "masks"), [(1, 2, 1), (8, 2, 1), (3, 5, 3), (2, 20, 2)])
+@pytest.mark.parametrize(("name", "precision"), KNOWN)
+def test_the_same_answers(name, precision, batch, points, masks, request):
+    path = request.getfixturevalue(name) / precision / "decoder.onnx"
+    compare(path.read_bytes(), batch, points, masks)
+
+
+def test_another_architecture(tmp_path):
+    network = seeded(128, 3, "lite_medsam")  # an embedding of stride 4
+    compare(write(network, tmp_path / "d.onnx"), 2, 2, 1)
+
+
+def test_forms_that_stay_as_they_are(several_precisions, tmp_path):
+    assert factor((several_precisions / "fp16/decoder.onnx").read_bytes()) is None
+    assert factor((several_precisions / "encoder.onnx").read_bytes()) is None
+    assert factor(write(seeded(64, seed=3), tmp_path / "d.onnx", disabled_passes=("cells",))) is None
+    old = lower_opset(onnx.load(several_precisions / "decoder.onnx"), 17)
+    assert factor(old.SerializeToString()) is None
+
+
+def test_the_split_decoder_uses_it(several_precisions):
+    for precision, is_factored in (("", True), ("fp16", False)):
+        decoder = (several_precisions / precision / "decoder.onnx").read_bytes()
+        split = SplitDecoder(decoder, "decoder", "cpu", 1)
+        assert set(FACTORS).issubset(split.between) == is_factored
+        feeds = prompts(opened(decoder), 3, 2, 1)
+        shared = split.share(feeds)
+        assert split.share(feeds) is shared
+        other = feeds | {c.IMAGE_EMBEDDINGS: feeds[c.IMAGE_EMBEDDINGS] + 1}
+        changed = split.share(other)
+        assert all((array != changed[name]).any() for name, array in shared.items())
+
+
+def test_an_editor_that_does_not_find_what_it_looks_for(several_precisions):
+    whole = model_class().FromString((several_precisions / "decoder.onnx").read_bytes())
+    editor = GraphEditor(whole.graph)
+    for look in (
+        lambda: editor.find("no_weight"),
+        lambda: editor.back(c.LOW_RES_MASKS, "Softmax"),
+        lambda: editor.users(c.POINT_COORDS, "Softmax", 0),
+        lambda: editor.shape(c.POINT_COORDS),
+    ):
+        with pytest.raises(UnknownGraphError):
+            look()
