@@ -7,13 +7,14 @@ from onnx import TensorProto, helper
 
 from pocketsam.errors import BundleError, ProviderError, UsageError
 from pocketsam.runtime import Segmenter
+from pocketsam.runtime.backends.bound import CPU, Recorded
 from pocketsam.runtime.backends.ort import (
     GPUS,
     GRAPHS,
     MAX_THREADS,
     PROVIDERS,
-    Recorded,
     check_threads,
+    gpu_memory,
     onnx_network,
     open_session,
     provider_names,
@@ -125,6 +126,14 @@ def test_our_defaults_for_gpus(name, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_the_embedding_stays_on_the_gpu_that_is_named(name, monkeypatch):
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [PROVIDERS[name], PROVIDERS["cpu"]])
+    for options, device in (("", 0), (":device_id=1", 1)):
+        assert gpu_memory(*provider_options(name + options)[0]) == ("cuda", device)
+    assert gpu_memory(*provider_options("cpu")[0]) is None
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
 def test_a_gpu(name, bundle, photo):
     """The whole way on a GPU, recorded as a graph too; only where there is one."""
     if PROVIDERS[name] not in ort.get_available_providers():
@@ -148,9 +157,9 @@ def test_binding_gives_what_running_gives(bundle, photo):
     for part in ("encoder", "decoder"):
         session = open_session(opened.read(part), part, static=True)
         plain[part] = onnx_network(session, part, part, None)
-        bound[part] = onnx_network(session, part, part, "cpu")
+        bound[part] = onnx_network(session, part, part, CPU)
         if part == "encoder":
-            recorded = Recorded(session, "cpu")
+            recorded = Recorded(session, CPU)
     segmenter = Segmenter(bundle)
     feeds = segmenter.encoder_feeds(photo)
     wanted = plain["encoder"](feeds)["image_embeddings"]

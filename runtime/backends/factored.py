@@ -21,6 +21,8 @@ from pocketsam.runtime.backends.subgraph import model_class
 OPSET = 18
 """The first in which all reductions take their axes as an input."""
 LAYERS = 2
+EPSILON = 1e-5
+"""Of an ONNX LayerNormalization that does not say another."""
 TRANSFORMER = "mask_decoder.transformer."
 FACTORS = ("factored.scale", "factored.weights", "factored.vectors")
 """Names of ``scale [B, 1, n]``, ``W [B, R, n]`` and ``U [B, R, C]`` after the last block."""
@@ -109,14 +111,16 @@ class _Rewriter(GraphEditor):
 
     def _attend_to_image(self, attention: str, cells: _Cells) -> None:
         """Replaces attention from tokens to cells: ``[B, heads, t, d]`` from queries of that shape."""
-        keys, values = (self.find(f"{attention}{kind}_weight") for kind in "kv")  # [h, d, C], [h, C, d]
+        weight = self.find(f"{attention}k_weight")  # [heads, d, C]
+        values = self.find(f"{attention}v_weight")  # [heads, C, d]
+        keys = self._keys(weight, cells)
         of_image = self.op("MatMul", self.with_axis(self.turned(cells.image)), values)  # [M, h, n, d]
         for last in self.users(values, "MatMul", 1):
             means = self.back(last.input[0], "Reshape", "MatMul")
             first = self.back(means.input[0], "Softmax", "MatMul", "Reshape", "MatMul")
-            if first.input[1] != keys:
-                raise UnknownGraphError(keys)
-            shares = self.op("Softmax", self._score(first.input[0], keys, cells), axis=-1)
+            if first.input[1] != weight:
+                raise UnknownGraphError(weight)
+            shares = self.op("Softmax", self._score(first.input[0], weight, keys, cells), axis=-1)
             if not cells.scale:
                 self.op("MatMul", shares, of_image, output=last.output[0])
                 continue
@@ -128,24 +132,32 @@ class _Rewriter(GraphEditor):
             bias = self.with_axis(self.op("MatMul", cells.bias, values))  # [h, 1, d]
             self.op("Add", self.op("Add", image, bias), vectors, output=last.output[0])
 
-    def _score(self, queries: str, weight: str, cells: _Cells, bias: str = "") -> str:
-        """Returns ``[B, heads, t, n]``: queries times the keys of the cells at their places.
+    def _keys(self, weight: str, cells: _Cells, bias: str = "") -> tuple[str, str]:
+        """Returns the keys ``[M, heads, d, n]`` of the image, and those of its places with all biases.
 
         Args:
-            queries: ``[B, heads, t, d]``.
             weight: ``[heads, d, C]``, which makes keys of cells.
-            cells: what the queries are for.
+            cells: of the image.
             bias: ``[heads, d, 1]``, of the keys.
         """
         places = self.op("Add", self.pe, self._column(cells.bias)) if cells.bias else self.pe
-        places = self.op("MatMul", weight, self.with_axis(places))  # [1, h, d, n]
+        places = self.op("MatMul", weight, self.with_axis(places))
         if bias:
             places = self.op("Add", places, bias)
-        image = self.op("MatMul", weight, self.with_axis(cells.image))  # [M, h, d, n]
+        return self.op("MatMul", weight, self.with_axis(cells.image)), places
+
+    def _score(self, queries: str, weight: str, keys: tuple[str, str], cells: _Cells) -> str:
+        """Returns ``[B, heads, t, n]``: queries ``[B, heads, t, d]`` times the keys of the cells.
+
+        Args:
+            queries: of the tokens.
+            weight, cells: as for ``_keys``.
+            keys: what that returned.
+        """
         if not cells.scale:
-            return self.op("MatMul", queries, self.op("Add", image, places))
-        image = self.op("Mul", self.op("MatMul", queries, image), self.with_axis(cells.scale))
-        places = self.op("MatMul", queries, places)
+            return self.op("MatMul", queries, self.op("Add", *keys))
+        image, places = (self.op("MatMul", queries, of) for of in keys)
+        image = self.op("Mul", image, self.with_axis(cells.scale))
         asked = self._flat(self.op("MatMul", queries, weight), self.channels)
         asked = self.op("MatMul", asked, self.turned(cells.vectors))  # [B, h·t, R]
         vectors = self._by_head(self.op("MatMul", asked, cells.weights), self.count)
@@ -156,9 +168,10 @@ class _Rewriter(GraphEditor):
         attention = f"{layer}cross_attn_image_to_token."
         names = ("q_weight", "q_bias", "out_weight", "out_bias")
         weight, bias, outputs, out_bias = (self.find(attention + name) for name in names)
-        keys = self.users(weight, "MatMul", 1)[0].input[0]  # [B, heads, T, d]
+        tokens = self.users(weight, "MatMul", 1)[0].input[0]  # [B, heads, T, d]
         values = self.users(outputs, "MatMul", 1)[0].input[0]
-        scores = self._score(keys, weight, cells, bias)
+        # the product is the same from either side: of a token's keys and the cells' queries
+        scores = self._score(tokens, weight, self._keys(weight, cells, bias), cells)
         # Softmax along another axis than the last is slow
         shares = self.op("Exp", self.op("Sub", scores, self.op("ReduceMax", scores, self.ints(2))))
         shares = self.op("Div", shares, self.op("ReduceSum", shares, self.ints(2)))
@@ -209,8 +222,9 @@ class _Rewriter(GraphEditor):
         gain, bias = self.find(f"{norm}.weight"), self.find(f"{norm}.bias")
         node = self.users(gain, "LayerNormalization", 1)[0]
         epsilon = [entry.f for entry in node.attribute if entry.name == "epsilon"]
+        squares = self.op("Relu", squares)  # rounding may give less than 0
         variance = self.op("Mul", squares, self.number(1 / self.channels))
-        variance = self.op("Add", variance, self.number(*epsilon))
+        variance = self.op("Add", variance, self.number(*(epsilon or [EPSILON])))
         factor = self.op("Reciprocal", self.op("Sqrt", variance))
         return _Cells(
             self.op("Mul", cells.image, self._column(gain)),

@@ -1,7 +1,7 @@
 """ONNX networks through onnxruntime: execution providers by name, threads, and clear errors."""
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from pocketsam.errors import BundleError, ProviderError, UsageError, first_line
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.bound import Device, Recorded, run_bound
 from pocketsam.runtime.backends.providers import ALONE, Providers, list_providers, split_provider
 
 Arrays = dict[str, Any]
@@ -148,69 +149,6 @@ def run_session(
     return results
 
 
-def run_bound(
-    session: ort.InferenceSession,
-    name: str,
-    outputs: Sequence[str],
-    feeds: Arrays,
-    device: str,
-    *,
-    kept: Collection[str] = (),
-) -> list[Any]:
-    """Returns the named outputs, like ``run_session``, without copying what is on the device already.
-
-    Args:
-        device: ``cuda``, or ``cpu``.
-        feeds: arrays, or ``OrtValue``s that an earlier call returned.
-        kept: outputs that stay on the device, as ``OrtValue``; the others are returned as arrays.
-
-    Raises:
-        BundleError: onnxruntime failed.
-    """
-    try:
-        binding = session.io_binding()
-        for key, value in feeds.items():
-            if isinstance(value, ort.OrtValue):
-                binding.bind_ortvalue_input(key, value)
-            else:
-                binding.bind_cpu_input(key, np.ascontiguousarray(value))
-        for key in outputs:
-            binding.bind_output(key, device if key in kept else "cpu")
-        session.run_with_iobinding(binding)
-        values = binding.get_outputs()
-        return [
-            value if key in kept else value.numpy() for key, value in zip(outputs, values, strict=True)
-        ]
-    except Exception as error:  # as above
-        raise BundleError(f"{name}: onnxruntime failed: {first_line(error)}") from None
-
-
-class Recorded:
-    """The encoder as a CUDA graph, whose runs are replayed with input and output at fixed addresses.
-
-    Args:
-        session: has one input and one output of static shapes, and the option of ``GRAPHS``.
-        device: ``cuda``; ``cpu`` does the same without recording.
-    """
-
-    def __init__(self, session: ort.InferenceSession, device: str) -> None:
-        self._session = session
-        (source,), (result,) = session.get_inputs(), session.get_outputs()
-        self._name = source.name
-        make = ort.OrtValue.ortvalue_from_shape_and_type
-        self._input = make(source.shape, np.float32, device, 0)
-        self._output = make(result.shape, np.float32, device, 0)
-        self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input(source.name, self._input)
-        self._binding.bind_ortvalue_output(result.name, self._output)
-
-    def __call__(self, feeds: dict[str, Any]) -> Any:
-        """Returns the output, which stays on the device and which the next call overwrites."""
-        self._input.update_inplace(np.ascontiguousarray(feeds[self._name]))
-        self._session.run_with_iobinding(self._binding)
-        return self._output
-
-
 def open_session(
     model: bytes,
     name: str,
@@ -269,14 +207,21 @@ def open_onnx(
     """
     session = open_session(data, name, providers, threads, static=network == "encoder")
     first, options = provider_options(providers)[0]
-    device = "cuda" if first in GPUS else None
+    device = gpu_memory(first, options)
     if device and network == "encoder" and options.get(GRAPHS[first], "0").lower() in ("1", "true"):
         recorded = Recorded(session, device)
         return lambda feeds: {c.IMAGE_EMBEDDINGS: recorded(feeds)}
     return onnx_network(session, network, name, device)
 
 
-def onnx_network(session: ort.InferenceSession, network: str, name: str, device: str | None) -> Network:
+def gpu_memory(provider: str, options: dict[str, str]) -> Device | None:
+    """Returns the memory in which a provider's tensors can stay: a GPU's, or None."""
+    return ("cuda", int(options.get("device_id", 0))) if provider in GPUS else None
+
+
+def onnx_network(
+    session: ort.InferenceSession, network: str, name: str, device: Device | None
+) -> Network:
     """Returns the encoder or decoder of an open session as a callable.
 
     Args:
