@@ -18,7 +18,7 @@ from pocketsam.terminal import extra_needed
 if TYPE_CHECKING:
     from pocketsam.export.reference import Reference
     from pocketsam.export.verification.report import Report
-    from pocketsam.runtime.verification.golden import GoldenResult
+    from pocketsam.runtime.verification.golden_result import GoldenResult
     from pocketsam.runtime.verification.tolerance import Grade
 
 __all__ = ["export", "verify"]

@@ -22,10 +22,12 @@ from pocketsam.export.reference import Reference
 from pocketsam.export.targets import TARGETS, find_target
 from pocketsam.models.checkpoint import DEFAULT
 from pocketsam.runtime import contract as c
+from pocketsam.runtime.backends.split_decoder import SplitDecoder
 from pocketsam.runtime.bundle import Bundle, choose_bundle, open_bundle
 from pocketsam.runtime.manifest import MANIFEST_NAME
 from pocketsam.runtime.verification import golden
 from pocketsam.runtime.verification.golden import check_golden
+from pocketsam.runtime.verification.golden_result import GoldenResult
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +109,9 @@ def test_each_number_of_a_certificate(precision, several_precisions, reference):
 
 def test_each_number_of_the_golden_results(several_precisions):
     bundle = choose_bundle(several_precisions, "int8")
-    results = {(r.prompt, r.against): r for r in check_golden(several_precisions, precision="int8")}
-    assert len(results) == 8
+    found = check_golden(several_precisions, precision="int8")
+    results = {(r.prompt, r.against): r for r in found if r.decoder == "whole"}
+    assert (len(results), len(found)) == (8, 16)
     arrays = np.load(bundle.path / "golden.npz")
     networks = open_networks(bundle)
     answers = golden.answer_prompts(arrays, bundle.manifest, *networks)
@@ -125,6 +128,18 @@ def test_each_number_of_the_golden_results(several_precisions):
         assert result.figures["mask_iou"] == pytest.approx(min(ious, default=1))
         assert result.figures["mask_iou_mean"] == pytest.approx(np.mean(ious) if ious else 1)
         assert result.figures["small_changed"] == pytest.approx(max(small, default=0))
+
+
+def test_golden_vectors_hold_what_everything_runs(several_precisions, monkeypatch):
+    for precision in ("fp32", "fp16"):
+        results = check_golden(several_precisions, precision=precision)
+        assert [(r.decoder, r.ok) for r in results] == [("whole", True)] * 4 + [("split", True)] * 4
+    masks = SplitDecoder.masks
+    monkeypatch.setattr(SplitDecoder, "masks", lambda self, feeds: masks(self, feeds) + 0.5)
+    results = check_golden(several_precisions, precision="fp32")
+    assert [r.ok for r in results] == [True] * 4 + [False] * 4
+    with pytest.raises(ParityError, match="fp32, prompt point in `everything`, beside PyTorch: largest"):
+        golden.raise_if_failed(results)
 
 
 def test_golden_masks_are_neither_empty_nor_full(several_precisions, reference):
@@ -293,7 +308,7 @@ def test_files_that_nobody_verified_are_not_certified(weak, tmp_path):
     assert not any(result.ok for result in check_networks_of(tmp_path / "b"))
 
 
-def check_networks_of(folder: Path) -> list[golden.GoldenResult]:
+def check_networks_of(folder: Path) -> list[GoldenResult]:
     bundle = open_bundle(folder)
     return golden.check_networks(bundle, *open_networks(bundle))
 

@@ -68,6 +68,12 @@ class SplitDecoder:
         used = {name: feeds[name] for name in names}
         return dict(zip(outputs, run_session(session, self.name, outputs, used), strict=True))
 
+    def __call__(self, feeds: Arrays) -> Arrays:
+        """Returns what the whole decoder returns."""
+        shared = self._run(self._shared, feeds)
+        outputs = self.scores(shared, feeds)
+        return outputs | {c.LOW_RES_MASKS: self.masks(feeds | shared | outputs)}
+
     def share(self, feeds: Arrays) -> Arrays:
         """Returns the tensors that all prompts share, from the decoder's inputs ``SHARED``.
 

@@ -7,7 +7,8 @@ from typing import Any
 from pocketsam import terminal
 from pocketsam.runtime.bundle import choose_bundles
 from pocketsam.runtime.commands.options import add_bundle, add_device
-from pocketsam.runtime.verification.golden import GoldenResult, check_golden, raise_if_failed
+from pocketsam.runtime.verification.golden import check_golden, raise_if_failed
+from pocketsam.runtime.verification.golden_result import GoldenResult
 
 
 def add_verify(subparsers: terminal.Subparsers) -> argparse.ArgumentParser:
@@ -104,7 +105,7 @@ def _line(result: GoldenResult) -> str:
     figures = result.figures
     how = "" if result.arithmetic == "f32" else f" in {result.arithmetic}"
     return (
-        f"{result.precision}{how}, golden {result.prompt} beside {result.against}: "
+        f"{result.precision}{how}, golden {result.where} beside {result.against}: "
         f"SNR {figures['snr_db']:.1f} dB, IoU of the least mask {figures['mask_iou']:.4f}, "
         f"|Δ| of the scores {figures['score']:.1e}, best mask "
         f"{'kept' if figures['best_kept'] == 1 else 'another'}"

@@ -15,7 +15,6 @@ from the files' own answer (``drift``), so that damage is found that a lossy pre
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,14 @@ from pocketsam.runtime.backends.networks import open_network
 from pocketsam.runtime.backends.ort import Network, check_threads
 from pocketsam.runtime.backends.providers import Providers, find_arithmetic
 from pocketsam.runtime.backends.recorded import resolve_auto
+from pocketsam.runtime.backends.split_decoder import open_split_decoder
 from pocketsam.runtime.bundle import NETWORKS, Bundle, choose_bundles
 from pocketsam.runtime.embedding import as_array
 from pocketsam.runtime.image import check_pixels, encoder_feeds
 from pocketsam.runtime.manifest import Manifest
+from pocketsam.runtime.verification.golden_result import GoldenResult
 from pocketsam.runtime.verification.metrics import mask_figures, score_figures, tensor_figures
-from pocketsam.runtime.verification.tolerance import Tolerance, Violation
+from pocketsam.runtime.verification.tolerance import Tolerance
 
 PROMPTS = ("point", "box", "points", "refine")
 """A click; a box; a click and a background click; the click again with a mask input."""
@@ -65,44 +66,6 @@ Open = Callable[[Bundle], tuple[Network, Network]]
 """Opens the encoder and the decoder of a bundle."""
 
 
-@dataclass(frozen=True)
-class GoldenResult:
-    """How far this machine's answer to a golden prompt is from an answer that the bundle holds.
-
-    Attributes:
-        precision: of the files.
-        prompt: the prompt's name, one of ``PROMPTS``.
-        against: whose answer it is: PyTorch's, or that of the same files where they were exported.
-        figures: ``error`` (largest |Δ| of the logits in their standard deviations), ``snr_db``,
-            ``cosine``, ``mask_iou`` (of the least mask), ``mask_iou_mean``, ``small_changed``,
-            ``score`` (largest |Δ| of the scores) and ``best_kept`` (1 if the best mask is the same).
-        violations: the figures outside the tolerance.
-        arithmetic: what the encoder was computed in, if not as its file says: ``bf16`` or ``f16``.
-    """
-
-    precision: str
-    prompt: str
-    against: str
-    figures: Mapping[str, float]
-    violations: Sequence[Violation]
-    arithmetic: str = "f32"
-
-    @property
-    def ok(self) -> bool:
-        """Whether every figure is within its tolerance."""
-        return not self.violations
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the result as ``verify --json`` prints it."""
-        about = {"precision": self.precision, "prompt": self.prompt, "against": self.against}
-        if self.arithmetic != "f32":
-            about["arithmetic"] = self.arithmetic
-        figures = {
-            key: value if np.isfinite(value) else str(value) for key, value in self.figures.items()
-        }
-        return about | {"ok": self.ok} | figures | {"violations": list(map(str, self.violations))}
-
-
 def check_golden(
     bundle_dir: StrPath,
     *,
@@ -125,21 +88,26 @@ def check_golden(
     """
     check_threads(threads)
 
-    def open_both(bundle: Bundle) -> tuple[Network, Network]:
-        encoder, decoder = (open_network(bundle, name, providers, threads) for name in NETWORKS)
-        return encoder, decoder
-
     providers, precision = resolve_auto(bundle_dir, providers, precision, threads)
-    opened, arithmetic = open_networks or open_both, find_arithmetic(providers)
-    return [
-        result
-        for bundle in choose_bundles(bundle_dir, precision)
-        for result in check_networks(bundle, *opened(bundle), arithmetic=arithmetic)
-    ]
+    arithmetic, results = find_arithmetic(providers), []
+    for bundle in choose_bundles(bundle_dir, precision):
+        split = None
+        if open_networks:
+            encoder, decoder = open_networks(bundle)
+        else:
+            encoder, decoder = (open_network(bundle, name, providers, threads) for name in NETWORKS)
+            split = open_split_decoder(bundle, providers, threads)
+        results += check_networks(bundle, encoder, decoder, arithmetic=arithmetic, split=split)
+    return results
 
 
 def check_networks(
-    bundle: Bundle, encoder: Network, decoder: Network, *, arithmetic: str = "f32"
+    bundle: Bundle,
+    encoder: Network,
+    decoder: Network,
+    *,
+    arithmetic: str = "f32",
+    split: Network | None = None,
 ) -> list[GoldenResult]:
     """Returns the results of golden prompts with given networks.
 
@@ -147,6 +115,7 @@ def check_networks(
         bundle: holds the golden vectors; of one precision.
         encoder, decoder: its networks, open.
         arithmetic: what the encoder is computed in, if not as its file says; see ``ARITHMETIC``.
+        split: the decoder in the parts that ``everything`` runs, which must give the same answers.
 
     Raises:
         IntegrityError: the golden file is damaged.
@@ -162,24 +131,37 @@ def check_networks(
     if arithmetic != "f32":
         tolerance, drift = tolerance.or_looser(ARITHMETIC), drift and drift.or_looser(ARITHMETIC)
     arrays = load_golden(bundle)
+    encoder = once(among_others(encoder))
+    decoders = {"whole": decoder} | ({"split": split} if split else {})
+    results = []
     try:
-        answers = answer_prompts(arrays, manifest, among_others(encoder), decoder)
-        results = []
-        for name in PROMPTS:
-            expected = {key: arrays[f"{name}_{key}"] for key in answers[name]}
-            judged = [(PYTORCH, expected, tolerance)]
-            if drift is not None:
-                own = {key: arrays[f"{name}_own_{key}"] for key in answers[name]}
-                judged.append((EXPORT, own, drift))
-            for against, wanted, limits in judged:
-                figures = compare(wanted, answers[name])
-                broken = limits.violations(figures)
-                results.append(
-                    GoldenResult(manifest.precision, name, against, figures, broken, arithmetic)
-                )
+        for kind, network in decoders.items():
+            answers = answer_prompts(arrays, manifest, encoder, network)
+            for name, answer in answers.items():
+                expected = {key: arrays[f"{name}_{key}"] for key in answer}
+                judged = [(PYTORCH, expected, tolerance)]
+                if drift is not None:
+                    own = {key: arrays[f"{name}_own_{key}"] for key in answer}
+                    judged.append((EXPORT, own, drift))
+                for against, wanted, limits in judged:
+                    figures = compare(wanted, answer)
+                    about = manifest.precision, name, against, figures, limits.violations(figures)
+                    results.append(GoldenResult(*about, arithmetic, kind))
     except (ImageError, PromptError, LookupError, TypeError, ValueError) as error:
         raise IntegrityError(f"{bundle.path}: damaged golden vectors: {error}") from None
     return results
+
+
+def once(network: Network) -> Network:
+    """Returns a network that runs once, and gives the same answer to all calls."""
+    outputs: dict[str, Any] = {}
+
+    def call(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        if not outputs:
+            outputs.update(network(dict(feeds)))
+        return outputs
+
+    return call
 
 
 def among_others(encoder: Network) -> Network:
@@ -283,5 +265,5 @@ def raise_if_failed(results: Sequence[GoldenResult]) -> None:
         values = "; ".join(map(str, first.violations))
         raise ParityError(
             f"{len(failed)} of {len(results)} golden comparisons fail on this machine; the first: "
-            f"{first.precision}, prompt {first.prompt}, beside {first.against}: {values}"
+            f"{first.precision}, prompt {first.where}, beside {first.against}: {values}"
         )
