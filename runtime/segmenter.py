@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ class _ImageState:
     original_size: tuple[int, int]
     sha256: Callable[[], str]
     arithmetic: str
+    shared: Arrays = field(default_factory=dict)  # what ``decode_above`` computes once
 
 
 class Segmenter:
@@ -137,7 +138,7 @@ class Segmenter:
         """
         image = self._require_image()
         about = image.original_size, image.sha256(), self.encoder_sha256, image.arithmetic
-        return Embedding(as_array(image.embedding), *about)
+        return Embedding(self.get_image_embedding(), *about)
 
     def set_embedding(self, path: StrPath, image: Pixels | None = None) -> None:
         """Sets an image without the encoder, from a file that ``embedding().save`` wrote.
@@ -161,10 +162,9 @@ class Segmenter:
         return encoder_feeds(pixels, self.manifest)
 
     def encode(self, feeds: dict[str, FloatArray]) -> FloatArray:
-        """Returns the embedding ``[1, 256, S/16, S/16]`` float32; the image that is set stays set.
+        """Returns the embedding ``[1, 256, S/16, S/16]`` float32 of what ``encoder_feeds`` returned.
 
-        Args:
-            feeds: what ``encoder_feeds`` returned.
+        The image that is set stays set.
         """
         return as_array(self._encoder(feeds)[contract.IMAGE_EMBEDDINGS])
 
@@ -273,8 +273,8 @@ class Segmenter:
         Raises:
             PromptError: a prompt that cannot be used, or no image is set.
         """
-        batches = self._decoder_feeds(point_coords, point_labels)
-        return decode_above(batches, self._decoder, self._split_decoder(), min_score)
+        batches, shared = self._decoder_feeds(point_coords, point_labels), self._require_image().shared
+        return decode_above(batches, self._decoder, self._split_decoder(), min_score, shared)
 
     def _decoder_feeds(
         self,

@@ -138,7 +138,9 @@ def test_golden_vectors_hold_what_everything_runs(several_precisions, monkeypatc
     monkeypatch.setattr(SplitDecoder, "masks", lambda self, feeds: masks(self, feeds) + 0.5)
     results = check_golden(several_precisions, precision="fp32")
     assert [r.ok for r in results] == [True] * 4 + [False] * 4
-    with pytest.raises(ParityError, match="fp32, prompt point in `everything`, beside PyTorch: largest"):
+    with pytest.raises(
+        ParityError, match="fp32, prompt point in `everything`, beside PyTorch: largest"
+    ):
         golden.raise_if_failed(results)
 
 

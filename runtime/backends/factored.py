@@ -7,7 +7,9 @@ multiplies a cell by one number, and each channel by one. So after each block th
     x[n] = scale[n] · image[n] + sum over r of W[r, n] · U[r] + bias
 
 where ``image`` is the same for all prompts, and products with it are taken once for an image. What is
-left for each prompt is 8·T wide instead of 256. The results are the decoder's to float32's rounding.
+left for each prompt is 8·T wide after the first block and 16·T after the second, instead of 256. The
+results are the decoder's to float32's rounding, unless the parts of a cell cancel to a thousandth;
+``SplitDecoder.check`` compares them.
 
 The tokens' own operations stay as they are in the file.
 """
@@ -15,7 +17,7 @@ The tokens' own operations stay as they are in the file.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pocketsam.runtime.backends.graph_editor import GraphEditor, UnknownGraphError
+from pocketsam.runtime.backends.graph_editor import FLOAT16, GraphEditor, UnknownGraphError
 from pocketsam.runtime.backends.subgraph import model_class
 
 OPSET = 18
@@ -36,10 +38,11 @@ def factor(model: bytes) -> bytes | None:
 
     Returns:
         The new file, with the inputs and outputs of the old one; None if the graph is not as ``export``
-        writes it, or computes in float16.
+        writes it, or if a part of it computes in float16.
     """
     whole = model_class().FromString(model)
-    if not any(not entry.domain and entry.version >= OPSET for entry in whole.opset_import):
+    is_new = any(not entry.domain and entry.version >= OPSET for entry in whole.opset_import)
+    if not is_new or any(tensor.data_type == FLOAT16 for tensor in whole.graph.initializer):
         return None
     try:
         _Rewriter(whole.graph).rewrite()
@@ -89,8 +92,8 @@ class _Rewriter(GraphEditor):
             layer = f"{TRANSFORMER}layers.{number}."
             self._attend_to_image(f"{layer}cross_attn_token_to_image.", cells)
             cells = self._attend_to_tokens(layer, cells)
-        for factor, name in zip((cells.scale, cells.weights, cells.vectors), FACTORS, strict=True):
-            self.rename(factor, name)
+        for tensor, name in zip((cells.scale, cells.weights, cells.vectors), FACTORS, strict=True):
+            self.rename(tensor, name)
         scale, weights, vectors = FACTORS
         cells = replace(cells, scale=scale, weights=weights, vectors=vectors)
         self._attend_to_image(f"{TRANSFORMER}final_attn_token_to_image.", cells)
@@ -221,15 +224,14 @@ class _Rewriter(GraphEditor):
         """Returns the cells after a LayerNorm of that name; see ``_add`` for the arguments."""
         gain, bias = self.find(f"{norm}.weight"), self.find(f"{norm}.bias")
         node = self.users(gain, "LayerNormalization", 1)[0]
-        epsilon = [entry.f for entry in node.attribute if entry.name == "epsilon"]
-        squares = self.op("Relu", squares)  # rounding may give less than 0
+        epsilon = next((entry.f for entry in node.attribute if entry.name == "epsilon"), EPSILON)
         variance = self.op("Mul", squares, self.number(1 / self.channels))
-        variance = self.op("Add", variance, self.number(*(epsilon or [EPSILON])))
-        factor = self.op("Reciprocal", self.op("Sqrt", variance))
+        variance = self.op("Add", variance, self.number(epsilon))
+        inverse = self.op("Reciprocal", self.op("Sqrt", variance))
         return _Cells(
             self.op("Mul", cells.image, self._column(gain)),
-            self.op("Mul", cells.scale, factor) if cells.scale else factor,
-            self.op("Mul", cells.weights, factor),
+            self.op("Mul", cells.scale, inverse) if cells.scale else inverse,
+            self.op("Mul", cells.weights, inverse),
             self.op("Mul", cells.vectors, gain),
             bias,
             cells.values,

@@ -6,7 +6,7 @@ from typing import Any
 
 from pocketsam.runtime.backends.subgraph import TYPES
 
-FLOAT, INT64 = TYPES["tensor(float)"], TYPES["tensor(int64)"]
+FLOAT, FLOAT16, INT64 = (TYPES[f"tensor({name})"] for name in ("float", "float16", "int64"))
 ATTRIBUTE_INT, ATTRIBUTE_INTS = 2, 7
 """ONNX's numbers of attributes' types."""
 
@@ -31,19 +31,18 @@ class GraphEditor:
     # what is there
 
     def find(self, ending: str) -> str:
-        """Returns the constant, or the tensor made from one, whose name ends so."""
+        """Returns the name of the one tensor whose name ends so."""
         names = (*self._constants, *self._makers)
         found = [name for name in names if name.endswith(ending)]
-        if not found:
+        if len(found) != 1:
             raise UnknownGraphError(ending)
         return found[0]
 
     def shape(self, name: str) -> list[int]:
-        """Returns the shape of a float32 constant, which may be stored in 8 bits."""
-        scale = name
+        """Returns the shape of a constant, which may be stored in few bits."""
         if name not in self._constants:
-            name, scale = self.back(name, "DequantizeLinear").input[:2]
-        if not {name, scale}.issubset(self._constants) or self._constants[scale].data_type != FLOAT:
+            name = self.back(name, "DequantizeLinear").input[0]
+        if name not in self._constants:
             raise UnknownGraphError(name)
         return list(self._constants[name].dims)
 

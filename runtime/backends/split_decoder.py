@@ -12,10 +12,22 @@ from numpy.typing import NDArray
 
 from pocketsam.errors import BundleError, PocketSamError, first_line
 from pocketsam.runtime import contract as c
-from pocketsam.runtime.backends.ort import Arrays, Network, asks_for_gpu, open_session, run_session
+from pocketsam.runtime.backends.ort import (
+    OUTPUTS,
+    Arrays,
+    Network,
+    asks_for_gpu,
+    open_session,
+    run_session,
+)
 from pocketsam.runtime.backends.providers import OPENVINO, Providers, is_provider
 from pocketsam.runtime.bundle import Bundle
 from pocketsam.traits import UPSCALING
+
+MOST_POINTS = 8
+"""Points of a prompt, padding included, up to which the split decoder takes less time."""
+ROUNDING = 1e-3
+"""Of a standard deviation, what rounding may change at most; see ``SplitDecoder.check``."""
 
 
 class SplitDecoder:
@@ -55,7 +67,6 @@ class SplitDecoder:
         shared = self._shared.get_outputs()
         self._scores = session(whole, ends, shared)
         between = [tensor for tensor in self._scores.get_outputs() if tensor.name in self.between]
-        self._last: tuple[Any, Arrays] = None, {}
         self._masks = session(whole, (c.LOW_RES_MASKS,), [*shared, *between])
 
     def _run(self, session: ort.InferenceSession, feeds: Arrays) -> Arrays:
@@ -70,20 +81,33 @@ class SplitDecoder:
 
     def __call__(self, feeds: Arrays) -> Arrays:
         """Returns what the whole decoder returns."""
-        shared = self._run(self._shared, feeds)
+        shared = self.share(feeds)
         outputs = self.scores(shared, feeds)
         return outputs | {c.LOW_RES_MASKS: self.masks(feeds | shared | outputs)}
 
     def share(self, feeds: Arrays) -> Arrays:
-        """Returns the tensors that all prompts share, from the decoder's inputs ``SHARED``.
+        """Returns the tensors that all prompts share, from the decoder's inputs ``SHARED``."""
+        return self._run(self._shared, feeds)
 
-        They are kept for the next call with the same embedding, without mask inputs.
+    def check(self, decoder: Network, feeds: Arrays, shared: Arrays) -> None:
+        """Compares the first prompt's answer with the whole decoder's.
+
+        Raises:
+            BundleError: they differ by more than rounding, or hold values that are no finite numbers.
         """
-        embedding, shared = self._last
-        if embedding is not feeds[c.IMAGE_EMBEDDINGS]:
-            shared = self._run(self._shared, feeds)
-            self._last = feeds[c.IMAGE_EMBEDDINGS], shared
-        return shared
+        prompts = (c.POINT_COORDS, c.POINT_LABELS)
+        feeds = feeds | {name: feeds[name][:1] for name in prompts}
+        side = feeds[c.MASK_INPUT].shape[-1]
+        wanted = {name: decoder(feeds)[name] for name in OUTPUTS["decoder"]}
+        _check(wanted, side, 1, self)
+        outputs = self.scores(shared, feeds)
+        outputs = outputs | {c.LOW_RES_MASKS: self.masks(feeds | shared | outputs)}
+        for name, array in wanted.items():
+            if not np.abs(outputs[name] - array).max() <= ROUNDING * max(array.std(), 1):
+                raise BundleError(
+                    f"{self.name}: {name} of a click differs where the decoder runs in parts; "
+                    "export the bundle again"
+                )
 
     def scores(self, shared: Arrays, feeds: Arrays) -> Arrays:
         """Returns ``iou_predictions`` ``[B, 4]`` and the tensors ``between`` of B prompts."""
@@ -134,7 +158,11 @@ def open_split_decoder(
 
 
 def decode_above(
-    batches: Iterable[Arrays], decoder: Network, split: SplitDecoder | None, min_score: float
+    batches: Iterable[Arrays],
+    decoder: Network,
+    split: SplitDecoder | None,
+    min_score: float,
+    shared: Arrays,
 ) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]]:
     """Returns the scores of prompts, and the masks of those that score above a threshold.
 
@@ -145,16 +173,22 @@ def decode_above(
     Args:
         batches: the decoder's inputs, without mask inputs.
         decoder: computes scores and masks of all prompts.
-        split: does the same in less time, if there is one.
+        split: does the same in less time, if there is one, for prompts of ``MOST_POINTS`` at most.
         min_score: predicted IoU that at least one of a prompt's masks must exceed.
+        shared: what all prompts on the image share; empty at first, filled by the first call.
     """
     scores, kept, low_res = [], [], []
     done, queue = 0, None
     for feeds in batches:
-        batch, side = len(feeds[c.POINT_LABELS]), feeds[c.MASK_INPUT].shape[-1]
+        (batch, points), side = feeds[c.POINT_LABELS].shape, feeds[c.MASK_INPUT].shape[-1]
+        split = split if points <= MOST_POINTS else None
         if split:
-            queue = queue or _MaskQueue(split, feeds | split.share(feeds))
-            outputs = split.scores(split.share(feeds), feeds)
+            if not shared:
+                found = split.share(feeds)
+                split.check(decoder, feeds, found)
+                shared.update(found)
+            queue = queue or _MaskQueue(split, feeds | shared)
+            outputs = split.scores(shared, feeds)
         else:
             outputs = decoder(feeds)
         _check({c.IOU_PREDICTIONS: outputs[c.IOU_PREDICTIONS]}, side, batch, split)
@@ -166,8 +200,8 @@ def decode_above(
     low_res += queue.rest() if queue else []
     for masks in low_res:
         _check({c.LOW_RES_MASKS: masks}, side, len(masks), split)
-    none = np.zeros((0, 4, side, side), np.float32)
-    return np.concatenate(scores), np.concatenate(kept), np.concatenate([none, *low_res])[:, 1:]
+    found_masks = [np.zeros((0, 3, side, side), np.float32), *(masks[:, 1:] for masks in low_res)]
+    return np.concatenate(scores), np.concatenate(kept), np.concatenate(found_masks)
 
 
 class _MaskQueue:

@@ -182,7 +182,8 @@ class MaskGenerator:
             labels = np.ones((len(batch), 1))
             results = self.segmenter.predict_above(batch[:, None], labels, min_score)
             search.add(clicks, batch, *results)
-            self.best_score = max(float(results[0].max()), self.best_score or 0.0)
+            best = float(results[0].max())
+            self.best_score = best if self.best_score is None else max(best, self.best_score)
             made += len(clicks)
             report(made)
         if made < len(grid):  # the others are not needed, or the time is over
