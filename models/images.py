@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pocketsam.constants import resized_shape
-from pocketsam.errors import ImageError
+from pocketsam.errors import ImageError, UsageError
 from pocketsam.images import IMAGE_SUFFIXES, list_folder, load_image
 from pocketsam.traits import SAM_PIXELS, Normalisation
 
@@ -21,18 +21,28 @@ SMALLEST_SIDE = 16
 """In pixels: one cell of the embedding. An image with a shorter side is refused."""
 
 
-def check_folder(folder: Path) -> tuple[list[Path], list[str]]:
+def check_folder(folder: Path, outputs: Sequence[Path] = ()) -> tuple[list[Path], list[str]]:
     """Returns the images below a folder that can be used, and says why others cannot.
+
+    Args:
+        folder: of images.
+        outputs: folders that are written; what lies in them is left out.
 
     Returns:
         As ``check_images``; images that Pillow cannot read by their suffix are among the skipped.
 
     Raises:
         ImageError: the folder is missing, or holds no image file.
+        UsageError: it is one of the outputs.
     """
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder")
+    whole = folder.resolve()
+    written = {path.resolve() for path in outputs if whole in (path.resolve(), *path.resolve().parents)}
+    if whole in written:
+        raise UsageError(f"{folder}: holds the images; write to another folder")
     found, unknown = list_folder(folder, deep=True)
+    found = [path for path in found if written.isdisjoint(path.resolve().parents)]
     good, skipped = check_images(found)
     return good, unknown + skipped
 
@@ -49,7 +59,7 @@ def check_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         try:
             height, width, _ = load_image(path).shape
             if min(height, width) < SMALLEST_SIDE:
-                raise ImageError(f"{path}: {width}x{height} pixels are too few")
+                raise ImageError(f"{path}: {width}x{height} pixels; each side needs {SMALLEST_SIDE}")
             good.append(path)
         except ImageError as error:
             skipped.append(str(error))

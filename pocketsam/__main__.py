@@ -23,6 +23,8 @@ def main() -> int:
     is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in the background of a script
     if not is_ignored:
         signal.signal(signal.SIGINT, _stop_at_once)
+    if sys.argv[1:2] == ["everything"]:  # numpy's threads spin on, on the cores that the decoder wants
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from pocketsam.cli import main as run
 
     if not is_ignored:

@@ -16,7 +16,13 @@ from pocketsam.models.checkpoint import load_model
 from pocketsam.models.commands import COMMANDS
 from pocketsam.models.images import check_folder, load_pixels, to_pixel_values
 from pocketsam.models.sam import fill, seeded
-from pocketsam.models.training.distill import distill, freeze_others, new_student, random_prompts
+from pocketsam.models.training.distill import (
+    _batches,
+    distill,
+    freeze_others,
+    new_student,
+    random_prompts,
+)
 from pocketsam.models.training.recipe import MODES, Recipe
 from pocketsam.models.training.run import Run
 from pocketsam.runtime.image import preprocess
@@ -69,6 +75,32 @@ def test_images_are_prepared_as_the_runtime_does(folder):
     path = folder / "astronaut.png"
     values = to_pixel_values(load_pixels(path, 128), 128)
     assert np.allclose(values, preprocess(load_image(path), 128)[0], atol=1e-6)
+
+
+def test_outputs_are_no_images(folder, tmp_path):
+    for place in ("good.png", "run/loss.png", "run/deep/loss.png", "running.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes((folder / "coffee.png").read_bytes())
+    good, skipped = check_folder(tmp_path, [tmp_path / "run", tmp_path / "deep"])
+    assert ([path.name for path in good], skipped) == (["good.png", "running.png"], [])
+    assert len(check_folder(tmp_path / "run", [tmp_path])[0]) == 2
+    for output in (tmp_path, tmp_path / "run/.."):
+        with pytest.raises(UsageError, match="holds the images; write to another folder"):
+            check_folder(tmp_path, [output])
+
+
+def test_an_error_of_the_loader_is_one_line():
+    def load():
+        yield 1
+        raise ImageError(
+            "Caught ImageError in DataLoader worker process 0.\nOriginal Traceback (most "
+            "recent call last):\n  File\npocketsam.errors.ImageError: a.png: cut: short\n"
+        )
+
+    batches = _batches(load())
+    assert next(batches) == 1
+    with pytest.raises(PocketSamError, match=r"^a.png: cut: short$"):
+        next(batches)
 
 
 def test_bad_images_are_skipped_and_counted(folder, tmp_path):

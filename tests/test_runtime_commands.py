@@ -53,15 +53,18 @@ def test_info(bundle):
 def test_verify_with_and_without_the_checkpoint(bundle, photo_file):
     done = run_pocketsam("verify", bundle)
     assert done.returncode == 0
-    assert done.stdout.count("✓ fp32, golden") == 4
+    assert done.stdout.count("✓ fp32, golden") == 8
+    assert done.stdout.count(" in `everything` beside PyTorch") == 4
     assert done.stdout.splitlines()[-1] == "OK: golden vectors: fp32 (equivalent)"
     result = json.loads(call_pocketsam("verify", bundle, "--json").stdout)
     (entry,) = result["precisions"]
     assert (entry["precision"], entry["grade"]) == ("fp32", "equivalent")
     assert result["passed"] is entry["passed"] is True
     assert entry["parity"] is None
-    assert [(prompt["prompt"], prompt["ok"]) for prompt in entry["golden"]] == [
-        (name, True) for name in ("point", "box", "points", "refine")
+    assert [(one["prompt"], one["decoder"], one["ok"]) for one in entry["golden"]] == [
+        (name, decoder, True)
+        for decoder in ("whole", "split")
+        for name in ("point", "box", "points", "refine")
     ]
 
     done = call_pocketsam(

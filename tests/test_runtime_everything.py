@@ -235,6 +235,20 @@ def test_masks_of_promising_clicks_only(segmenter, photo, min_score, is_split, m
     np.testing.assert_allclose(low_res, wanted[1][kept], atol=1e-4)
 
 
+def test_the_best_score_may_be_negative(segmenter, photo, monkeypatch):
+    above = segmenter.predict_above
+
+    def lower(*arguments):
+        scores, *rest = above(*arguments)
+        return scores - 5, *rest
+
+    monkeypatch.setattr(segmenter, "predict_above", lower)
+    keep_all = {"pred_iou_thresh": 0, "stability_score_thresh": 0, "points_per_batch": 1}
+    generator = MaskGenerator(segmenter, points_per_side=2, **keep_all)
+    records = generator.generate(photo)
+    assert -5 < max(one["predicted_iou"] for one in records) <= generator.best_score < 0
+
+
 def test_a_time_budget(segmenter, photo):
     assert MaskGenerator(segmenter, time_budget=0).generate(photo) == []
     some = MaskGenerator(segmenter, time_budget=1e-9, **LOOSE).generate(photo)

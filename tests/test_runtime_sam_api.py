@@ -5,7 +5,7 @@ import pytest
 from conftest import import_mobile_sam
 
 import pocketsam
-from pocketsam.errors import UsageError
+from pocketsam.errors import PromptError, UsageError
 from pocketsam.runtime.sam_api.predictor import (
     ResizeLongestSide,
     SamAutomaticMaskGenerator,
@@ -56,6 +56,24 @@ def test_predict_torch_is_predict_batch_on_the_canvas(predictor):
     ):
         for found, array in zip(predictor.predict_torch(*given), wanted, strict=True):
             assert np.allclose(found, array, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"boxes": [1, 2, 3]}, r"boxes must be \[\?, 4\], not \[3\]"),
+        ({"boxes": np.zeros((1, 8))}, r"boxes must be \[\?, 4\], not \[1, 8\]"),
+        ({"boxes": "text"}, r"boxes must be an array of numbers \[\?, 4\]"),
+        (
+            {"point_coords": [[[1, 2]], [[3]]]},
+            r"point_coords must be an array of numbers \[\?, \?, 2\]",
+        ),
+        ({"point_coords": [[1, 2]]}, r"point_coords must be \[\?, \?, 2\], not \[1, 2\]"),
+    ],
+)
+def test_prompts_of_the_wrong_shape(predictor, given, message):
+    with pytest.raises(PromptError, match=message):
+        predictor.predict_torch(**{"point_coords": None, "point_labels": [[1]]} | given)
 
 
 def test_the_other_names(predictor):

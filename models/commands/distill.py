@@ -103,7 +103,8 @@ def run_distill(args: argparse.Namespace) -> None:
     )
     check_recipe(recipe, args.start, args.save_every)
     flush_denormals()
-    images, skipped = check_folder(args.images)
+    outputs = [args.output, *([args.cache] if args.cache else [])]
+    images, skipped = check_folder(args.images, outputs)
     for line in skipped:
         terminal.say(f"skipped: {line}")
     terminal.say(f"{len(images)} images, {len(skipped)} skipped, canvas {recipe.image_size}")

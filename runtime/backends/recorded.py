@@ -99,14 +99,17 @@ def read_choice(bundle_dir: StrPath, threads: int | None) -> Choice | None:
     return None
 
 
-def write_choice(bundle_dir: StrPath, threads: int | None, choice: Choice) -> Path:
-    """Records what ``auto`` takes for a bundle, and returns the file.
+def write_choice(bundle_dir: StrPath, threads: int | None, choice: Choice | None) -> Path:
+    """Records what ``auto`` takes for a bundle, and returns the file; None removes the record.
 
     Raises:
         OSError, PocketSamError, RuntimeError: the cache cannot be written, or there is no home.
     """
     key = _key(bundle_dir, threads)
     path = _path(key)
+    if choice is None:
+        path.unlink(missing_ok=True)
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, json.dumps({"choice": asdict(choice), "key": key}, indent=2).encode())
     return path

@@ -36,17 +36,19 @@ def run_engines(args: argparse.Namespace) -> None:
         terminal.print_json(_to_json(measured, bundles[0], how, state))
     else:
         print_engines(measured, bundles)
-    for bundle, row in measured.choices.items():
-        _record(bundle, args.threads, row)
+    for bundle in bundles:
+        _record(bundle, args.threads, measured.choices.get(bundle))
 
 
-def _record(bundle: StrPath, threads: int | None, row: Row) -> None:
+def _record(bundle: StrPath, threads: int | None, row: Row | None) -> None:
+    choice = Choice(row["provider"], row["precision"]) if row else None
     try:
-        path = write_choice(bundle, threads, Choice(row["provider"], row["precision"]))
+        path = write_choice(bundle, threads, choice)
     except (OSError, PocketSamError, RuntimeError) as error:
         terminal.say(f"note: not recorded for --provider auto: {error}")
     else:
-        terminal.say(f"recorded for --provider auto: {path}")
+        done = "recorded for --provider auto" if choice else "--provider auto has no record now"
+        terminal.say(f"{done}: {path}")
 
 
 def _to_json(
@@ -59,7 +61,9 @@ def _to_json(
         "machine": machine,
         "state": state,
         "settings": settings,
-        "rows": measured.rows,
+        "rows": [
+            {**row, "golden": not row["golden"], "golden_error": row["golden"]} for row in measured.rows
+        ],
         "failed": measured.failed,
         "use": use,
         "summary": {

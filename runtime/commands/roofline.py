@@ -152,7 +152,13 @@ def add_roofline(subparsers: terminal.Subparsers) -> None:
     parser.add_argument("device", nargs="?", choices=sorted(DEVICES), help="default: this machine")
     parser.add_argument("--gflops", type=float, metavar="X", help="GFLOP/s of another device")
     parser.add_argument("--bandwidth", type=float, metavar="X", help="GB/s of its memory")
-    parser.add_argument("--bits", type=int, choices=(32, 16), default=32, help="of each value")
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(32, 16),
+        default=32,
+        help="of each value in memory; FLOP/s stay float32's",
+    )
     parser.add_argument(
         "--efficiency", type=float, default=0.5, metavar="X",
         help="share of the bound's speed that kernels reach, for the estimate (default 0.5)",

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from pocketsam.constants import resized_shape
-from pocketsam.errors import UsageError
+from pocketsam.errors import PromptError, UsageError
 from pocketsam.images import Pixels, StrPath
 from pocketsam.runtime.everything.generator import MaskGenerator
 from pocketsam.runtime.everything.grid import ParameterOptions
@@ -51,6 +51,23 @@ class ResizeLongestSide:
         """Returns ``[2]``, pixels of the canvas for each pixel of an image, along x and y."""
         height, width = resized_shape(*original_size, self.target_length)
         return np.array([width / original_size[1], height / original_size[0]])
+
+
+def _numbers(values: ArrayLike, name: str, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
+    """Returns numbers as an array of a shape, in which None is any size.
+
+    Raises:
+        PromptError: they are no numbers, or of another shape.
+    """
+    wanted = ", ".join("?" if size is None else str(size) for size in shape)
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise PromptError(f"{name} must be an array of numbers [{wanted}]") from None
+    fits = len(shape) == array.ndim
+    if not fits or any(b not in (None, a) for a, b in zip(array.shape, shape, strict=True)):
+        raise PromptError(f"{name} must be [{wanted}], not {list(array.shape)}")
+    return array
 
 
 class SamPredictor(Segmenter):
@@ -120,10 +137,12 @@ class SamPredictor(Segmenter):
             PromptError: a prompt that cannot be used, or no image is set.
         """
         scale = self.transform.scale(self.original_size)
-        points: Any = None if point_coords is None else np.asarray(point_coords, np.float64) / scale
+        points: Any = None
+        if point_coords is not None:
+            points = _numbers(point_coords, "point_coords", (None, None, 2)) / scale
         corners: Any = None
         if boxes is not None:
-            corners = (np.asarray(boxes, np.float64).reshape(-1, 2, 2) / scale).reshape(-1, 4)
+            corners = _numbers(boxes, "boxes", (None, 4)) / np.tile(scale, 2)
         return self.predict_batch(
             points, point_labels, corners, mask_input, multimask_output, return_logits
         )
