@@ -17,14 +17,13 @@ from pocketsam.models.commands import COMMANDS
 from pocketsam.models.images import check_folder, load_pixels, to_pixel_values
 from pocketsam.models.sam import fill, seeded
 from pocketsam.models.training.distill import (
-    _batches,
     distill,
     freeze_others,
     new_student,
     random_prompts,
 )
 from pocketsam.models.training.recipe import MODES, Recipe
-from pocketsam.models.training.run import Run
+from pocketsam.models.training.run import Run, batches_of
 from pocketsam.runtime.image import preprocess
 
 TINY = Recipe(
@@ -97,7 +96,7 @@ def test_an_error_of_the_loader_is_one_line():
             "recent call last):\n  File\npocketsam.errors.ImageError: a.png: cut: short\n"
         )
 
-    batches = _batches(load())
+    batches = batches_of(load())
     assert next(batches) == 1
     with pytest.raises(PocketSamError, match=r"^a.png: cut: short$"):
         next(batches)

@@ -8,7 +8,7 @@ encoder that was distilled before.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pocketsam import terminal
 from pocketsam.constants import LABEL_BOX_FIRST, LABEL_BOX_SECOND, LABEL_FOREGROUND, LABEL_NOT_A_POINT
-from pocketsam.errors import CheckpointError, PocketSamError
+from pocketsam.errors import CheckpointError
 from pocketsam.files import held_folder
 from pocketsam.models import prompted
 from pocketsam.models.checkpoint import Loaded, Settings, load_model, save_checkpoint
@@ -34,6 +34,7 @@ from pocketsam.models.training.recipe import COMPUTE, MODES, Recipe, check_recip
 from pocketsam.models.training.run import (
     Run,
     average_into,
+    batches_of,
     check_finite,
     identity_of,
     learning_rate,
@@ -74,17 +75,6 @@ class _Examples(Dataset[tuple[Tensor, Tensor]]):
         size = self.recipe.image_size
         pixel_values = to_pixel_values(load_pixels(self.paths[number], size), size)
         return pixel_values, self.cache.get(number)
-
-
-def _batches(loader: Iterable[Any]) -> Iterator[Any]:
-    """Yields a loader's batches; what went wrong in its process is said without that traceback."""
-    try:
-        yield from loader
-    except PocketSamError as error:
-        if "Original Traceback" not in str(error):
-            raise
-        last = str(error).strip().splitlines()[-1]
-        raise PocketSamError(last.partition(": ")[2]) from None
 
 
 def names_of(images: Sequence[Path]) -> list[str]:
@@ -281,7 +271,7 @@ def _train(
     student.to(fabric.device).train()
     if recipe.mode == "finetune":
         student.image_encoder.eval()  # its BatchNorm statistics must not change
-    for done, batch in enumerate(_batches(loader), start=1):
+    for done, batch in enumerate(batches_of(loader), start=1):
         with fabric.autocast():
             loss = loss_of(recipe, encoder, student, teacher, batch, step)
         check_finite(loss, run.folder, step)

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +184,14 @@ def check_finite(value: Tensor, folder: Path, step: int) -> None:
         raise PocketSamError(
             f"{folder}: loss or gradients are {value.item()} at step {step}; the last state is kept"
         )
+
+
+def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
+    """Yields a loader's batches; what went wrong in its process is said without that traceback."""
+    try:
+        yield from loader
+    except PocketSamError as error:
+        if "Original Traceback" not in str(error):
+            raise
+        last = str(error).strip().splitlines()[-1]
+        raise PocketSamError(last.partition(": ")[2]) from None

@@ -43,6 +43,7 @@ from pocketsam.models.training.photographs.step import at_canvas, loss_of, param
 from pocketsam.models.training.run import (
     Run,
     average_into,
+    batches_of,
     check_finite,
     flush_denormals,
     identity_of,
@@ -248,7 +249,7 @@ def _train(
     every = [_Every(s, training.spent) for s in (LOG_EVERY, SAVE_EVERY, MEASURE_EVERY)]
     training.skip_time()
     with _ends_on_sigterm(training) if replicas.first else nullcontext():
-        for batch in loader if not training.is_over else ():
+        for batch in batches_of(loader) if not training.is_over else ():
             figures = training.take_step([tensor.to(device) for tensor in batch])
             if replicas.first:
                 log, save, measure = (each.due(training.spent) or training.is_over for each in every)
